@@ -1,0 +1,148 @@
+//! Who a peer is: one SPIFFE id out of a verified certificate, read into a role.
+//!
+//! The rule: an id that is not exactly of a known form is no identity at all. Ids are compared
+//! byte for byte; nothing is normalised (SPIFFE ID specification, sections 2.1 to 2.4).
+
+use std::fmt;
+
+use crate::units::Name;
+
+/// A trust domain: lower-case letters, digits, `.`, `-`, `_`; at most 255 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrustDomain(std::sync::Arc<str>);
+
+impl TrustDomain {
+    pub fn parse(text: &str) -> Result<Self, InvalidId> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+        if text.is_empty() || text.len() > 255 || !text.bytes().all(allowed) {
+            return Err(InvalidId::TrustDomain);
+        }
+        Ok(Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a peer is in the trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// `/region/<r>/gateway/<n>`
+    Gateway { region: Name, name: Name },
+    /// `/region/<r>/sidecar/<pool>/<pod>`
+    Sidecar { region: Name, pool: Name, pod: Name },
+    /// `/region/<r>/control/<n>`
+    Control { region: Name, name: Name },
+    /// `/tenant/<t>/client/<n>`
+    Client { tenant: Name, name: Name },
+}
+
+/// A whole identity: `spiffe://<trust domain>/<role path>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpiffeId {
+    pub trust_domain: TrustDomain,
+    pub role: Role,
+}
+
+impl SpiffeId {
+    /// A SPIFFE id has at most 2,048 bytes (section 2.3 of the specification).
+    pub const MAX: usize = 2_048;
+
+    pub fn parse(uri: &str) -> Result<Self, InvalidId> {
+        if uri.len() > Self::MAX {
+            return Err(InvalidId::Length);
+        }
+        let rest = uri.strip_prefix("spiffe://").ok_or(InvalidId::Scheme)?;
+        let (domain, path) = rest.split_once('/').ok_or(InvalidId::Path)?;
+        let trust_domain = TrustDomain::parse(domain)?;
+        let name = |segment: &str| Name::parse(segment).map_err(|_| InvalidId::Path);
+        let segments: Vec<&str> = path.split('/').collect();
+        let role = match segments[..] {
+            ["region", region, "gateway", n] => Role::Gateway { region: name(region)?, name: name(n)? },
+            ["region", region, "sidecar", pool, pod] => {
+                Role::Sidecar { region: name(region)?, pool: name(pool)?, pod: name(pod)? }
+            }
+            ["region", region, "control", n] => Role::Control { region: name(region)?, name: name(n)? },
+            ["tenant", tenant, "client", n] => Role::Client { tenant: name(tenant)?, name: name(n)? },
+            _ => return Err(InvalidId::Path),
+        };
+        Ok(Self { trust_domain, role })
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}", self.trust_domain)?;
+        match &self.role {
+            Role::Gateway { region, name } => write!(f, "/region/{region}/gateway/{name}"),
+            Role::Sidecar { region, pool, pod } => write!(f, "/region/{region}/sidecar/{pool}/{pod}"),
+            Role::Control { region, name } => write!(f, "/region/{region}/control/{name}"),
+            Role::Client { tenant, name } => write!(f, "/tenant/{tenant}/client/{name}"),
+        }
+    }
+}
+
+/// The peer's certificate names no identity that we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    #[error("a SPIFFE id begins with spiffe:// in lower case")]
+    Scheme,
+    #[error("the trust domain is 1 to 255 of a-z 0-9 . - _")]
+    TrustDomain,
+    #[error("the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N or /tenant/T/client/N")]
+    Path,
+    #[error("a SPIFFE id has at most 2048 bytes")]
+    Length,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_round_trip() {
+        for id in [
+            "spiffe://spillway.test/region/eu-west/gateway/gw-0",
+            "spiffe://spillway.test/region/eu-west/sidecar/scorers/pod-0",
+            "spiffe://spillway.test/region/eu-west/control/c1",
+            "spiffe://spillway.test/tenant/acme/client/web",
+        ] {
+            assert_eq!(SpiffeId::parse(id).unwrap().to_string(), id);
+        }
+    }
+
+    #[test]
+    fn t46_malformed_ids_are_no_identity() {
+        for id in [
+            "",
+            "SPIFFE://td/tenant/a/client/b",
+            "Spiffe://td/tenant/a/client/b",
+            "https://td/tenant/a/client/b",
+            "spiffe://td",
+            "spiffe:///tenant/a/client/b",
+            "spiffe://TD/tenant/a/client/b",
+            "spiffe://td:8443/tenant/a/client/b",
+            "spiffe://user@td/tenant/a/client/b",
+            "spiffe://td/tenant/a/client/b/",
+            "spiffe://td/tenant//client/b",
+            "spiffe://td/tenant/./client/b",
+            "spiffe://td/tenant/../client/b",
+            "spiffe://td/tenant/%61/client/b",
+            "spiffe://td/tenant/a/client/b?x=1",
+            "spiffe://td/tenant/a/client/b#x",
+            "spiffe://td/tenant/a/client",
+            "spiffe://td/tenant/a/admin/b",
+            " spiffe://td/tenant/a/client/b",
+        ] {
+            assert!(SpiffeId::parse(id).is_err(), "{id:?}");
+        }
+        assert_eq!(SpiffeId::parse(&format!("spiffe://td/{}", "a".repeat(2_048))), Err(InvalidId::Length));
+    }
+}

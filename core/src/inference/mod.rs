@@ -1,0 +1,206 @@
+//! The Open Inference Protocol (KServe v2) in one form, whatever the client spoke.
+//!
+//! The rule: a [`Tensor`]'s bytes are always raw (little-endian, row-major; `BYTES` elements behind a
+//! 4-byte length) and always a slice of the buffer they arrived in. [`Tensor::check`] has passed for
+//! every tensor in an [`InferRequest`] that left a decoder.
+//!
+//! * [`tensor`]: datatypes, shapes, elements.
+//! * [`json`]: REST bodies, JSON and the binary tensor extension.
+//! * [`Limits`]: what is refused before memory is spent.
+
+pub mod json;
+pub mod tensor;
+
+use bytes::Bytes;
+
+pub use tensor::{Datatype, Tensor};
+
+/// One inference call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InferRequest {
+    pub model: String,
+    /// Empty: the model's default version.
+    pub version: String,
+    /// The caller's own id, given back unchanged. May be empty.
+    pub id: String,
+    pub parameters: Parameters,
+    pub inputs: Vec<Tensor>,
+    /// Empty: all outputs.
+    pub outputs: Vec<RequestedOutput>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestedOutput {
+    pub name: String,
+    pub parameters: Parameters,
+}
+
+/// One answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InferResponse {
+    pub model: String,
+    pub version: String,
+    pub id: String,
+    pub parameters: Parameters,
+    pub outputs: Vec<Tensor>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parameter {
+    Bool(bool),
+    Int(i64),
+    Uint(u64),
+    Double(f64),
+    Text(String),
+}
+
+/// Named parameters, few of them, in the order they came.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters(pub Vec<(String, Parameter)>);
+
+impl Parameters {
+    pub fn get(&self, name: &str) -> Option<&Parameter> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Sets a parameter, replacing one of the same name.
+    pub fn set(&mut self, name: &str, value: Parameter) {
+        match self.0.iter_mut().find(|(key, _)| key == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name.to_owned(), value)),
+        }
+    }
+
+    pub fn remove(&mut self, name: &str) -> Option<Parameter> {
+        let at = self.0.iter().position(|(key, _)| key == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.get(name)? {
+            Parameter::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// An integer, whichever of the two integer forms the client's library chose.
+    pub fn integer(&self, name: &str) -> Option<i64> {
+        match self.get(name)? {
+            Parameter::Int(value) => Some(*value),
+            Parameter::Uint(value) => i64::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// What one request may ask for, checked before memory is spent on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the whole body, decompressed.
+    pub body: usize,
+    /// Input tensors, and requested outputs.
+    pub tensors: usize,
+    /// Bytes of one tensor.
+    pub tensor: usize,
+    /// Dimensions of one tensor.
+    pub dimensions: usize,
+    /// Parameters of the request, of each input and of each output.
+    pub parameters: usize,
+    /// Bytes of a model name, tensor name, id, parameter name or parameter value.
+    pub text: usize,
+    /// Nesting of JSON.
+    pub json_depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: 16 << 20,
+            tensors: 64,
+            tensor: 16 << 20,
+            dimensions: 8,
+            parameters: 32,
+            text: 1_024,
+            json_depth: 64,
+        }
+    }
+}
+
+/// The request is the caller's fault. Sending it again unchanged is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRequest {
+    #[error("the body is not the JSON of an inference request: {0}")]
+    Json(String),
+    #[error("JSON is nested deeper than {0}")]
+    JsonDepth(usize),
+    #[error("{0}")]
+    Protobuf(String),
+    #[error("inference-header-content-length must be a whole number, given once, of at most the body's length")]
+    HeaderLength,
+    #[error("the binary data after the JSON has {found} bytes, but binary_data_size adds up to {declared}")]
+    BinarySize { declared: u64, found: u64 },
+    #[error("tensor '{0}': raw and typed contents are mixed, or their number differs from the number of tensors")]
+    MixedContents(String),
+    #[error("tensor '{tensor}': unknown datatype '{datatype}'")]
+    Datatype { tensor: String, datatype: String },
+    #[error("tensor '{tensor}': {problem}")]
+    Shape { tensor: String, problem: &'static str },
+    #[error("tensor '{tensor}': shape and datatype need {expected} bytes or elements, but there are {found}")]
+    Length { tensor: String, expected: u64, found: u64 },
+    #[error("tensor '{tensor}': {problem}")]
+    Element { tensor: String, problem: String },
+    #[error("tensor '{0}' is given twice")]
+    Duplicate(String),
+    #[error("the model has no {what} '{name}'")]
+    Unknown { what: &'static str, name: String },
+    #[error("input '{0}' is missing")]
+    Missing(String),
+    #[error("tensor '{tensor}' must be {expected}, not {found}")]
+    Mismatch { tensor: String, expected: String, found: String },
+    #[error("{what}: at most {limit} are accepted")]
+    Limit { what: &'static str, limit: usize },
+    #[error("parameter '{name}': {problem}")]
+    Parameter { name: String, problem: &'static str },
+    #[error("shared memory is not offered here; send the tensor in the request")]
+    SharedMemory,
+}
+
+impl InvalidRequest {
+    /// The stable `spillway-error` code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Json(_) => "invalid-json",
+            Self::JsonDepth(_) => "json-too-deep",
+            Self::Protobuf(_) => "invalid-protobuf",
+            Self::HeaderLength => "invalid-header-length",
+            Self::BinarySize { .. } => "binary-size-mismatch",
+            Self::MixedContents(_) => "mixed-contents",
+            Self::Datatype { .. } => "unknown-datatype",
+            Self::Shape { .. } => "invalid-shape",
+            Self::Length { .. } => "data-length-mismatch",
+            Self::Element { .. } => "invalid-element",
+            Self::Duplicate(_) => "duplicate-tensor",
+            Self::Unknown { .. } => "unknown-tensor",
+            Self::Missing(_) => "missing-input",
+            Self::Mismatch { .. } => "tensor-mismatch",
+            Self::Limit { .. } => "limit-exceeded",
+            Self::Parameter { .. } => "invalid-parameter",
+            Self::SharedMemory => "shared-memory",
+        }
+    }
+}
+
+/// Reads the raw bytes of a `BYTES` tensor as its elements, without copying.
+pub fn bytes_elements(data: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let length = u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?) as usize;
+        let from = at + 4;
+        at = from.checked_add(length)?;
+        (at <= data.len()).then(|| data.slice(from..at))
+    })
+}

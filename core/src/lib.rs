@@ -1,0 +1,24 @@
+//! The decisions of Spillway. Data in, data out: no sockets, files, clock, randomness or threads,
+//! so that everything that matters can be tested in a table.
+//!
+//! In reading order:
+//!
+//! * [`units`]: durations, sizes and names as operators write them.
+//! * [`identity`]: SPIFFE ids, the only thing that says who a peer is.
+//! * [`resource`]: what operators write, checked.
+//! * [`snapshot`]: all resources as one consistent value.
+//! * [`inference`]: the Open Inference Protocol in one form, whatever the client spoke.
+//! * [`policy`]: who may do what.
+//! * [`deadline`]: how long a request may take.
+//! * [`routing`]: which pod gets it.
+//! * [`feature`]: groups, stored values, freshness.
+
+pub mod deadline;
+pub mod feature;
+pub mod identity;
+pub mod inference;
+pub mod policy;
+pub mod resource;
+pub mod routing;
+pub mod snapshot;
+pub mod units;

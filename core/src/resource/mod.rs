@@ -1,0 +1,206 @@
+//! What operators write, checked: Region, Pool, Model, FeatureGroup, Tenant, AccessPolicy.
+//!
+//! The rule: only checked values leave this module, unknown keys are faults, and every fault is found
+//! in one pass. A resource on its own is checked here; references between resources are checked by
+//! [`crate::snapshot`].
+
+mod access_policy;
+mod feature_group;
+mod model;
+mod pool;
+mod reader;
+pub mod yaml;
+
+pub use access_policy::{AccessPolicy, Action, Pattern, Subject};
+pub use feature_group::{Consistency, FeatureGroup, FieldDefinition, FieldValue, Scope};
+pub use model::{Backend, FeatureRef, InputBinding, MissingFeature, Model, TensorSpec, WarmUp};
+pub use pool::{Pod, Pool};
+pub use reader::Fault;
+
+use crate::identity::TrustDomain;
+use crate::units::Name;
+use reader::{Faults, Field};
+use yaml::{Node, Value};
+
+pub const API_VERSION: &str = "spillway/v1";
+
+/// One checked resource and where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    pub line: usize,
+    pub name: Name,
+    pub spec: Spec,
+    /// The spec as written, in canonical form: what a Snapshot carries.
+    pub canonical: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Spec {
+    Region(Region),
+    Pool(Pool),
+    Model(Box<Model>),
+    FeatureGroup(FeatureGroup),
+    Tenant(Tenant),
+    AccessPolicy(AccessPolicy),
+}
+
+/// A place that serves by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The trust domain that its workloads and clients belong to.
+    pub trust_domain: TrustDomain,
+}
+
+/// A customer. Its clients prove themselves as `spiffe://<trust domain>/tenant/<name>/client/<client>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// For people; may be empty.
+    pub description: String,
+}
+
+impl Spec {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Region(_) => "Region",
+            Self::Pool(_) => "Pool",
+            Self::Model(_) => "Model",
+            Self::FeatureGroup(_) => "FeatureGroup",
+            Self::Tenant(_) => "Tenant",
+            Self::AccessPolicy(_) => "AccessPolicy",
+        }
+    }
+}
+
+impl Resource {
+    /// `kind/name`, as messages name it.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.spec.kind(), self.name)
+    }
+
+    /// A fault in this resource that another resource brought to light.
+    pub fn fault(&self, field: &str, problem: String) -> Fault {
+        Fault { line: self.line, resource: self.label(), field: field.to_owned(), problem }
+    }
+}
+
+/// Reads all resources of a file; every fault of every resource is returned.
+pub fn parse(text: &str) -> Result<Vec<Resource>, Vec<Fault>> {
+    let documents = yaml::documents(text).map_err(|fault| {
+        vec![Fault {
+            line: fault.line,
+            resource: "-".into(),
+            field: "-".into(),
+            problem: format!("no valid YAML: {}", fault.problem),
+        }]
+    })?;
+    let mut resources = Vec::new();
+    let mut faults = Vec::new();
+    for document in &documents {
+        match parse_document(document) {
+            Ok(resource) => resources.push(resource),
+            Err(mut found) => faults.append(&mut found),
+        }
+    }
+    if faults.is_empty() { Ok(resources) } else { Err(faults) }
+}
+
+/// Reads one resource as a Snapshot carries it.
+pub fn parse_canonical(kind: &str, name: &str, spec: &str) -> Result<Resource, Vec<Fault>> {
+    let label = format!("{kind}/{name}");
+    let faults = Faults::of(label);
+    let nodes = yaml::documents(spec).unwrap_or_default();
+    let [node] = &nodes[..] else {
+        faults.add(0, "spec", "is not one canonical document");
+        return Err(faults.into_vec());
+    };
+    let name = Name::parse(name).map_err(|fault| faults.add(0, "metadata.name", fault.to_string())).ok();
+    let spec = read_spec(kind, &Field::root("spec", node, &faults), &faults);
+    finish(0, name, spec, node, faults)
+}
+
+fn parse_document(document: &Node) -> Result<Resource, Vec<Fault>> {
+    let peek = |path: &[&str]| peek(document, path).unwrap_or("?").to_owned();
+    let faults = Faults::of(format!("{}/{}", peek(&["kind"]), peek(&["metadata", "name"])));
+    let root = Field::root("", document, &faults).map();
+    if let Some(field) = root.required("apiVersion") {
+        field.choice(&[(API_VERSION, ())]);
+    }
+    let kind = root.required("kind").and_then(|field| field.text());
+    let name = root.required("metadata").and_then(|metadata| {
+        let metadata = metadata.map();
+        let name = metadata.required("name").and_then(|field| field.parse(Name::parse));
+        metadata.finish();
+        name
+    });
+    static EMPTY: Node = Node { line: 0, value: Value::Null };
+    let node = root.optional("spec").map_or(&EMPTY, |field| field.node);
+    let line = if node.line == 0 { document.line } else { node.line };
+    let placed = Node { line, value: node.value.clone() };
+    root.finish();
+    let spec = kind.and_then(|kind| read_spec(kind, &Field::root("spec", &placed, &faults), &faults));
+    finish(document.line, name, spec, &placed, faults)
+}
+
+fn finish(
+    line: usize,
+    name: Option<Name>,
+    spec: Option<Spec>,
+    node: &Node,
+    faults: Faults,
+) -> Result<Resource, Vec<Fault>> {
+    // A spec left out is an empty one.
+    let canonical = if node.value == Value::Null { "{}".into() } else { node.canonical() };
+    match (name, spec, faults.is_empty()) {
+        (Some(name), Some(spec), true) => Ok(Resource { line, name, spec, canonical }),
+        _ => Err(faults.into_vec()),
+    }
+}
+
+/// `None` only after a fault was added.
+fn read_spec(kind: &str, spec: &Field<'_>, faults: &Faults) -> Option<Spec> {
+    match kind {
+        "Region" => read_region(spec).map(Spec::Region),
+        "Pool" => pool::read(spec).map(Spec::Pool),
+        "Model" => model::read(spec).map(Box::new).map(Spec::Model),
+        "FeatureGroup" => feature_group::read(spec).map(Spec::FeatureGroup),
+        "Tenant" => read_tenant(spec).map(Spec::Tenant),
+        "AccessPolicy" => access_policy::read(spec).map(Spec::AccessPolicy),
+        _ => {
+            let expected = "unknown kind, expected Region, Pool, Model, FeatureGroup, Tenant or AccessPolicy";
+            faults.add(spec.node.line, "kind", expected);
+            None
+        }
+    }
+}
+
+fn read_region(spec: &Field<'_>) -> Option<Region> {
+    let fields = spec.map();
+    let trust_domain = fields.required("trustDomain").and_then(|field| {
+        let text = field.text()?;
+        TrustDomain::parse(text).map_err(|fault| field.fault(fault.to_string())).ok()
+    });
+    fields.finish();
+    Some(Region { trust_domain: trust_domain? })
+}
+
+fn read_tenant(spec: &Field<'_>) -> Option<Tenant> {
+    let fields = spec.map();
+    let description = match fields.optional("description") {
+        Some(field) => field.text()?.to_owned(),
+        None => String::new(),
+    };
+    fields.finish();
+    Some(Tenant { description })
+}
+
+fn peek<'a>(node: &'a Node, path: &[&str]) -> Option<&'a str> {
+    let Some((first, rest)) = path.split_first() else {
+        let Value::Scalar(text) = &node.value else { return None };
+        return Some(text);
+    };
+    let Value::Map(entries) = &node.value else { return None };
+    peek(&entries.iter().find(|(key, _)| key.text == *first)?.1, rest)
+}
+
+#[cfg(test)]
+mod tests;

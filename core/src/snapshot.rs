@@ -1,0 +1,132 @@
+//! All resources as one consistent value: what a gateway or sidecar serves from.
+//!
+//! The rule: a [`Snapshot`] exists only if every reference in it resolves. A request loads one
+//! Snapshot and keeps it to its end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::resource::{
+    AccessPolicy, Fault, FeatureGroup, MissingFeature, Model, Pod, Pool, Region, Resource, Spec, Tenant,
+};
+use crate::units::Name;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Rises with every change, never falls.
+    pub version: u64,
+    pub regions: BTreeMap<Name, Arc<Region>>,
+    pub pools: BTreeMap<Name, Arc<Pool>>,
+    pub models: BTreeMap<Name, Arc<Model>>,
+    pub groups: BTreeMap<Name, Arc<FeatureGroup>>,
+    pub tenants: BTreeMap<Name, Arc<Tenant>>,
+    pub policies: BTreeMap<Name, Arc<AccessPolicy>>,
+}
+
+impl Snapshot {
+    /// Builds the one value from checked resources, or says every reference that does not resolve.
+    pub fn compile(version: u64, resources: &[Resource]) -> Result<Self, Vec<Fault>> {
+        let mut snapshot = Self { version, ..Self::default() };
+        let mut faults = Vec::new();
+        for resource in resources {
+            let name = resource.name.clone();
+            let replaced = match &resource.spec {
+                Spec::Region(spec) => snapshot.regions.insert(name, Arc::new(spec.clone())).is_some(),
+                Spec::Pool(spec) => snapshot.pools.insert(name, Arc::new(spec.clone())).is_some(),
+                Spec::Model(spec) => snapshot.models.insert(name, Arc::new((**spec).clone())).is_some(),
+                Spec::FeatureGroup(spec) => snapshot.groups.insert(name, Arc::new(spec.clone())).is_some(),
+                Spec::Tenant(spec) => snapshot.tenants.insert(name, Arc::new(spec.clone())).is_some(),
+                Spec::AccessPolicy(spec) => snapshot.policies.insert(name, Arc::new(spec.clone())).is_some(),
+            };
+            if replaced {
+                faults
+                    .push(resource.fault("metadata.name", "is given twice; expected one resource of this name".into()));
+            }
+        }
+        for resource in resources {
+            snapshot.check_references(resource, &mut faults);
+        }
+        if snapshot.regions.is_empty() {
+            faults.push(Fault {
+                line: 0,
+                resource: "-".into(),
+                field: "-".into(),
+                problem: "there is no Region; expected at least one".into(),
+            });
+        }
+        if faults.is_empty() { Ok(snapshot) } else { Err(faults) }
+    }
+
+    /// The pool that serves a model in a region.
+    pub fn pool_of(&self, model: &Model, region: &Name) -> Option<(&Name, &Arc<Pool>)> {
+        model.pools.iter().filter_map(|name| self.pools.get_key_value(name)).find(|(_, pool)| pool.region == *region)
+    }
+
+    /// The models that a pool serves, in name order.
+    pub fn models_of<'a>(&'a self, pool: &'a Name) -> impl Iterator<Item = (&'a Name, &'a Arc<Model>)> {
+        self.models.iter().filter(move |(_, model)| model.pools.contains(pool))
+    }
+
+    /// A pod of a pool by name.
+    pub fn pod<'a>(pool: &'a Pool, name: &str) -> Option<&'a Pod> {
+        pool.pods.iter().find(|pod| pod.name.as_str() == name)
+    }
+
+    fn check_references(&self, resource: &Resource, faults: &mut Vec<Fault>) {
+        let mut fault = |field: String, problem: String| faults.push(resource.fault(&field, problem));
+        match &resource.spec {
+            Spec::Region(_) | Spec::FeatureGroup(_) | Spec::Tenant(_) => {}
+            Spec::Pool(pool) => {
+                if !self.regions.contains_key(&pool.region) {
+                    fault("spec.region".into(), format!("there is no Region '{}'", pool.region));
+                }
+            }
+            Spec::AccessPolicy(policy) => {
+                for (index, subject) in policy.subjects.iter().enumerate() {
+                    if !self.tenants.contains_key(&subject.tenant) {
+                        let problem = format!("there is no Tenant '{}'", subject.tenant);
+                        fault(format!("spec.subjects[{index}].tenant"), problem);
+                    }
+                }
+            }
+            Spec::Model(model) => self.check_model(model, fault),
+        }
+    }
+
+    fn check_model(&self, model: &Model, mut fault: impl FnMut(String, String)) {
+        let mut regions: BTreeMap<&Name, &Name> = BTreeMap::new();
+        for (index, name) in model.pools.iter().enumerate() {
+            match self.pools.get(name) {
+                None => fault(format!("spec.pools[{index}]"), format!("there is no Pool '{name}'")),
+                Some(pool) => {
+                    if let Some(other) = regions.insert(&pool.region, name) {
+                        let problem =
+                            format!("'{name}' and '{other}' are both in the region '{}'; expected one", pool.region);
+                        fault(format!("spec.pools[{index}]"), problem);
+                    }
+                }
+            }
+        }
+        for (index, input) in model.inputs.iter().enumerate() {
+            for (column, feature) in input.features.iter().enumerate() {
+                let at = format!("spec.inputs[{index}].features[{column}]");
+                let Some(group) = self.groups.get(&feature.group) else {
+                    fault(at, format!("there is no FeatureGroup '{}'", feature.group));
+                    continue;
+                };
+                let Some(field) = group.fields.iter().find(|field| field.name == feature.field) else {
+                    fault(at, format!("the FeatureGroup '{}' has no field '{}'", feature.group, feature.field));
+                    continue;
+                };
+                if field.datatype != input.tensor.datatype {
+                    let (found, expected) = (field.datatype, input.tensor.datatype);
+                    fault(at.clone(), format!("the field is {found}; expected {expected}, as the input is"));
+                }
+                if model.missing_feature == MissingFeature::Default && field.default.is_none() {
+                    let problem = "missingFeature is default, but the field declares none; expected a default";
+                    fault(at, problem.into());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Units as operators write them. A bare number is never a duration or a size.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A name of a resource: 1 to 63 of `A-Z a-z 0-9 . _ -`, starting and ending with a letter or digit.
+///
+/// The alphabet is what is safe in a URL path segment, a SPIFFE path, a metric label and a file name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(std::sync::Arc<str>);
+
+impl Name {
+    pub const MAX: usize = 63;
+
+    pub fn parse(text: &str) -> Result<Self, InvalidUnit> {
+        let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let inner = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let bytes = text.as_bytes();
+        if edge(bytes.first()) && edge(bytes.last()) && bytes.len() <= Self::MAX && bytes.iter().all(inner) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidUnit(
+                "a name: 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit",
+            ))
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A count of bytes, written `512B`, `64KiB`, `16MiB`, `2GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    pub fn parse(text: &str) -> Result<Self, InvalidUnit> {
+        const EXPECTED: InvalidUnit = InvalidUnit("a size with its unit: B, KiB, MiB or GiB, such as 64KiB");
+        let (number, unit) = split_unit(text).ok_or(EXPECTED)?;
+        let factor: u64 = match unit {
+            "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(EXPECTED),
+        };
+        number.checked_mul(factor).map(Self).ok_or(EXPECTED)
+    }
+
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n > 0 && n % (1 << 30) == 0 => write!(f, "{}GiB", n >> 30),
+            n if n > 0 && n % (1 << 20) == 0 => write!(f, "{}MiB", n >> 20),
+            n if n > 0 && n % (1 << 10) == 0 => write!(f, "{}KiB", n >> 10),
+            n => write!(f, "{n}B"),
+        }
+    }
+}
+
+/// Reads a duration: a whole number with `us`, `ms`, `s`, `m`, `h` or `d`, such as `250ms`.
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidUnit> {
+    const EXPECTED: InvalidUnit = InvalidUnit("a duration with its unit: us, ms, s, m, h or d, such as 250ms");
+    let (number, unit) = split_unit(text).ok_or(EXPECTED)?;
+    let micros: u64 = match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return Err(EXPECTED),
+    };
+    number.checked_mul(micros).map(Duration::from_micros).ok_or(EXPECTED)
+}
+
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    Some((text.get(..digits)?.parse().ok()?, &text[digits..]))
+}
+
+/// A text that is not what its field wants; says what the field wants.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {0}")]
+pub struct InvalidUnit(pub &'static str);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("250ms").unwrap(), Duration::from_millis(250));
+        assert_eq!(parse_duration("24h").unwrap(), Duration::from_secs(86_400));
+        for bad in ["", "5", "ms", "-5s", "1.5s", "5 s", "5S", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(parse_duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_need_a_binary_unit() {
+        assert_eq!(ByteSize::parse("64KiB").unwrap(), ByteSize(65_536));
+        assert_eq!(ByteSize::parse("3MiB").unwrap().to_string(), "3MiB");
+        for bad in ["", "64", "64KB", "64k", "-1B", "17179869185GiB"] {
+            assert!(ByteSize::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_safe_in_paths_labels_and_ids() {
+        for good in ["a", "eu-west", "resnet50_v1.5", "A9"] {
+            assert_eq!(Name::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "-a", "a-", ".", "..", "a/b", "a b", "ä", &"a".repeat(64), "a\n"] {
+            assert!(Name::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}
