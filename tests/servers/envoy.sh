@@ -14,7 +14,7 @@ ready() { [ -s "$dir/admin" ] && curl -fsS --max-time 1 "http://$(<"$dir/admin")
 case $1 in
   start)
     config=${3:?CONFIG}
-    need "$TOOLS/bin/envoy" envoy
+    need "$TOOLS/bin/envoy" envoy; need curl curl
     rm -f "$dir/admin"
     # shellcheck disable=SC2086
     spawn "$dir" envoy "$TOOLS/bin/envoy" -c "$config" --disable-hot-restart --concurrency "${CONCURRENCY:-1}" \

@@ -33,6 +33,7 @@ apt() {
 # pip VENV REQUIREMENT...: a virtual environment of its own, since Triton needs an older numpy than its clients.
 pip() {
   local venv=$TOOLS/$1; shift
+  apt python3=python3
   local python; python=$(python3 -c 'import sys; print(sys.executable)')   # the real file, not a version manager's shim
   "$python" -c 'import ensurepip, venv' 2>/dev/null || apt /none=python3-venv
   [ -x "$venv/bin/pip" ] || "$python" -m venv --clear "$venv"

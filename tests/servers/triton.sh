@@ -12,7 +12,7 @@ case $1 in
     (($# >= 5)) || fail "start needs HTTP_PORT GRPC_PORT METRICS_PORT"
     http=$3 grpc=$4 metrics=$5; shift 5
     venv=$TOOLS/triton
-    need "$venv/bin/python" triton
+    need "$venv/bin/python" triton; need curl curl
     { read -r site; read -r version; read -r libraries; } < <("$venv/bin/python" -c \
       'import sys, sysconfig as s; print(s.get_path("purelib"), "%d.%d" % sys.version_info[:2], s.get_config_var("LIBDIR"), sep="\n")')
     server=$site/pytriton/tritonserver

@@ -1,1 +1,10 @@
+//! What scenario tests and benchmarks share.
 
+pub mod figures;
+
+use std::path::{Path, PathBuf};
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
+}
