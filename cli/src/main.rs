@@ -1,1 +1,49 @@
-fn main() {}
+//! `spillway`: the one binary. Parse, initialise, run.
+
+mod commands;
+mod dev;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Spillway, an inference edge: predictions by one name, within their deadline, while things fail.
+#[derive(Parser)]
+#[command(name = "spillway", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a regional gateway
+    Gateway(commands::process::Arguments),
+    /// Run the sidecar of one model pod
+    Sidecar(commands::process::Arguments),
+    /// Check resources; compile them into a snapshot
+    Check(commands::check::Arguments),
+    /// Make a trust domain and its certificates, for development
+    Pki(commands::pki::Arguments),
+    /// Load features
+    Features(commands::features::Arguments),
+    /// Run a whole region on this machine
+    Dev(dev::Arguments),
+}
+
+fn main() -> std::process::ExitCode {
+    spillway_runtime::tls::install_provider();
+    let outcome = match Arguments::parse().command {
+        Command::Gateway(arguments) => commands::process::gateway(&arguments),
+        Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
+        Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Pki(arguments) => commands::pki::run(&arguments),
+        Command::Features(arguments) => commands::features::run(&arguments),
+        Command::Dev(arguments) => dev::run(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("spillway: {error:#}");
+        std::process::ExitCode::FAILURE
+    })
+}

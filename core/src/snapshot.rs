@@ -3,7 +3,7 @@
 //! The rule: a [`Snapshot`] exists only if every reference in it resolves. A request loads one
 //! Snapshot and keeps it to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::resource::{
@@ -26,6 +26,16 @@ pub struct Snapshot {
 impl Snapshot {
     /// Builds the one value from checked resources, or says every reference that does not resolve.
     pub fn compile(version: u64, resources: &[Resource]) -> Result<Self, Vec<Fault>> {
+        Self::compile_beside(version, resources, &BTreeSet::new())
+    }
+
+    /// Like [`Self::compile`], where others could not be read: a reference to one of those, named by
+    /// `kind/name`, is no fault of its own.
+    pub fn compile_beside(
+        version: u64,
+        resources: &[Resource],
+        unreadable: &BTreeSet<String>,
+    ) -> Result<Self, Vec<Fault>> {
         let mut snapshot = Self { version, ..Self::default() };
         let mut faults = Vec::new();
         for resource in resources {
@@ -44,9 +54,9 @@ impl Snapshot {
             }
         }
         for resource in resources {
-            snapshot.check_references(resource, &mut faults);
+            snapshot.check_references(resource, unreadable, &mut faults);
         }
-        if snapshot.regions.is_empty() {
+        if snapshot.regions.is_empty() && unreadable.is_empty() {
             faults.push(Fault {
                 line: 0,
                 resource: "-".into(),
@@ -72,32 +82,41 @@ impl Snapshot {
         pool.pods.iter().find(|pod| pod.name.as_str() == name)
     }
 
-    fn check_references(&self, resource: &Resource, faults: &mut Vec<Fault>) {
+    fn check_references(&self, resource: &Resource, unreadable: &BTreeSet<String>, faults: &mut Vec<Fault>) {
         let mut fault = |field: String, problem: String| faults.push(resource.fault(&field, problem));
+        let missing = |kind: &str, name: &Name, field: String, fault: &mut dyn FnMut(String, String)| {
+            if !unreadable.contains(&format!("{kind}/{name}")) {
+                fault(field, format!("there is no {kind} '{name}'"));
+            }
+        };
         match &resource.spec {
             Spec::Region(_) | Spec::FeatureGroup(_) | Spec::Tenant(_) => {}
             Spec::Pool(pool) => {
                 if !self.regions.contains_key(&pool.region) {
-                    fault("spec.region".into(), format!("there is no Region '{}'", pool.region));
+                    missing("Region", &pool.region, "spec.region".into(), &mut fault);
                 }
             }
             Spec::AccessPolicy(policy) => {
                 for (index, subject) in policy.subjects.iter().enumerate() {
                     if !self.tenants.contains_key(&subject.tenant) {
-                        let problem = format!("there is no Tenant '{}'", subject.tenant);
-                        fault(format!("spec.subjects[{index}].tenant"), problem);
+                        missing("Tenant", &subject.tenant, format!("spec.subjects[{index}].tenant"), &mut fault);
                     }
                 }
             }
-            Spec::Model(model) => self.check_model(model, fault),
+            Spec::Model(model) => self.check_model(model, &missing, &mut fault),
         }
     }
 
-    fn check_model(&self, model: &Model, mut fault: impl FnMut(String, String)) {
+    fn check_model(
+        &self,
+        model: &Model,
+        missing: &dyn Fn(&str, &Name, String, &mut dyn FnMut(String, String)),
+        fault: &mut dyn FnMut(String, String),
+    ) {
         let mut regions: BTreeMap<&Name, &Name> = BTreeMap::new();
         for (index, name) in model.pools.iter().enumerate() {
             match self.pools.get(name) {
-                None => fault(format!("spec.pools[{index}]"), format!("there is no Pool '{name}'")),
+                None => missing("Pool", name, format!("spec.pools[{index}]"), fault),
                 Some(pool) => {
                     if let Some(other) = regions.insert(&pool.region, name) {
                         let problem =
@@ -111,7 +130,7 @@ impl Snapshot {
             for (column, feature) in input.features.iter().enumerate() {
                 let at = format!("spec.inputs[{index}].features[{column}]");
                 let Some(group) = self.groups.get(&feature.group) else {
-                    fault(at, format!("there is no FeatureGroup '{}'", feature.group));
+                    missing("FeatureGroup", &feature.group, at, fault);
                     continue;
                 };
                 let Some(field) = group.fields.iter().find(|field| field.name == feature.field) else {

@@ -1,1 +1,29 @@
+//! The hands that all Spillway processes share: what touches the network, the disk and the clock.
+//!
+//! In reading order:
+//!
+//! * [`settings`]: a process's own file.
+//! * [`tls`]: who we are, who may talk to us, replaced while serving.
+//! * [`authority`]: certificates for development and tests.
+//! * [`snapshot`]: what to serve, sealed in a file and followed.
+//! * [`oip`]: gRPC messages and core's form.
+//! * [`upstream`]: the way to one sidecar or peer.
+//! * [`telemetry`], [`access_log`]: what operators see.
+//! * [`admin`]: the port that they look at.
+//! * [`drain`]: the end of a process.
+//! * [`file`]: files that change under us.
 
+pub mod access_log;
+pub mod admin;
+pub mod authority;
+pub mod drain;
+pub mod file;
+pub mod oip;
+pub mod settings;
+pub mod snapshot;
+pub mod telemetry;
+pub mod tls;
+pub mod upstream;
+
+#[cfg(test)]
+mod fixture;

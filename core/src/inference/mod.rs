@@ -6,14 +6,19 @@
 //!
 //! * [`tensor`]: datatypes, shapes, elements.
 //! * [`json`]: REST bodies, JSON and the binary tensor extension.
+//! * [`check`]: a request and its answer held against the model's manifest.
 //! * [`Limits`]: what is refused before memory is spent.
 
+pub mod check;
 pub mod json;
 pub mod tensor;
 
 use bytes::Bytes;
 
+pub use check::{Entities, InvalidAnswer, check_against, check_answer, entities, rows};
 pub use tensor::{Datatype, Tensor};
+
+use crate::resource::{Backend, Model, TensorSpec};
 
 /// One inference call.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +32,26 @@ pub struct InferRequest {
     pub inputs: Vec<Tensor>,
     /// Empty: all outputs.
     pub outputs: Vec<RequestedOutput>,
+}
+
+impl InferRequest {
+    /// Refuses inputs and outputs that are named twice or not at all. For decoders.
+    pub fn check_names(&self) -> Result<(), InvalidRequest> {
+        let refuse = |names: &mut dyn Iterator<Item = &str>| {
+            let mut seen = std::collections::BTreeSet::new();
+            for name in names {
+                if name.is_empty() {
+                    return Err(InvalidRequest::Unnamed);
+                }
+                if !seen.insert(name) {
+                    return Err(InvalidRequest::Duplicate(name.to_owned()));
+                }
+            }
+            Ok(())
+        };
+        refuse(&mut self.inputs.iter().map(|input| &*input.name))?;
+        refuse(&mut self.outputs.iter().map(|output| &*output.name))
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -87,12 +112,65 @@ impl Parameters {
         }
     }
 
+    /// Refuses parameters that ask for what is not offered. For decoders.
+    pub fn check_offered(&self) -> Result<(), InvalidRequest> {
+        for (name, _) in &self.0 {
+            if name.starts_with("shared_memory_") {
+                return Err(InvalidRequest::SharedMemory);
+            }
+            if name == "classification" {
+                let problem = "the classification extension is not offered here";
+                return Err(InvalidRequest::Parameter { name: name.clone(), problem });
+            }
+        }
+        Ok(())
+    }
+
     /// An integer, whichever of the two integer forms the client's library chose.
     pub fn integer(&self, name: &str) -> Option<i64> {
         match self.get(name)? {
             Parameter::Int(value) => Some(*value),
             Parameter::Uint(value) => i64::try_from(*value).ok(),
             _ => None,
+        }
+    }
+}
+
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerMetadata {
+    pub name: String,
+    pub version: String,
+    pub extensions: Vec<String>,
+}
+
+/// What a server says of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelMetadata {
+    pub name: String,
+    pub versions: Vec<String>,
+    pub platform: &'static str,
+    pub inputs: Vec<TensorSpec>,
+    pub outputs: Vec<TensorSpec>,
+}
+
+impl ModelMetadata {
+    /// As callers see the model: the entity input is one of the inputs, joined inputs may be sent too.
+    pub fn of(name: &str, model: &Model) -> Self {
+        let entity_input = model.entity_input.iter().map(|name| TensorSpec {
+            name: name.to_string(),
+            datatype: Datatype::Bytes,
+            shape: vec![-1],
+        });
+        Self {
+            name: name.to_owned(),
+            versions: model.versions.iter().map(ToString::to_string).collect(),
+            platform: match model.backend {
+                Backend::Onnx => "onnx_onnxv1",
+                Backend::Triton => "triton",
+            },
+            inputs: entity_input.chain(model.inputs.iter().map(|input| input.tensor.clone())).collect(),
+            outputs: model.outputs.clone(),
         }
     }
 }
@@ -143,8 +221,10 @@ pub enum InvalidRequest {
     HeaderLength,
     #[error("the binary data after the JSON has {found} bytes, but binary_data_size adds up to {declared}")]
     BinarySize { declared: u64, found: u64 },
-    #[error("tensor '{0}': raw and typed contents are mixed, or their number differs from the number of tensors")]
+    #[error("tensor '{0}' is given in more than one way")]
     MixedContents(String),
+    #[error("there are {tensors} tensors but raw contents for {found}")]
+    RawCount { tensors: usize, found: usize },
     #[error("tensor '{tensor}': unknown datatype '{datatype}'")]
     Datatype { tensor: String, datatype: String },
     #[error("tensor '{tensor}': {problem}")]
@@ -155,10 +235,18 @@ pub enum InvalidRequest {
     Element { tensor: String, problem: String },
     #[error("tensor '{0}' is given twice")]
     Duplicate(String),
+    #[error("a tensor has no name")]
+    Unnamed,
     #[error("the model has no {what} '{name}'")]
     Unknown { what: &'static str, name: String },
     #[error("input '{0}' is missing")]
     Missing(String),
+    #[error("input '{0}' is joined from features: name the entity, or send the input")]
+    MissingEntity(String),
+    #[error("the entity is named twice: by the parameter 'entity_id' and by the input '{0}'")]
+    TwoEntities(String),
+    #[error("entity {index}: expected an id of 1 to 256 bytes")]
+    EntityId { index: usize },
     #[error("tensor '{tensor}' must be {expected}, not {found}")]
     Mismatch { tensor: String, expected: String, found: String },
     #[error("{what}: at most {limit} are accepted")]
@@ -167,6 +255,8 @@ pub enum InvalidRequest {
     Parameter { name: String, problem: &'static str },
     #[error("shared memory is not offered here; send the tensor in the request")]
     SharedMemory,
+    #[error("output '{output}' holds {problem}, which JSON cannot carry; ask for it as binary data")]
+    OutputNotJson { output: String, problem: &'static str },
 }
 
 impl InvalidRequest {
@@ -179,17 +269,23 @@ impl InvalidRequest {
             Self::HeaderLength => "invalid-header-length",
             Self::BinarySize { .. } => "binary-size-mismatch",
             Self::MixedContents(_) => "mixed-contents",
+            Self::RawCount { .. } => "raw-count-mismatch",
             Self::Datatype { .. } => "unknown-datatype",
             Self::Shape { .. } => "invalid-shape",
             Self::Length { .. } => "data-length-mismatch",
             Self::Element { .. } => "invalid-element",
             Self::Duplicate(_) => "duplicate-tensor",
+            Self::Unnamed => "unnamed-tensor",
             Self::Unknown { .. } => "unknown-tensor",
             Self::Missing(_) => "missing-input",
+            Self::MissingEntity(_) => "missing-entity",
+            Self::TwoEntities(_) => "two-entities",
+            Self::EntityId { .. } => "invalid-entity-id",
             Self::Mismatch { .. } => "tensor-mismatch",
             Self::Limit { .. } => "limit-exceeded",
             Self::Parameter { .. } => "invalid-parameter",
             Self::SharedMemory => "shared-memory",
+            Self::OutputNotJson { .. } => "output-not-json",
         }
     }
 }

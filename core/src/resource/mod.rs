@@ -8,7 +8,7 @@ mod access_policy;
 mod feature_group;
 mod model;
 mod pool;
-mod reader;
+pub mod reader;
 pub mod yaml;
 
 pub use access_policy::{AccessPolicy, Action, Pattern, Subject};
@@ -85,14 +85,19 @@ impl Resource {
 
 /// Reads all resources of a file; every fault of every resource is returned.
 pub fn parse(text: &str) -> Result<Vec<Resource>, Vec<Fault>> {
-    let documents = yaml::documents(text).map_err(|fault| {
-        vec![Fault {
-            line: fault.line,
-            resource: "-".into(),
-            field: "-".into(),
-            problem: format!("no valid YAML: {}", fault.problem),
-        }]
-    })?;
+    let (resources, faults) = parse_each(text);
+    if faults.is_empty() { Ok(resources) } else { Err(faults) }
+}
+
+/// Reads the resources of a file: those that are right, and the faults of the others.
+pub fn parse_each(text: &str) -> (Vec<Resource>, Vec<Fault>) {
+    let documents = match yaml::documents(text) {
+        Ok(documents) => documents,
+        Err(yaml::InvalidYaml { line, problem }) => {
+            let problem = format!("no valid YAML: {problem}");
+            return (Vec::new(), vec![Fault { line, resource: "-".into(), field: "-".into(), problem }]);
+        }
+    };
     let mut resources = Vec::new();
     let mut faults = Vec::new();
     for document in &documents {
@@ -101,7 +106,7 @@ pub fn parse(text: &str) -> Result<Vec<Resource>, Vec<Fault>> {
             Err(mut found) => faults.append(&mut found),
         }
     }
-    if faults.is_empty() { Ok(resources) } else { Err(faults) }
+    (resources, faults)
 }
 
 /// Reads one resource as a Snapshot carries it.

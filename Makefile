@@ -1,0 +1,52 @@
+# The two commands: `make dev` runs a region on this machine, `make test` checks everything.
+# Servers and tools are installed into $SPILLWAY_TOOLS (default .tools), which may be kept between runs.
+
+export SPILLWAY_TOOLS ?= $(CURDIR)/.tools
+TOOLS := $(SPILLWAY_TOOLS)/bin
+SPILLWAY := target/debug/spillway
+
+.PHONY: help dev dev-servers build test lint unit scenarios bench figures format
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+dev: build ## a whole region on this machine, until Ctrl-C
+	@exec $(SPILLWAY) dev
+
+dev-servers: build ## the same with real Redis, Cassandra and Triton
+	@exec $(SPILLWAY) dev --with-servers
+
+build:
+	@test -x $(SPILLWAY) || tests/servers/install.sh build
+	@test -x $(SPILLWAY) || echo "Building Spillway and its 430 dependencies: about 5 minutes on 2 cores, once. cargo says how far it is."
+	@cargo build --locked -p spillway
+
+test: ## install what is missing, then lints, unit tests and scenario tests on real servers
+	@tests/servers/install.sh
+	@$(MAKE) --no-print-directory lint unit scenarios
+
+lint: ## formatting, clippy, licences and bans
+	@tests/servers/install.sh tools
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	PATH="$(TOOLS):$$PATH" cargo deny --locked check bans licenses sources
+
+unit: ## the tests beside the code
+	@tests/servers/install.sh tools
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace --exclude spillway-tests
+
+scenarios: ## real processes and real servers
+	@tests/servers/install.sh
+	cargo build --locked -p spillway
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked -p spillway-tests
+
+bench: ## CPU per request beside Envoy, and feature look-ups; writes tests/bench/RESULTS.md
+	@tests/servers/install.sh tools envoy redis cassandra
+	cargo build --locked --release -p spillway -p spillway-tests --bins
+	target/release/bench
+
+figures: ## everything that tests and benches measured, as a table
+	@cargo run --quiet --locked -p spillway-tests --bin figures
+
+format: ## write what `lint` checks
+	cargo fmt --all

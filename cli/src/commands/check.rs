@@ -1,0 +1,124 @@
+//! `spillway check`: every fault of every resource, and the Snapshot that they compile to.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use spillway_core::resource::{self, Fault, Resource};
+use spillway_core::snapshot::Snapshot;
+use spillway_runtime::file::write_atomic;
+use spillway_runtime::snapshot;
+
+/// Read resources, print every fault as `file:line: kind/name: field: problem`, exit 1 if there is one
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A YAML file, or a folder whose *.yaml and *.yml files are read, its subfolders included
+    #[arg(short, long = "file", value_name = "PATH", required = true)]
+    file: Vec<PathBuf>,
+    /// Write the compiled snapshot to this file
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The snapshot's version [default: one more than that of the file at --output, or 1]
+    #[arg(long, value_name = "N", requires = "output", value_parser = clap::value_parser!(u64).range(1..))]
+    snapshot_version: Option<u64>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut sources = Vec::new();
+    for path in &arguments.file {
+        collect(path, &mut sources)?;
+    }
+    if sources.is_empty() {
+        bail!("no *.yaml or *.yml file in {}", display(&arguments.file));
+    }
+    let version = match (arguments.snapshot_version, &arguments.output) {
+        (Some(version), _) => version,
+        (None, Some(output)) => following_version(output)?,
+        (None, None) => 1,
+    };
+    let resources = match compile(&sources, version) {
+        Ok(resources) => resources,
+        Err(faults) => {
+            for (path, fault) in &faults {
+                println!("{}:{}: {fault}", path.display(), fault.line);
+            }
+            eprintln!("{} faults in {} files", faults.len(), sources.len());
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    if let Some(output) = &arguments.output {
+        let sealed = snapshot::seal(&resources, version);
+        write_atomic(output, &sealed, 0o644).with_context(|| format!("cannot write {}", output.display()))?;
+        eprintln!("{}: snapshot version {version}, {} resources", output.display(), resources.len());
+    } else {
+        eprintln!("{} resources in {} files are right", resources.len(), sources.len());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads and checks all files as one set.
+fn compile(sources: &[PathBuf], version: u64) -> Result<Vec<Resource>, Vec<(PathBuf, Fault)>> {
+    let mut resources: Vec<Resource> = Vec::new();
+    let mut origins: Vec<&PathBuf> = Vec::new(); // of the resource at the same index
+    let mut faults = Vec::new();
+    for path in sources {
+        let read = std::fs::read_to_string(path).map_err(|error| vec![unreadable(&error)]);
+        let (found, mut wrong) = match read.map(|text| resource::parse_each(&text)) {
+            Ok(outcome) => outcome,
+            Err(faults) => (Vec::new(), faults),
+        };
+        origins.resize(origins.len() + found.len(), path);
+        resources.extend(found);
+        faults.extend(wrong.drain(..).map(|fault| (path.clone(), fault)));
+    }
+    let broken: BTreeSet<String> = faults.iter().map(|(_, fault)| fault.resource.clone()).collect();
+    if let Err(found) = Snapshot::compile_beside(version, &resources, &broken) {
+        faults.extend(found.into_iter().map(|fault| {
+            let at = resources.iter().position(|one| one.label() == fault.resource && one.line == fault.line);
+            (at.map_or(&sources[0], |at| origins[at]).clone(), fault)
+        }));
+    }
+    faults.sort();
+    if faults.is_empty() { Ok(resources) } else { Err(faults) }
+}
+
+fn unreadable(error: &std::io::Error) -> Fault {
+    Fault { line: 0, resource: "-".into(), field: "-".into(), problem: format!("cannot be read: {error}") }
+}
+
+fn following_version(output: &Path) -> Result<u64> {
+    match std::fs::read(output) {
+        Ok(bytes) => {
+            let present = snapshot::open(&bytes).with_context(|| {
+                format!("{} is there but is no snapshot: give --snapshot-version to replace it", output.display())
+            })?;
+            Ok(present.version + 1)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(1),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", output.display())),
+    }
+}
+
+fn collect(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
+    let facts = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if !facts.is_dir() {
+        into.push(path.to_owned());
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(path)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>())
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    entries.sort();
+    for entry in entries {
+        let is_yaml = entry.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if is_yaml || entry.is_dir() {
+            collect(&entry, into)?;
+        }
+    }
+    Ok(())
+}
+
+fn display(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,213 @@
+//! `spillway features load`: rows of a CSV or JSON lines file into a feature group.
+//!
+//! Every row is written whole or not at all. Writes are idempotent (the last event time wins), so a
+//! load that was cut off goes on where it was, and one that is repeated changes nothing.
+
+mod rows;
+
+use std::io::{BufRead, BufReader, Seek};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use spillway_proto::feature::feature_service_client::FeatureServiceClient;
+use spillway_proto::feature::{PutRequest, Row};
+use spillway_runtime::file::write_atomic;
+use tonic::transport::Channel;
+
+use rows::{Format, Numbered, Reader};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Load a file: its columns are `entity`, `event_time` and the group's fields
+    Load(Load),
+}
+
+#[derive(clap::Args)]
+struct Load {
+    /// The feature group
+    #[arg(short, long)]
+    group: String,
+    /// FILE.csv with a header line, or FILE.jsonl with one object a line; event_time is RFC 3339 or Unix microseconds
+    file: PathBuf,
+    /// The tenant whose entities they are, for groups of scope `tenant`
+    #[arg(long, default_value = "")]
+    tenant: String,
+    /// Rows in one request
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    batch: u16,
+    /// Begin at the first row, also where an earlier load of this file was cut off
+    #[arg(long)]
+    restart: bool,
+    #[command(flatten)]
+    sidecar: super::sidecar::Connection,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let Action::Load(load) = &arguments.action;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(load.run())?;
+    eprintln!("{} rows written, {} refused", outcome.written, outcome.refused);
+    Ok(if outcome.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Outcome {
+    pub written: u64,
+    pub refused: u64,
+}
+
+/// Loads a whole file, from its first row.
+pub async fn load(group: &str, file: &Path, sidecar: super::sidecar::Connection) -> Result<Outcome> {
+    let (group, file) = (group.to_owned(), file.to_owned());
+    Load { group, file, tenant: String::new(), batch: 500, restart: true, sidecar }.run().await
+}
+
+impl Load {
+    async fn run(&self) -> Result<Outcome> {
+        let format = Format::of(&self.file)?;
+        let mut file = std::fs::File::open(&self.file).with_context(|| format!("cannot open {}", self.file.display()))?;
+        let size = file.metadata()?.len();
+        let progress = Progress::of(self, size)?;
+        let from = if self.restart { Position::default() } else { progress.read()? };
+        let header = format.header(&mut BufReader::new(&file))?;
+        file.seek(std::io::SeekFrom::Start(from.byte.max(header.bytes)))?;
+        if from.byte > 0 {
+            eprintln!("going on after line {} of an earlier load (--restart begins anew)", from.line);
+        }
+        let client = FeatureServiceClient::new(self.sidecar.connect().await?);
+        let mut reader = Reader::new(BufReader::new(file), header, from, self.group.clone(), self.tenant.clone());
+        self.send_all(&mut reader, client, &progress, size).await
+    }
+
+    async fn send_all(
+        &self,
+        reader: &mut Reader<impl BufRead>,
+        mut client: FeatureServiceClient<Channel>,
+        progress: &Progress,
+        size: u64,
+    ) -> Result<Outcome> {
+        let bar = ProgressBar::new(size);
+        bar.set_style(ProgressStyle::with_template("{bar:40} {percent:>3} %  {bytes_per_sec}  {msg}")?);
+        let mut outcome = Outcome::default();
+        loop {
+            let mut batch = Vec::with_capacity(self.batch.into());
+            while batch.len() < self.batch.into()
+                && let Some(row) = reader.next_row()?
+            {
+                match row {
+                    Ok(row) => batch.push(row),
+                    Err(refusal) => {
+                        outcome.refused += 1;
+                        bar.suspend(|| eprintln!("{}:{refusal}", self.file.display()));
+                    }
+                }
+            }
+            if batch.is_empty() {
+                break;
+            }
+            let refused = put(&mut client, &mut batch, |line, reason| {
+                bar.suspend(|| eprintln!("{}:{line}: {reason}", self.file.display()));
+            });
+            outcome.refused += refused.await?;
+            outcome.written += batch.len() as u64;
+            progress.write(reader.position())?;
+            bar.set_position(reader.position().byte);
+            bar.set_message(format!("{} rows", outcome.written));
+        }
+        bar.finish_and_clear();
+        progress.remove()?;
+        Ok(outcome)
+    }
+}
+
+/// Writes a batch; rows that the service refuses are taken out and the others sent again.
+async fn put(
+    client: &mut FeatureServiceClient<Channel>,
+    batch: &mut Vec<Numbered<Row>>,
+    mut tell: impl FnMut(u64, &str),
+) -> Result<u64> {
+    let mut refused = 0;
+    while !batch.is_empty() {
+        let rows = batch.iter().map(|row| row.row.clone()).collect();
+        let answer = client.put(PutRequest { rows }).await.map_err(|status| {
+            anyhow::anyhow!("the sidecar refused the rows: {} ({:?})", status.message(), status.code())
+        })?;
+        let rejections = answer.into_inner().rejections;
+        if rejections.is_empty() {
+            break;
+        }
+        let mut indexes: Vec<usize> = Vec::new();
+        for rejection in rejections {
+            let index = usize::try_from(rejection.row)?;
+            let Some(row) = batch.get(index) else { bail!("the sidecar rejected a row that was not sent") };
+            tell(row.line, &rejection.reason);
+            indexes.push(index);
+        }
+        indexes.sort_unstable();
+        indexes.dedup();
+        refused += indexes.len() as u64;
+        for index in indexes.into_iter().rev() {
+            batch.remove(index);
+        }
+    }
+    Ok(refused)
+}
+
+/// Where a load stands in its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    pub byte: u64,
+    pub line: u64,
+}
+
+/// The file beside the loaded one that says how far a load came. It holds only for the same group,
+/// tenant and file length and time of change.
+struct Progress {
+    path: PathBuf,
+    key: String,
+}
+
+impl Progress {
+    fn of(load: &Load, size: u64) -> Result<Self> {
+        let changed = load.file.metadata()?.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+        let mut path = load.file.as_os_str().to_owned();
+        path.push(format!(".{}.progress", load.group));
+        Ok(Self { path: path.into(), key: format!("{}/{}/{size}/{changed}", load.group, load.tenant) })
+    }
+
+    fn read(&self) -> Result<Position> {
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Position::default()),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.path.display())),
+        };
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        Ok(match fields[..] {
+            [key, byte, line] if key == self.key => Position { byte: byte.parse()?, line: line.parse()? },
+            _ => Position::default(),
+        })
+    }
+
+    fn write(&self, at: Position) -> Result<()> {
+        let text = format!("{} {} {}\n", self.key, at.byte, at.line);
+        write_atomic(&self.path, text.as_bytes(), 0o644)
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn remove(&self) -> Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! One module per command.
+
+pub mod check;
+pub mod features;
+pub mod pki;
+pub mod process;
+pub mod sidecar;

@@ -1,0 +1,259 @@
+//! Writes answers: a REST body, gRPC messages with their trailers, or a refusal in either form.
+//!
+//! The rule: an answer's headers are ours and the sidecar's figures; nothing is copied from the request
+//! but a plain request id.
+
+use std::fmt::Write;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use pingora_core::protocols::http::ServerSession;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use spillway_core::inference::json;
+
+use crate::connection::WRITE_TIME;
+use crate::errors::Refusal;
+use crate::exchange::{Exchange, Protocol};
+use crate::head::REQUEST_ID;
+
+pub const ERROR: HeaderName = HeaderName::from_static("spillway-error");
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const REGION: HeaderName = HeaderName::from_static("spillway-region");
+const MODEL_VERSION: HeaderName = HeaderName::from_static("spillway-model-version");
+const DEGRADED: HeaderName = HeaderName::from_static("spillway-degraded");
+const FEATURE_AGE: HeaderName = HeaderName::from_static("spillway-feature-age-ms");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// RFC 9211: there is no result cache to look into.
+const BYPASS: HeaderValue = HeaderValue::from_static("spillway; fwd=bypass");
+const OK: HeaderValue = HeaderValue::from_static("0");
+/// Headers of an answer, about.
+const HEADERS: usize = 14;
+/// Bytes of a message for the caller.
+const MAX_MESSAGE: usize = 1_024;
+
+/// The body of every REST refusal.
+pub fn error_body(message: &str) -> Bytes {
+    json::error(message)
+}
+
+/// What goes back.
+pub enum Reply {
+    Json(Bytes),
+    Rest(json::RestBody),
+    /// One length-prefixed message, in pieces.
+    Grpc(Vec<Bytes>),
+}
+
+/// Writing failed: the client is gone, or takes nothing.
+pub type Written = Result<(), pingora_core::BError>;
+
+pub async fn reply(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Written {
+    let mut head = head(200, exchange)?;
+    let downstream = &mut *session.downstream_session;
+    downstream.set_write_timeout(Some(WRITE_TIME));
+    match reply {
+        Reply::Json(body) => {
+            head.insert_header(CONTENT_TYPE, JSON)?;
+            head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+            exchange.sent += body.len();
+            downstream.write_response_header(Box::new(head)).await?;
+            downstream.write_response_body(body, true).await?;
+        }
+        Reply::Rest(body) => {
+            head.insert_header(CONTENT_TYPE, HeaderValue::from_static(body.content_type()))?;
+            head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.content_length()))?;
+            if let Some(length) = body.header_length {
+                head.insert_header(HEADER_LENGTH, HeaderValue::from(length))?;
+            }
+            exchange.sent += body.content_length();
+            downstream.write_response_header(Box::new(head)).await?;
+            write_segments(downstream, body.segments, true).await?;
+        }
+        Reply::Grpc(frame) => {
+            head.insert_header(CONTENT_TYPE, GRPC)?;
+            exchange.sent += frame.iter().map(Bytes::len).sum::<usize>();
+            downstream.write_response_header(Box::new(head)).await?;
+            write_segments(downstream, frame, false).await?;
+            downstream.write_response_trailers(ok_trailers()).await?;
+        }
+    }
+    exchange.succeed();
+    Ok(())
+}
+
+async fn write_segments(downstream: &mut ServerSession, segments: Vec<Bytes>, end: bool) -> Written {
+    let last = segments.len().saturating_sub(1);
+    for (index, segment) in segments.into_iter().enumerate() {
+        downstream.write_response_body(segment, end && index == last).await?;
+    }
+    Ok(())
+}
+
+pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> Written {
+    let answer = exchange.refuse(refusal);
+    if matches!(refusal, Refusal::Cancelled) {
+        session.downstream_session.set_keepalive(None);
+        return Ok(());
+    }
+    let message = text(refusal);
+    let grpc = exchange.protocol == Protocol::Grpc;
+    let mut head = head(if grpc { 200 } else { answer.status.as_u16() }, exchange)?;
+    if let Ok(code) = HeaderValue::from_str(&answer.code) {
+        head.insert_header(ERROR, code)?;
+    }
+    let downstream = &mut *session.downstream_session;
+    downstream.set_write_timeout(Some(WRITE_TIME));
+    if refusal.ends_connection() {
+        downstream.set_keepalive(None);
+    }
+    if grpc {
+        head.insert_header(CONTENT_TYPE, GRPC)?;
+        for (name, value) in &status_trailers(answer.grpc, &message) {
+            head.insert_header(name.clone(), value.clone())?;
+        }
+        if let ServerSession::H2(h2) = downstream {
+            return h2.write_response_header(Box::new(head), true);
+        }
+    }
+    if let Refusal::Method { allow } = refusal {
+        head.insert_header(ALLOW, HeaderValue::from_static(allow))?;
+    }
+    let body = error_body(&message);
+    head.insert_header(CONTENT_TYPE, JSON)?;
+    head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    exchange.sent += body.len();
+    downstream.write_response_header(Box::new(head)).await?;
+    downstream.write_response_body(body, true).await
+}
+
+/// What a refusal says to the caller: one line, not too long.
+pub fn text(refusal: &Refusal) -> String {
+    refusal.to_string().chars().take(MAX_MESSAGE).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+}
+
+/// The head of an answer, as far as all answers share it.
+pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_core::BError> {
+    let mut head = ResponseHeader::build_no_case(status, Some(HEADERS))?;
+    head.insert_header(REGION, exchange.shared.region_header.clone())?;
+    head.insert_header(CACHE_CONTROL, NO_STORE)?;
+    if let Some(id) = &exchange.request_id {
+        head.insert_header(REQUEST_ID, id.clone())?;
+    }
+    if exchange.pod.is_some() {
+        head.insert_header(CACHE_STATUS, BYPASS)?;
+    }
+    let making = &exchange.making;
+    if let Some(version) = &making.model_version {
+        head.insert_header(MODEL_VERSION, version.clone())?;
+    }
+    if let Some(degraded) = &making.degraded {
+        head.insert_header(DEGRADED, degraded.clone())?;
+    }
+    if let Some(age) = making.feature_age_ms {
+        head.insert_header(FEATURE_AGE, HeaderValue::from(age))?;
+    }
+    head.insert_header(SERVER_TIMING, timing(exchange))?;
+    Ok(head)
+}
+
+/// `Server-Timing`, in milliseconds: what was spent here, and what the sidecar said it spent.
+fn timing(exchange: &Exchange) -> HeaderValue {
+    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    let mut text = BytesMut::with_capacity(96);
+    let sidecar = exchange.making.sidecar_timing.as_ref().and_then(|timing| timing.to_str().ok());
+    // Writing to memory cannot fail.
+    let _ = write!(text, "auth;dur={:.3}", milliseconds(exchange.auth));
+    if exchange.pod.is_some() {
+        let inside = sidecar.map_or(0.0, total);
+        let queue = (milliseconds(exchange.upstream) - inside).max(0.0);
+        let _ = write!(text, ", queue;dur={queue:.3}");
+    }
+    if let Some(sidecar) = sidecar {
+        let _ = write!(text, ", {sidecar}");
+    }
+    let _ = write!(text, ", total;dur={:.3}", milliseconds(exchange.began.elapsed()));
+    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// The sum of the durations of a `Server-Timing` header, in milliseconds.
+fn total(timing: &str) -> f64 {
+    let durations = timing.split(',').filter_map(|part| part.split_once("dur=")?.1.trim().parse::<f64>().ok());
+    durations.filter(|duration| duration.is_finite()).sum()
+}
+
+pub fn ok_trailers() -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(GRPC_STATUS, OK);
+    trailers
+}
+
+pub fn status_trailers(status: tonic::Code, message: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(3);
+    trailers.insert(GRPC_STATUS, HeaderValue::from(status as i32));
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+        trailers.insert(GRPC_MESSAGE, message);
+    }
+    trailers
+}
+
+/// `grpc-message`: UTF-8, percent-encoded where it is not printable ASCII (gRPC over HTTP/2).
+fn percent_encoded(message: &str) -> String {
+    let mut encoded = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if (b' '..=b'~').contains(&byte) && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// The reverse, for a sidecar's message; what is no escape stays as it is.
+pub fn percent_decoded(message: &[u8]) -> String {
+    let mut decoded = Vec::with_capacity(message.len());
+    let mut rest = message;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digit = |at: usize| after.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        rest = after;
+        match (byte, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push((high << 4 | low) as u8);
+                rest = &after[2..];
+            }
+            _ => decoded.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_messages_round_trip() {
+        for message in ["plain", "100 % of\r\n\u{e9}\u{4e16}", "%41%", ""] {
+            let encoded = percent_encoded(message);
+            assert!(encoded.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+            assert_eq!(percent_decoded(encoded.as_bytes()), message);
+        }
+        assert_eq!(percent_decoded(b"50%"), "50%");
+    }
+
+    #[test]
+    fn server_timings_add_up() {
+        assert!((total("features;dur=0.21, model;dur=1.02") - 1.23).abs() < 1e-9);
+        assert_eq!(total("nonsense"), 0.0);
+        assert_eq!(total("a;dur=inf"), 0.0);
+    }
+}

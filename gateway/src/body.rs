@@ -1,0 +1,157 @@
+//! A request's body, read whole: within its limit, and not slower than a minimum.
+//!
+//! The rule: a declared length over the limit is refused before a byte is read, an undeclared one as
+//! soon as it is passed. A body in one piece is not copied.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use pingora_proxy::Session;
+use tokio::time::{Instant, timeout_at};
+
+use crate::connection::caller;
+use crate::errors::Refusal;
+use crate::head::Head;
+
+/// A body may take this long whatever its size.
+const GRACE: Duration = Duration::from_secs(5);
+/// And beyond that as long as it comes with this many bytes a second on average.
+const MINIMUM_RATE: u64 = 32 << 10;
+/// But no longer than this in all.
+const TOTAL: Duration = Duration::from_secs(60);
+/// A gRPC message's flag and length.
+pub const FRAME_HEADER: usize = 5;
+
+/// Reads the body of a request, of at most `limit` bytes.
+pub async fn read(session: &mut Session, head: &Head, limit: usize) -> Result<Bytes, Refusal> {
+    if head.content_length.is_some_and(|length| length > limit) {
+        return Err(Refusal::BodyTooLarge { limit });
+    }
+    let began = Instant::now();
+    if head.expects_continue && session.as_http2().is_none() && !session.is_body_empty() {
+        session.write_continue_response().await.map_err(|_| Refusal::Cancelled)?;
+    }
+    let mut whole = Bytes::new();
+    let mut pieces = BytesMut::new();
+    loop {
+        let received = (whole.len() + pieces.len()) as u64;
+        let earned = Duration::from_millis(received * 1_000 / MINIMUM_RATE);
+        let until = began + (GRACE + earned).min(TOTAL);
+        let piece = match timeout_at(until, session.downstream_session.read_request_body()).await {
+            Err(_) => return Err(Refusal::BodyTooSlow),
+            Ok(Err(_)) => return Err(broken(session)),
+            Ok(Ok(None)) => break,
+            Ok(Ok(Some(piece))) => piece,
+        };
+        if whole.len() + pieces.len() + piece.len() > limit {
+            return Err(Refusal::BodyTooLarge { limit });
+        }
+        if whole.is_empty() && pieces.is_empty() {
+            whole = piece;
+        } else {
+            if pieces.is_empty() {
+                // The declared length was checked above; without one, memory grows with what arrives.
+                pieces.reserve(head.content_length.unwrap_or(whole.len() + piece.len()));
+                pieces.extend_from_slice(&std::mem::take(&mut whole));
+            }
+            pieces.extend_from_slice(&piece);
+        }
+    }
+    Ok(if pieces.is_empty() { whole } else { pieces.freeze() })
+}
+
+/// Why a body could not be read: the framing was wrong, or the client is gone.
+fn broken(session: &Session) -> Refusal {
+    match caller(session).and_then(|caller| caller.fault.get()) {
+        Some(fault) => Refusal::Head(*fault),
+        None => Refusal::Cancelled,
+    }
+}
+
+/// The message of a gRPC request that must be one frame.
+pub fn message(frame: &Bytes) -> Result<Bytes, Refusal> {
+    let (flag, length) = frame_header(frame).ok_or(Refusal::Frame)?;
+    if flag != 0 {
+        return Err(Refusal::Compressed);
+    }
+    if frame.len() - FRAME_HEADER != length {
+        return Err(Refusal::Frame);
+    }
+    Ok(frame.slice(FRAME_HEADER..))
+}
+
+/// The flag and the length of a gRPC frame, once they are there.
+fn frame_header(buffer: &[u8]) -> Option<(u8, usize)> {
+    let (header, _) = buffer.split_first_chunk::<FRAME_HEADER>()?;
+    let [flag, length @ ..] = *header;
+    Some((flag, usize::try_from(u32::from_be_bytes(length)).ok()?))
+}
+
+/// Cuts a stream of bytes into gRPC frames.
+#[derive(Debug, Default)]
+pub struct Frames {
+    buffer: BytesMut,
+}
+
+impl Frames {
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, its header included.
+    pub fn next(&mut self, limit: usize) -> Result<Option<Bytes>, Refusal> {
+        let Some((flag, length)) = frame_header(&self.buffer) else { return Ok(None) };
+        if flag != 0 {
+            return Err(Refusal::Compressed);
+        }
+        if length > limit {
+            return Err(Refusal::BodyTooLarge { limit });
+        }
+        let whole = FRAME_HEADER + length;
+        Ok((self.buffer.len() >= whole).then(|| self.buffer.split_to(whole).freeze()))
+    }
+
+    /// Whether a frame has begun and not ended.
+    pub fn is_cut(&self) -> bool {
+        self.buffer.has_remaining()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unary_message_is_exactly_one_frame() {
+        let code = |frame: &'static [u8]| message(&Bytes::from_static(frame)).map_err(|refusal| refusal.answer().code);
+        assert_eq!(code(&[0, 0, 0, 0, 2, 7, 8]), Ok(Bytes::from_static(&[7, 8])));
+        for bad in [&[][..], &[0, 0, 0, 0], &[0, 0, 0, 0, 2, 7], &[0, 0, 0, 0, 1, 7, 8]] {
+            assert_eq!(code(bad), Err("invalid-frame".into()), "{bad:?}");
+        }
+        assert_eq!(code(&[1, 0, 0, 0, 0]), Err("unsupported-encoding".into()));
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_they_arrive() {
+        let wire = [0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 5, 6];
+        for piece in 1..wire.len() {
+            let mut frames = Frames::default();
+            let mut lengths = Vec::new();
+            for part in wire.chunks(piece) {
+                frames.push(part);
+                while let Some(frame) = frames.next(10).unwrap() {
+                    lengths.push(frame.len());
+                }
+            }
+            assert_eq!(lengths, [6, 5, 7], "in pieces of {piece}");
+            assert!(!frames.is_cut());
+        }
+    }
+
+    #[test]
+    fn t25_a_frame_that_declares_too_much_is_refused_at_its_header() {
+        let mut frames = Frames::default();
+        frames.push(&[0, 0xff, 0xff, 0xff, 0xff]);
+        assert!(matches!(frames.next(1 << 20), Err(Refusal::BodyTooLarge { .. })));
+    }
+}

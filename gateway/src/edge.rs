@@ -1,0 +1,162 @@
+//! The one `ProxyHttp`: takes a request from Pingora, has it served, gives the answer back.
+//!
+//! The rule: it translates and calls. Every request is answered from `request_filter`; Pingora's own
+//! way upstream is never taken.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use http::HeaderValue;
+use pingora_core::modules::http::HttpModules;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{BError, Error, ErrorType};
+use pingora_proxy::{ProxyHttp, Session};
+use spillway_core::policy::{Principal, principal};
+use spillway_runtime::telemetry::{Span, Status, TraceParent};
+
+use crate::answer::{self, Reply};
+use crate::connection::caller;
+use crate::errors::Refusal;
+use crate::exchange::{Exchange, Protocol};
+use crate::fleet::Fleet;
+use crate::gateway::Shared;
+use crate::head::Head;
+use crate::route::{GrpcMethod, Route, route};
+use crate::{infer, local, stream};
+
+/// One worker thread's edge.
+pub struct Edge {
+    pub shared: Arc<Shared>,
+    pub fleet: Arc<ArcSwap<Fleet>>,
+}
+
+/// What serving a request needs beside the session.
+pub struct Asking {
+    pub head: Head,
+    pub fleet: Arc<Fleet>,
+    pub principal: Principal,
+    /// The trace that calls upstream belong to.
+    pub trace: TraceParent,
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::begin(self.shared.clone())
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool, BError> {
+        let parent = TraceParent::read(&session.req_header().headers);
+        let mut span = self.shared.traces.span("gateway.request", &parent);
+        let written = match self.serve(session, exchange, &span).await {
+            Ok(Some(reply)) => answer::reply(session, exchange, reply).await,
+            Ok(None) => Ok(()),
+            Err(refusal) => self.refuse(session, exchange, &refusal).await,
+        };
+        describe(&mut span, exchange);
+        if written.is_err() {
+            // The client is gone, or takes nothing: the record says so.
+            exchange.outcome = None;
+            session.downstream_session.set_keepalive(None);
+        }
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, _exchange: &mut Exchange) -> Result<Box<HttpPeer>, BError> {
+        Error::e_explain(ErrorType::InternalError, "requests are answered before this")
+    }
+}
+
+impl Edge {
+    /// Serves a request. `None`: the answer was written on the way.
+    async fn serve(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        span: &Span,
+    ) -> Result<Option<Reply>, Refusal> {
+        let request = session.req_header();
+        if Head::is_grpc(request) {
+            exchange.protocol = Protocol::Grpc;
+        }
+        let caller = caller(session).cloned().ok_or(Refusal::Untrusted)?;
+        exchange.caller = Some(caller.clone());
+        let read = Head::read(request);
+        let id = read.as_ref().ok().and_then(|head| head.request_id.clone());
+        exchange.request_id = Some(id.unwrap_or_else(new_request_id));
+        let head = read?;
+        let trace = span.as_parent();
+        exchange.trace_id = trace.trace_id();
+        let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
+        trusted.map_err(|_| Refusal::Untrusted)?;
+        // The path outlives the borrow of the session; both are views of one buffer.
+        let (method, uri) = (request.method.clone(), request.uri.clone());
+        let route = route(&method, uri.path())?;
+        exchange.route = route.name();
+        let fleet = self.fleet.load_full();
+        let principal = principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?;
+        exchange.principal = Some(principal.clone());
+        let asking = Asking { head, fleet, principal, trace };
+        match route {
+            Route::Live => Ok(Some(local::live())),
+            Route::Ready => local::ready(&self.shared).map(Some),
+            Route::ServerMetadata => Ok(Some(local::server_metadata())),
+            Route::ModelMetadata { model, version } => local::model_metadata(&asking, exchange, model, version).map(Some),
+            Route::ModelReady { model, version } => local::model_ready(&asking, exchange, model, version).map(Some),
+            Route::ModelInfer { model, version } => {
+                infer::rest(&self.shared, session, exchange, &asking, model, version).await.map(Some)
+            }
+            Route::Grpc(method) => {
+                if exchange.protocol != Protocol::Grpc {
+                    return Err(Refusal::ContentType { expected: "application/grpc, over HTTP/2" });
+                }
+                match method {
+                    GrpcMethod::ModelInfer => infer::grpc(&self.shared, session, exchange, &asking).await.map(Some),
+                    GrpcMethod::ModelStreamInfer => {
+                        stream::serve(&self.shared, session, exchange, &asking).await.map(|()| None)
+                    }
+                    other => local::grpc(&self.shared, session, exchange, &asking, other).await.map(Some),
+                }
+            }
+        }
+    }
+
+    async fn refuse(&self, session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> answer::Written {
+        if matches!(refusal, Refusal::Untrusted)
+            && let Some(caller) = &exchange.caller
+        {
+            caller.close.notify_one();
+        }
+        answer::refuse(session, exchange, refusal).await
+    }
+}
+
+fn new_request_id() -> HeaderValue {
+    let id = format!("{:032x}", rand::random::<u128>());
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(id)).unwrap_or(HeaderValue::from_static("-"))
+}
+
+fn describe(span: &mut Span, exchange: &Exchange) {
+    if !span.is_recording() {
+        return;
+    }
+    span.set("rpc.system", exchange.protocol.name());
+    span.set("rpc.method", exchange.route);
+    span.set("spillway.model", exchange.model.clone());
+    if let Some(pod) = &exchange.pod {
+        span.set("spillway.pod", pod.to_string());
+    }
+    if let Some(outcome) = &exchange.outcome {
+        span.set("http.response.status_code", i64::from(outcome.status.as_u16()));
+        if !outcome.code.is_empty() {
+            span.set("spillway.error", outcome.code.to_string());
+        }
+        span.status(if outcome.status.is_server_error() { Status::Error("server error") } else { Status::Ok });
+    }
+}

@@ -1,0 +1,268 @@
+//! Everything that a request can fail with, and the one place that says what the caller gets.
+//!
+//! The rule: a variant says whose fault it is; [`Refusal::answer`] is the only mapping to HTTP and gRPC;
+//! its text is for the caller and names no address, path or pod.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
+use spillway_core::inference::InvalidRequest;
+use spillway_core::policy::Denied;
+use tonic::Code;
+
+/// The bytes of a request's head or of its framing are not acceptable. The caller's fault; the
+/// connection is closed, since where the next request begins is not certain any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadFault {
+    #[error("the request line is not METHOD /path HTTP/1.1")]
+    RequestLine,
+    #[error("a line ends without a carriage return")]
+    BareLineFeed,
+    #[error("a header is folded over lines")]
+    ObsoleteFold,
+    #[error("there is white space before a header's colon")]
+    SpaceBeforeColon,
+    #[error("a header's name is not a token")]
+    HeaderName,
+    #[error("a header's value has control characters")]
+    HeaderValue,
+    #[error("there must be exactly one host header")]
+    Host,
+    #[error("content-length must be one whole number, given once")]
+    ContentLength,
+    #[error("transfer-encoding must be 'chunked', given once, on HTTP/1.1")]
+    TransferEncoding,
+    #[error("content-length and transfer-encoding are both given")]
+    BothLengths,
+    #[error("the chunked body is malformed")]
+    Chunk,
+    #[error("the body has more than 65536 chunks")]
+    TooManyChunks,
+    #[error("the head has more than 61440 bytes")]
+    TooLarge,
+    #[error("the head has more than 100 headers")]
+    TooManyHeaders,
+    #[error("the head took longer than 10 s to arrive")]
+    TooSlow,
+}
+
+impl HeadFault {
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::RequestLine => "invalid-request-line",
+            Self::BareLineFeed | Self::ObsoleteFold | Self::SpaceBeforeColon | Self::HeaderName | Self::HeaderValue => {
+                "invalid-header"
+            }
+            Self::Host => "invalid-host",
+            Self::ContentLength | Self::TransferEncoding | Self::BothLengths => "invalid-framing",
+            Self::Chunk => "invalid-chunk",
+            Self::TooManyChunks => "too-many-chunks",
+            Self::TooLarge | Self::TooManyHeaders => "headers-too-large",
+            Self::TooSlow => "head-too-slow",
+        }
+    }
+
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::TooLarge | Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Why a request gets no prediction.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    // The caller's fault; again unchanged is of no use.
+    #[error(transparent)]
+    Head(#[from] HeadFault),
+    #[error("the path is not in its normal form: no '%', '//', ';', '\\' or dot segments")]
+    Path,
+    #[error("there is nothing here")]
+    NotFound,
+    #[error("this method of the Open Inference Protocol is not offered here")]
+    NotOffered,
+    #[error("this method is not implemented")]
+    NotImplemented,
+    #[error("there is no such service here")]
+    UnknownService,
+    #[error("the method is not allowed here")]
+    Method { allow: &'static str },
+    #[error("protocol upgrades are not offered")]
+    Upgrade,
+    #[error("the connection header may only say close or keep-alive")]
+    ConnectionHeader,
+    #[error("header '{0}' is given twice")]
+    DuplicateHeader(&'static str),
+    #[error("the content type must be {expected}")]
+    ContentType { expected: &'static str },
+    #[error("compressed requests are not accepted; send them with no content-encoding and no grpc-encoding")]
+    Compressed,
+    #[error("the body has more than {limit} bytes")]
+    BodyTooLarge { limit: usize },
+    #[error("the body arrived too slowly")]
+    BodyTooSlow,
+    #[error("a gRPC message must be one whole length-prefixed frame")]
+    Frame,
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+
+    // The caller's identity or rights.
+    #[error("the certificate is expired or its issuer is not trusted any more")]
+    Untrusted,
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("there is no model '{0}' here")]
+    UnknownModel(String),
+    #[error("this stream serves another pool than model '{0}' is in; open a stream for it")]
+    OtherPool(String),
+    #[error("model '{model}' has no version '{version}'")]
+    UnknownVersion { model: String, version: String },
+
+    // Nobody's fault, or ours; again may help.
+    #[error("the deadline passed")]
+    Deadline,
+    #[error("not ready")]
+    NotReady,
+    #[error("no pod that serves this model can be reached")]
+    NoPod,
+    #[error("the pod that had the request went away")]
+    PodLost,
+    #[error("the pod's answer could not be read")]
+    BadAnswer,
+    #[error("{message}")]
+    Sidecar { status: Code, code: Cow<'static, str>, message: String },
+    /// The client is gone: nobody reads this.
+    #[error("the client went away")]
+    Cancelled,
+}
+
+/// What a refusal looks like on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub grpc: Code,
+    /// The stable `spillway-error` code.
+    pub code: Cow<'static, str>,
+}
+
+impl Refusal {
+    pub fn answer(&self) -> Answer {
+        let (status, grpc, code): (u16, Code, Cow<'static, str>) = match self {
+            Self::Head(fault) => (fault.status().as_u16(), Code::InvalidArgument, fault.code().into()),
+            Self::Path => (400, Code::InvalidArgument, "invalid-path".into()),
+            Self::NotFound => (404, Code::Unimplemented, "not-found".into()),
+            Self::NotOffered => (403, Code::PermissionDenied, "not-offered".into()),
+            Self::Method { .. } => (405, Code::Unimplemented, "method-not-allowed".into()),
+            Self::Upgrade => (400, Code::InvalidArgument, "upgrade-refused".into()),
+            Self::ConnectionHeader => (400, Code::InvalidArgument, "invalid-connection-header".into()),
+            Self::DuplicateHeader(_) => (400, Code::InvalidArgument, "duplicate-header".into()),
+            Self::ContentType { .. } => (415, Code::InvalidArgument, "unsupported-content-type".into()),
+            Self::Compressed => (415, Code::Unimplemented, "unsupported-encoding".into()),
+            Self::BodyTooLarge { .. } => (413, Code::ResourceExhausted, "body-too-large".into()),
+            Self::BodyTooSlow => (408, Code::DeadlineExceeded, "body-too-slow".into()),
+            Self::Frame => (400, Code::InvalidArgument, "invalid-frame".into()),
+            Self::Invalid(fault) => (400, Code::InvalidArgument, fault.code().into()),
+            Self::Untrusted => (403, Code::PermissionDenied, "untrusted-certificate".into()),
+            Self::Denied(fault) => (403, Code::PermissionDenied, fault.code().into()),
+            Self::UnknownModel(_) => (404, Code::NotFound, "unknown-model".into()),
+            Self::UnknownVersion { .. } => (404, Code::NotFound, "unknown-version".into()),
+            Self::OtherPool(_) => (400, Code::FailedPrecondition, "other-pool".into()),
+            Self::Deadline => (504, Code::DeadlineExceeded, "deadline-exceeded".into()),
+            Self::NotReady => (503, Code::Unavailable, "not-ready".into()),
+            Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
+            Self::UnknownService => (404, Code::NotFound, "unknown-service".into()),
+            Self::NoPod => (503, Code::Unavailable, "no-pod".into()),
+            Self::PodLost => (503, Code::Unavailable, "pod-lost".into()),
+            Self::BadAnswer => (502, Code::Internal, "bad-model-answer".into()),
+            Self::Sidecar { status, code, .. } => (http_status(*status), *status, code.clone()),
+            Self::Cancelled => (499, Code::Cancelled, "cancelled".into()),
+        };
+        // Every number above is a valid status.
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Answer { status, grpc, code }
+    }
+
+    /// The bounded word for a metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self.answer().code {
+            Cow::Borrowed(code) => code,
+            // A sidecar's code is its own.
+            Cow::Owned(_) => "sidecar",
+        }
+    }
+
+    /// Whether the connection must not be used again after this.
+    pub fn ends_connection(&self) -> bool {
+        match self {
+            Self::Head(_) | Self::Upgrade | Self::ConnectionHeader | Self::Untrusted | Self::BodyTooSlow => true,
+            Self::Path
+            | Self::NotFound
+            | Self::NotOffered
+            | Self::Method { .. }
+            | Self::DuplicateHeader(_)
+            | Self::ContentType { .. }
+            | Self::Compressed
+            | Self::BodyTooLarge { .. }
+            | Self::Frame
+            | Self::Invalid(_)
+            | Self::Denied(_)
+            | Self::UnknownModel(_)
+            | Self::UnknownVersion { .. }
+            | Self::OtherPool(_)
+            | Self::Deadline
+            | Self::NotReady
+            | Self::NotImplemented
+            | Self::UnknownService
+            | Self::NoPod
+            | Self::PodLost
+            | Self::BadAnswer
+            | Self::Sidecar { .. }
+            | Self::Cancelled => false,
+        }
+    }
+}
+
+/// The HTTP status of a sidecar's refusal.
+fn http_status(status: Code) -> u16 {
+    match status {
+        Code::Ok => 200,
+        Code::InvalidArgument | Code::OutOfRange => 400,
+        Code::Unauthenticated | Code::PermissionDenied => 403,
+        Code::NotFound => 404,
+        Code::Aborted | Code::AlreadyExists => 409,
+        Code::FailedPrecondition => 422,
+        Code::ResourceExhausted | Code::Unavailable => 503,
+        Code::DeadlineExceeded => 504,
+        Code::Cancelled => 499,
+        Code::Unimplemented => 501,
+        Code::Internal | Code::DataLoss | Code::Unknown => 502,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecar_refusals_keep_their_code_and_status() {
+        for (status, http) in [
+            (Code::FailedPrecondition, 422),
+            (Code::DeadlineExceeded, 504),
+            (Code::Unavailable, 503),
+            (Code::Internal, 502),
+            (Code::ResourceExhausted, 503),
+        ] {
+            let answer = Refusal::Sidecar { status, code: "x".into(), message: String::new() }.answer();
+            assert_eq!((answer.status.as_u16(), answer.grpc, &*answer.code), (http, status, "x"));
+        }
+    }
+
+    #[test]
+    fn texts_for_callers_are_one_line() {
+        for refusal in [Refusal::Path, Refusal::NoPod, Refusal::Head(HeadFault::Chunk), Refusal::Compressed] {
+            assert!(!refusal.to_string().contains('\n'));
+        }
+    }
+}

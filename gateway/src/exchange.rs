@@ -1,0 +1,198 @@
+//! One request and its answer: what is gathered on the way, and the access record that it leaves.
+//!
+//! The rule: an exchange is recorded once, when it is dropped; one without an outcome was cancelled.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use spillway_core::policy::Principal;
+use spillway_core::units::Name;
+use tonic::Code;
+
+use crate::errors::{Answer, HeadFault, Refusal};
+use crate::connection::Caller;
+use crate::gateway::Shared;
+
+/// What the client speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    #[default]
+    Rest,
+    Grpc,
+}
+
+impl Protocol {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub status: StatusCode,
+    pub grpc: Code,
+    /// The `spillway-error` code; empty on success.
+    pub code: Cow<'static, str>,
+}
+
+/// What the answer says about how it was made.
+#[derive(Clone, Debug, Default)]
+pub struct Making {
+    pub model_version: Option<HeaderValue>,
+    pub degraded: Option<HeaderValue>,
+    pub feature_age_ms: Option<i64>,
+    /// `features;dur=…, model;dur=…` as the sidecar measured them.
+    pub sidecar_timing: Option<HeaderValue>,
+}
+
+pub struct Exchange {
+    pub shared: Arc<Shared>,
+    pub began: Instant,
+    pub protocol: Protocol,
+    pub route: &'static str,
+    pub caller: Option<Arc<Caller>>,
+    pub principal: Option<Principal>,
+    pub request_id: Option<HeaderValue>,
+    pub trace_id: Option<String>,
+    pub model: String,
+    pub version: String,
+    pub pod: Option<Name>,
+    pub retries: u32,
+    pub received: usize,
+    pub sent: usize,
+    /// From the beginning until the request was judged.
+    pub auth: Duration,
+    /// What the pod's answer took, network and waiting included.
+    pub upstream: Duration,
+    pub making: Making,
+    pub outcome: Option<Outcome>,
+}
+
+impl Exchange {
+    pub fn begin(shared: Arc<Shared>) -> Self {
+        shared.metrics.in_flight.inc();
+        Self {
+            shared,
+            began: Instant::now(),
+            protocol: Protocol::Rest,
+            route: "-",
+            caller: None,
+            principal: None,
+            request_id: None,
+            trace_id: None,
+            model: String::new(),
+            version: String::new(),
+            pod: None,
+            retries: 0,
+            received: 0,
+            sent: 0,
+            auth: Duration::ZERO,
+            upstream: Duration::ZERO,
+            making: Making::default(),
+            outcome: None,
+        }
+    }
+
+    /// A request that did not get as far as Pingora.
+    pub fn record_fault(shared: &Arc<Shared>, caller: &Arc<Caller>, fault: HeadFault) {
+        let mut exchange = Self::begin(shared.clone());
+        exchange.caller = Some(caller.clone());
+        exchange.refuse(&Refusal::Head(fault));
+    }
+
+    /// Counts a refusal and makes it the outcome.
+    pub fn refuse(&mut self, refusal: &Refusal) -> Answer {
+        let answer = refusal.answer();
+        self.shared.metrics.rejected(refusal.reason());
+        self.outcome =
+            Some(Outcome { status: answer.status, grpc: answer.grpc, code: answer.code.clone() });
+        answer
+    }
+
+    pub fn succeed(&mut self) {
+        self.outcome = Some(Outcome { status: StatusCode::OK, grpc: Code::Ok, code: "".into() });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.outcome.is_none() {
+            self.refuse(&Refusal::Cancelled);
+        }
+        let Some(Outcome { status, grpc, code }) = self.outcome.take() else { return };
+        let shared = &self.shared;
+        let took = self.began.elapsed();
+        let label = match self.protocol {
+            Protocol::Rest => status.as_u16(),
+            // 0 to 16.
+            Protocol::Grpc => grpc as u16,
+        };
+        shared.metrics.in_flight.dec();
+        shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64());
+        let text = |value: &Option<HeaderValue>| value.as_ref().and_then(|value| value.to_str().ok()).map(str::to_owned);
+        shared.access_log.write(&Record {
+            time_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),
+            region: shared.region.as_str(),
+            gateway: shared.name.as_str(),
+            request_id: text(&self.request_id),
+            trace_id: self.trace_id.as_deref(),
+            client_address: self.caller.as_ref().map(|caller| caller.address.to_string()),
+            tenant: self.principal.as_ref().map(|principal| principal.tenant.as_str()),
+            client: self.principal.as_ref().map(|principal| principal.client.as_str()),
+            protocol: self.protocol.name(),
+            method: self.route,
+            model: &self.model,
+            version: &self.version,
+            status: status.as_u16(),
+            grpc_status: (self.protocol == Protocol::Grpc).then_some(grpc as u8),
+            error: &code,
+            cancelled: grpc == Code::Cancelled,
+            pod: self.pod.as_ref().map(Name::as_str),
+            retries: self.retries,
+            degraded: text(&self.making.degraded),
+            feature_age_ms: self.making.feature_age_ms,
+            received: self.received,
+            sent: self.sent,
+            duration_us: took.as_micros() as u64,
+            auth_us: self.auth.as_micros() as u64,
+            upstream_us: self.upstream.as_micros() as u64,
+        });
+    }
+}
+
+/// One line of the access log. Names no entity, feature or body.
+#[derive(Serialize)]
+struct Record<'a> {
+    time_ms: u64,
+    region: &'a str,
+    gateway: &'a str,
+    request_id: Option<String>,
+    trace_id: Option<&'a str>,
+    client_address: Option<String>,
+    tenant: Option<&'a str>,
+    client: Option<&'a str>,
+    protocol: &'static str,
+    method: &'static str,
+    model: &'a str,
+    version: &'a str,
+    status: u16,
+    grpc_status: Option<u8>,
+    error: &'a str,
+    cancelled: bool,
+    pod: Option<&'a str>,
+    retries: u32,
+    degraded: Option<String>,
+    feature_age_ms: Option<i64>,
+    received: usize,
+    sent: usize,
+    duration_us: u64,
+    auth_us: u64,
+    upstream_us: u64,
+}

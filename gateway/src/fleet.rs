@@ -1,0 +1,210 @@
+//! The pods of this region as one worker thread sees them: their places on the ring, the way to each,
+//! and whether they answer.
+//!
+//! The rule: a [`Fleet`] is made from one Snapshot and holds it, so that a request sees both or
+//! neither change. Ways to pods are kept across Snapshots. Health is an advice on order: a pod that
+//! looks dead is tried last, never written off.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::Mutex;
+use spillway_core::identity::{Role, SpiffeId};
+use spillway_core::inference::Entities;
+use spillway_core::resource::{Model, Pool};
+use spillway_core::routing::{Ring, key_hash, p2c};
+use spillway_core::snapshot::Snapshot;
+use spillway_core::units::Name;
+use spillway_runtime::tls::Workload;
+use spillway_runtime::upstream::{Upstream, UpstreamMetrics, UpstreamSettings};
+
+/// Where a pod is and who it must be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PodKey {
+    pub pool: Name,
+    pub pod: Name,
+    pub address: SocketAddr,
+}
+
+/// What is known of a pod's health, shared by all threads.
+///
+/// ```text
+/// Unknown --answered--> Serving --failed--> Failed --answered--> Serving
+/// ```
+#[derive(Debug, Default)]
+pub struct Health(
+    /// 0: unknown.
+    AtomicU8,
+);
+
+impl Health {
+    const SERVING: u8 = 1;
+    const FAILED: u8 = 2;
+
+    /// Says what the last call showed. Whether that is a change.
+    pub fn set(&self, serving: bool) -> bool {
+        let next = if serving { Self::SERVING } else { Self::FAILED };
+        self.0.swap(next, Ordering::Relaxed) != next
+    }
+
+    /// Whether the last check was answered.
+    pub fn is_serving(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::SERVING
+    }
+
+    /// Not checked yet counts as alive: unknown is not down.
+    pub fn may_serve(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != Self::FAILED
+    }
+}
+
+/// The health of all pods of the region, shared by threads.
+#[derive(Debug, Default)]
+pub struct HealthBook(Mutex<HashMap<PodKey, Arc<Health>>>);
+
+impl HealthBook {
+    pub fn of(&self, key: &PodKey) -> Arc<Health> {
+        self.0.lock().entry(key.clone()).or_default().clone()
+    }
+
+    /// Forgets the pods that are not in the region any more.
+    pub fn keep(&self, keys: &[PodKey]) {
+        self.0.lock().retain(|key, _| keys.contains(key));
+    }
+
+    pub fn any_serving(&self) -> bool {
+        self.0.lock().values().any(|health| health.is_serving())
+    }
+
+    pub fn failed(&self) -> usize {
+        self.0.lock().values().filter(|health| !health.may_serve()).count()
+    }
+}
+
+/// The way to one pod.
+pub struct PodLink {
+    pub key: PodKey,
+    pub upstream: Upstream,
+    pub health: Arc<Health>,
+}
+
+impl PodLink {
+    fn looks_alive(&self) -> bool {
+        self.health.may_serve()
+    }
+}
+
+/// The pods of one pool.
+pub struct PoolLinks {
+    ring: Ring,
+    pods: Vec<Arc<PodLink>>,
+}
+
+impl PoolLinks {
+    /// The pod for a request; `tried` is one that it must not be.
+    ///
+    /// One entity goes where the ring says, so that its features are warm there; all else goes to the
+    /// less loaded of two. Pods that look dead come last.
+    pub fn pick(&self, entities: &Entities, random: u64, tried: Option<&PodLink>) -> Option<&Arc<PodLink>> {
+        let untried = |pod: &&Arc<PodLink>| tried.is_none_or(|tried| tried.key != pod.key);
+        if let Entities::One(entity) = entities {
+            let hash = key_hash(entity);
+            let owner = self.ring.owner(hash).map(|index| &self.pods[index]);
+            if let Some(owner) = owner.filter(untried).filter(|pod| pod.looks_alive()) {
+                return Some(owner);
+            }
+            let mut others = self.ring.order(hash).map(|index| &self.pods[index]).filter(untried);
+            let first = others.next()?;
+            return if first.looks_alive() { Some(first) } else { Some(others.find(|pod| pod.looks_alive()).unwrap_or(first)) };
+        }
+        self.less_loaded(random, |pod| untried(&pod) && pod.looks_alive()).or_else(|| self.less_loaded(random, |pod| untried(&pod)))
+    }
+
+    fn less_loaded(&self, random: u64, wanted: impl Fn(&Arc<PodLink>) -> bool) -> Option<&Arc<PodLink>> {
+        let mut pods = [None; MAX_CHOICES];
+        let mut loads = [0; MAX_CHOICES];
+        let mut count = 0;
+        // Of a larger pool each request sees a random window.
+        let start = if self.pods.len() > MAX_CHOICES { random as usize % self.pods.len() } else { 0 };
+        let around = self.pods[start..].iter().chain(&self.pods[..start]);
+        for pod in around.filter(|pod| wanted(pod)).take(MAX_CHOICES) {
+            pods[count] = Some(pod);
+            loads[count] = pod.upstream.in_flight();
+            count += 1;
+        }
+        pods[p2c(random, &loads[..count])?]
+    }
+
+    pub fn any_serving(&self) -> bool {
+        self.pods.iter().any(|pod| pod.health.is_serving())
+    }
+}
+
+/// Pods among which the two are drawn.
+const MAX_CHOICES: usize = 32;
+
+/// One Snapshot and the ways to the pods that it names.
+pub struct Fleet {
+    pub snapshot: Arc<Snapshot>,
+    region: Name,
+    pools: HashMap<Name, PoolLinks>,
+    links: HashMap<PodKey, Arc<PodLink>>,
+}
+
+impl Fleet {
+    /// Makes the fleet of a Snapshot; links of `before` are kept where pod and address are the same.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        region: &Name,
+        workload: &Arc<Workload>,
+        book: &HealthBook,
+        metrics: &UpstreamMetrics,
+        before: Option<&Self>,
+    ) -> Self {
+        let mut fleet = Self { snapshot, region: region.clone(), pools: HashMap::new(), links: HashMap::new() };
+        for (name, pool) in fleet.snapshot.pools.iter().filter(|(_, pool)| pool.region == *region) {
+            let pods: Vec<Arc<PodLink>> = keys(name, pool)
+                .map(|key| {
+                    let kept = before.and_then(|before| before.links.get(&key)).cloned();
+                    kept.unwrap_or_else(|| {
+                        let expected = identity(workload, region, &key);
+                        let settings = UpstreamSettings::default();
+                        let upstream =
+                            Upstream::with(workload.clone(), key.address, expected, settings, metrics.clone());
+                        Arc::new(PodLink { upstream, health: book.of(&key), key })
+                    })
+                })
+                .collect();
+            fleet.links.extend(pods.iter().map(|pod| (pod.key.clone(), pod.clone())));
+            let identities: Vec<String> =
+                pods.iter().map(|pod| identity(workload, region, &pod.key).to_string()).collect();
+            let ring = Ring::new(identities.iter().map(String::as_str));
+            fleet.pools.insert(name.clone(), PoolLinks { ring, pods });
+        }
+        fleet
+    }
+
+    pub fn links(&self) -> impl Iterator<Item = &Arc<PodLink>> {
+        self.links.values()
+    }
+
+    /// The pods that serve a model in this region.
+    pub fn pool(&self, model: &Model) -> Option<&PoolLinks> {
+        let (name, _) = self.snapshot.pool_of(model, &self.region)?;
+        self.pools.get(name)
+    }
+}
+
+fn keys<'a>(name: &'a Name, pool: &'a Pool) -> impl Iterator<Item = PodKey> + 'a {
+    pool.pods.iter().map(|pod| PodKey { pool: name.clone(), pod: pod.name.clone(), address: pod.address })
+}
+
+/// Who a pod must be: a sidecar of our own trust domain and region.
+fn identity(workload: &Workload, region: &Name, key: &PodKey) -> SpiffeId {
+    SpiffeId {
+        trust_domain: workload.id().trust_domain,
+        role: Role::Sidecar { region: region.clone(), pool: key.pool.clone(), pod: key.pod.clone() },
+    }
+}

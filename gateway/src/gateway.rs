@@ -1,0 +1,279 @@
+//! The process: load, bind, run, drain.
+//!
+//! ```text
+//! control runtime (the caller's): admin, snapshot and certificate files, health checks, drain
+//! worker threads, one runtime each: accept, serve, own connections to the pods
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::http_proxy;
+use spillway_core::identity::Role;
+use spillway_core::units::Name;
+use spillway_runtime::access_log::AccessLog;
+use spillway_runtime::admin::{Admin, Pages, Readiness};
+use spillway_runtime::drain::Drain;
+use spillway_runtime::snapshot::{Refused, Subscription};
+use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
+use spillway_runtime::tls::{IdentityError, Workload};
+use spillway_runtime::upstream::UpstreamMetrics;
+use tokio::net::TcpListener;
+
+use crate::connection::IDLE_TIME;
+use crate::edge::Edge;
+use crate::fleet::{Fleet, HealthBook};
+use crate::framing::MAX_HEAD;
+use crate::health;
+use crate::listener::{Door, bind};
+use crate::metrics::Metrics;
+use crate::settings::{GatewaySettings, Limits};
+
+/// Streams of one connection at a time.
+const STREAMS: u32 = 100;
+/// What a stream, and a connection, may send before it is read.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What a stream's answer may have waiting for a slow reader.
+const SEND_BUFFER: usize = 32 << 10;
+/// Streams that the client reset while we had not looked at them (CVE-2023-44487), those that we
+/// remember to have reset, and those that it made us reset (CVE-2025-8671): beyond it, GOAWAY.
+const RESETS: usize = 20;
+const LOCAL_RESETS: usize = 256;
+
+/// What all threads share.
+pub struct Shared {
+    pub region: Name,
+    pub name: Name,
+    pub region_header: HeaderValue,
+    pub limits: Limits,
+    pub metrics: Metrics,
+    pub access_log: AccessLog,
+    pub traces: Traces,
+    pub workload: Arc<Workload>,
+    pub book: HealthBook,
+    pub drain: Drain,
+    pub upstream_metrics: UpstreamMetrics,
+}
+
+impl Shared {
+    /// Whether new traffic is wanted: not draining, and some pod answers.
+    pub fn is_ready(&self) -> bool {
+        self.drain.is_serving() && self.book.any_serving()
+    }
+}
+
+/// The operator's fault: the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("identity: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("identity: the certificate is '{found}', but the settings say gateway '{name}' of region '{region}'")]
+    NotThisGateway { found: String, region: Name, name: Name },
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] Refused),
+    #[error("snapshot: it has no Region '{0}'")]
+    UnknownRegion(Name),
+    #[error("{what}: {problem}")]
+    Io {
+        what: &'static str,
+        #[source]
+        problem: std::io::Error,
+    },
+    #[error("otlp: {0}")]
+    Traces(#[from] TracesError),
+}
+
+/// A gateway that serves.
+pub struct Gateway {
+    /// Where clients connect.
+    pub https: SocketAddr,
+    pub admin: SocketAddr,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Loads everything, binds, and serves in threads of its own until `drain` is over. To be called
+    /// within a tokio runtime, which is used for what is not traffic.
+    pub async fn start(settings: GatewaySettings, drain: Drain) -> Result<Self, StartError> {
+        let registry = Registry::new("gateway");
+        let workload = Workload::load(&settings.common.identity)?;
+        workload.register(&registry);
+        check_identity(&settings, &workload)?;
+        let subscription = Arc::new(Subscription::start(&settings.common.snapshot, &registry)?);
+        if !subscription.load().regions.contains_key(&settings.region) {
+            return Err(StartError::UnknownRegion(settings.region));
+        }
+        let traces = match &settings.common.otlp {
+            Some(otlp) => Traces::start(otlp, "gateway", &registry)?,
+            None => Traces::off(),
+        };
+        let failed = |what| move |problem| StartError::Io { what, problem };
+        let access_log = match &settings.common.access_log {
+            Some(log) => AccessLog::open(log, &registry).map_err(failed("accessLog"))?,
+            None => AccessLog::off(),
+        };
+        let shared = Arc::new(Shared {
+            // A name is always a header value.
+            region_header: HeaderValue::from_str(settings.region.as_str()).unwrap_or(HeaderValue::from_static("-")),
+            region: settings.region.clone(),
+            name: settings.name.clone(),
+            limits: settings.limits,
+            metrics: Metrics::new(&registry),
+            access_log,
+            traces,
+            workload: workload.clone(),
+            book: HealthBook::default(),
+            drain: drain.clone(),
+            upstream_metrics: UpstreamMetrics::register(&registry),
+        });
+        let sockets = bind(settings.listen, settings.threads.get()).map_err(failed("listen"))?;
+        let admin = Admin::bind(&settings.common.admin).await.map_err(failed("admin"))?;
+        let https = sockets.first().map_or(Ok(settings.listen), |socket| socket.local_addr());
+        let (https, admin_address) = (https.map_err(failed("listen"))?, admin.address().map_err(failed("admin"))?);
+        let open = Arc::new(AtomicUsize::new(0));
+        let mut workers = Vec::with_capacity(sockets.len());
+        for (index, socket) in sockets.into_iter().enumerate() {
+            let worker = Worker {
+                shared: shared.clone(),
+                subscription: subscription.clone(),
+                trust_bundle: settings.common.identity.trust_bundle.clone(),
+                open: open.clone(),
+            };
+            workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
+        }
+        tokio::spawn(workload.watch(drain.clone()));
+        tokio::spawn(subscription.clone().watch(drain.clone()));
+        tokio::spawn(health::watch(shared.clone(), subscription));
+        tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
+        tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
+        Ok(Self { https, admin: admin_address, shared, workers })
+    }
+
+    /// Waits until the drain is over and everything is written.
+    pub async fn finish(self) {
+        self.shared.drain.finish().await;
+        let shared = self.shared;
+        let workers = self.workers;
+        let ended = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                if worker.join().is_err() {
+                    tracing::error!("a worker thread panicked");
+                }
+            }
+            shared.access_log.flush(std::time::Duration::from_secs(2));
+            shared.traces.stop();
+        });
+        // Fails only if the closure panicked, and it does not.
+        let _ = ended.await;
+    }
+}
+
+fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(), StartError> {
+    let expected = Role::Gateway { region: settings.region.clone(), name: settings.name.clone() };
+    let id = workload.id();
+    if id.role == expected {
+        return Ok(());
+    }
+    let (region, name) = (settings.region.clone(), settings.name.clone());
+    Err(StartError::NotThisGateway { found: id.to_string(), region, name })
+}
+
+fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -> Pages {
+    let readiness = Readiness::default();
+    let pods = shared.clone();
+    readiness.check("pods", move || {
+        if pods.book.any_serving() { Ok(()) } else { Err("no pod of this region answers its health check".into()) }
+    });
+    let config = serde_json::json!({
+        "region": settings.region.as_str(),
+        "name": settings.name.as_str(),
+        "listen": settings.listen.to_string(),
+        "threads": settings.threads,
+        "snapshot": settings.common.snapshot,
+        "drainTimeoutMs": settings.common.drain_timeout.as_millis() as u64,
+        "limits": {
+            "connections": settings.limits.connections,
+            "bodyBytes": settings.limits.request.body,
+            "tensors": settings.limits.request.tensors,
+            "answerBytes": settings.limits.answer,
+        },
+    });
+    Pages { metrics: registry, readiness, config: Arc::new(move || config.clone()), drain: shared.drain.clone() }
+}
+
+/// One thread: a runtime, a socket, a fleet.
+struct Worker {
+    shared: Arc<Shared>,
+    subscription: Arc<Subscription>,
+    trust_bundle: PathBuf,
+    open: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn spawn(self, index: usize, socket: std::net::TcpListener) -> std::io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name(format!("gateway-{index}")).spawn(move || {
+            runtime.block_on(async {
+                match TcpListener::from_std(socket) {
+                    Ok(listener) => self.serve(listener).await,
+                    Err(error) => tracing::error!(%error, "a worker cannot listen"),
+                }
+            });
+        })
+    }
+
+    async fn serve(self, listener: TcpListener) {
+        let Self { shared, subscription, trust_bundle, open } = self;
+        let mut changed = subscription.changed();
+        let fleet = |before: Option<&Fleet>| {
+            let Shared { region, workload, book, upstream_metrics, .. } = &*shared;
+            Fleet::new(subscription.current(), region, workload, book, upstream_metrics, before)
+        };
+        let current = Arc::new(ArcSwap::from_pointee(fleet(None)));
+        let follow = async {
+            while changed.changed().await.is_ok() {
+                let next = fleet(Some(&current.load()));
+                current.store(Arc::new(next));
+            }
+        };
+        // Pingora makes a TLS client of its own, which must find some roots; nothing is called by it.
+        let conf = ServerConf { ca_file: Some(trust_bundle.display().to_string()), threads: 1, ..ServerConf::default() };
+        let mut app = http_proxy(&Arc::new(conf), Edge { shared: shared.clone(), fleet: current.clone() });
+        app.h2_options = Some(h2_options());
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(IDLE_TIME);
+        app.server_options = Some(options);
+        let drain = shared.drain.clone();
+        let door = Door { workload: shared.workload.clone(), shared: shared.clone(), app: Arc::new(app), drain: drain.clone(), open };
+        let accept = Arc::new(door).serve(listener);
+        tokio::select! {
+            () = async { accept.await; drain.stopped().await } => {}
+            // Ends only with the process: the subscription outlives the workers.
+            () = follow => {}
+        }
+    }
+}
+
+fn h2_options() -> H2Options {
+    let mut options = default_h2_options();
+    options
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESETS)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS));
+    options
+}

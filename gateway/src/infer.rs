@@ -1,0 +1,152 @@
+//! One prediction: decode, check, call a pod, answer in the client's own protocol.
+//!
+//! The rule: who may not use a model learns nothing about it; a request is decoded once and held
+//! against the model before a pod sees it; what the client spoke as gRPC is passed on as it came.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use pingora_proxy::Session;
+use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
+use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
+use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
+use spillway_core::policy::authorize;
+use spillway_core::resource::{Action, Model};
+use spillway_runtime::oip;
+
+use crate::answer::Reply;
+use crate::body;
+use crate::edge::Asking;
+use crate::errors::Refusal;
+use crate::exchange::Exchange;
+use crate::gateway::Shared;
+use crate::pod_call::{PodAnswer, PodCall};
+
+/// REST, JSON or binary.
+pub async fn rest(
+    shared: &Shared,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    asking: &Asking,
+    model: &str,
+    version: &str,
+) -> Result<Reply, Refusal> {
+    let found = find(asking, exchange, model, version, Action::Infer)?;
+    exchange.auth = exchange.began.elapsed();
+    asking.head.check_uncompressed()?;
+    let header_length = asking.head.header_length()?;
+    let body = body::read(session, &asking.head, shared.limits.request.body).await?;
+    exchange.received = body.len();
+    let mut request = decode_request(body, header_length, model, version, &shared.limits.request)?;
+    let forms = OutputForms::take(&mut request);
+    let frame = oip::frame(&request);
+    let answer = call(shared, session, exchange, asking, &found, &request, frame).await?;
+    let response = understand(shared, exchange, answer.message)?;
+    Ok(Reply::Rest(encode_response(&response, &forms)?))
+}
+
+/// gRPC `ModelInfer`.
+pub async fn grpc(
+    shared: &Shared,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    asking: &Asking,
+) -> Result<Reply, Refusal> {
+    asking.head.check_uncompressed()?;
+    let limits = &shared.limits.request;
+    let frame = body::read(session, &asking.head, limits.body.saturating_add(body::FRAME_HEADER)).await?;
+    exchange.received = frame.len();
+    let request = oip::decode_message(body::message(&frame)?, limits)?;
+    let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;
+    exchange.auth = exchange.began.elapsed();
+    let answer = call(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
+    understand(shared, exchange, answer.message)?;
+    Ok(Reply::Grpc(vec![answer.frame]))
+}
+
+/// The model, for one who may do this with it, if it is there.
+pub fn find(
+    asking: &Asking,
+    exchange: &mut Exchange,
+    model: &str,
+    version: &str,
+    action: Action,
+) -> Result<Arc<Model>, Refusal> {
+    let snapshot = &asking.fleet.snapshot;
+    authorize(snapshot, &asking.principal, model, action)?;
+    let found = snapshot.models.get(model).ok_or_else(|| Refusal::UnknownModel(clipped(model)))?;
+    // Only what exists is named in the record: the rest is the caller's text.
+    model.clone_into(&mut exchange.model);
+    let Some(served) = found.version(version) else {
+        return Err(Refusal::UnknownVersion { model: clipped(model), version: clipped(version) });
+    };
+    served.as_str().clone_into(&mut exchange.version);
+    Ok(found.clone())
+}
+
+/// Whom a request is about, if the model can serve it.
+pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal> {
+    let entities = entities(model, request)?;
+    check_against(model, request, &entities)?;
+    Ok(entities)
+}
+
+async fn call(
+    shared: &Shared,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    asking: &Asking,
+    model: &Model,
+    request: &InferRequest,
+    frame: Vec<Bytes>,
+) -> Result<PodAnswer, Refusal> {
+    let entities = check(model, request)?;
+    let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
+    let asked = Asked { parameter, ..asking.head.asked };
+    let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
+    let pool = asking.fleet.pool(model).ok_or(Refusal::NoPod)?;
+    let call = PodCall {
+        pool,
+        entities: &entities,
+        frame,
+        until,
+        trace: asking.trace.clone(),
+        limit: shared.limits.answer,
+    };
+    let sent = Instant::now();
+    let answered = tokio::select! {
+        biased;
+        answered = call.make(exchange) => answered,
+        () = gone(session) => Err(Refusal::Cancelled),
+    };
+    exchange.upstream = sent.elapsed();
+    answered
+}
+
+/// Returns when the client has gone away: it reset the stream, or closed the connection.
+pub async fn gone(session: &mut Session) {
+    // Whatever comes here instead of silence ends the request: there is no more of it to come.
+    let _ = session.downstream_session.read_body_or_idle(true).await;
+}
+
+/// Reads an answer, and what it says about how it was made.
+fn understand(shared: &Shared, exchange: &mut Exchange, message: Bytes) -> Result<InferResponse, Refusal> {
+    let response = oip::decode_response_message(message, &shared.limits.of_answers()).map_err(|problem| {
+        tracing::warn!(%problem, pod = ?exchange.pod, "a pod's answer could not be read");
+        Refusal::BadAnswer
+    })?;
+    let parameters = &response.parameters;
+    let version = parameters.text("spillway-model-version").unwrap_or(&response.version);
+    exchange.making.model_version = HeaderValue::from_str(version).ok();
+    let degraded = parameters.text("spillway-degraded");
+    exchange.making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
+    exchange.making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
+    Ok(response)
+}
+
+/// A caller's word within a message.
+fn clipped(text: &str) -> String {
+    text.chars().take(64).collect()
+}

@@ -1,0 +1,189 @@
+//! The door: own accept loop, own TLS, then Pingora.
+//!
+//! Each worker thread has its own socket on the one address (SO_REUSEPORT), so that a connection never
+//! leaves its thread. The rule: a peer is identified before Pingora sees a byte of it; every wait has
+//! an end; a connection ends when its certificate does.
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use socket2::{Domain, Protocol, Socket, Type};
+use spillway_runtime::drain::Drain;
+use spillway_runtime::tls::{self, Offer, Workload};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::exchange::Exchange;
+use crate::connection::{Connection, NextHead};
+use crate::edge::Edge;
+use crate::gateway::Shared;
+
+/// A handshake must be done after this.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+/// What was asked to close may finish its answers within this.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// Waiting connections of one socket.
+const BACKLOG: i32 = 1_024;
+/// How long accepting rests when the process has no file descriptors left.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// The farthest that a timer is set; certificates are renewed long before.
+const FAR: Duration = Duration::from_secs(365 * 86_400);
+
+/// Binds one socket for each thread, all on the same address. Port 0 picks a free one.
+pub fn bind(address: SocketAddr, threads: usize) -> std::io::Result<Vec<StdListener>> {
+    let mut address = address;
+    let mut sockets = Vec::with_capacity(threads);
+    for _ in 0..threads {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = StdListener::from(socket);
+        address = listener.local_addr()?;
+        sockets.push(listener);
+    }
+    Ok(sockets)
+}
+
+/// What one worker thread accepts with.
+pub struct Door {
+    pub shared: Arc<Shared>,
+    pub app: Arc<HttpProxy<Edge>>,
+    pub workload: Arc<Workload>,
+    pub drain: Drain,
+    /// Open connections of all threads.
+    pub open: Arc<AtomicUsize>,
+}
+
+/// Counts an open connection until it is dropped.
+struct Place(Arc<Door>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.shared.metrics.connections.dec();
+    }
+}
+
+impl Door {
+    /// Accepts until draining begins.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let draining = self.drain.draining();
+        tokio::pin!(draining);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut draining => return,
+            };
+            match accepted {
+                Ok((tcp, address)) => {
+                    if let Some(place) = self.take_place() {
+                        tokio::spawn(self.clone().handle(tcp, address, place));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+
+    fn take_place(self: &Arc<Self>) -> Option<Place> {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.connections.inc();
+        let place = Place(self.clone());
+        if before >= self.shared.limits.connections {
+            self.shared.metrics.handshake_failed("too-many-connections");
+            return None;
+        }
+        Some(place)
+    }
+
+    async fn handle(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, _place: Place) {
+        // Small answers leave at once; a socket that refuses this option still works.
+        let _ = tcp.set_nodelay(true);
+        match tls::accept(&self.workload, tcp, Offer::H2AndHttp1, HANDSHAKE_TIME).await {
+            Ok(accepted) => match Connection::new(accepted, address) {
+                Ok(connection) => self.converse(connection).await,
+                Err(error) => tracing::error!(%error, "a connection could not be set up"),
+            },
+            Err(error) => {
+                tracing::debug!(%address, %error, "no connection came to be");
+                self.shared.metrics.handshake_failed(error.reason());
+            }
+        }
+    }
+
+    /// Serves a connection to its end, or ends it: on drain, on request, or with its certificate.
+    async fn converse(&self, connection: Connection) {
+        let _work = self.drain.work();
+        let caller = connection.caller().clone();
+        let (stop, stopping) = watch::channel(false);
+        let serve = async {
+            if connection.is_http2() {
+                self.app.process_new(Box::new(connection), &stopping).await;
+            } else {
+                self.converse_http1(connection, stopping.clone()).await;
+            }
+        };
+        let draining = self.drain.draining();
+        let stopped = self.drain.stopped();
+        let left = caller.peer.not_after.duration_since(SystemTime::now()).unwrap_or_default().min(FAR);
+        let end = sleep_until(Instant::now() + left);
+        tokio::pin!(serve, draining, stopped, end);
+        let mut closing = false;
+        loop {
+            tokio::select! {
+                () = &mut serve => return,
+                () = &mut draining, if !closing => {}
+                () = caller.close.notified(), if !closing => end.as_mut().reset(Instant::now() + CLOSE_TIME),
+                () = &mut end => {
+                    if closing {
+                        return;
+                    }
+                    end.as_mut().reset(Instant::now() + CLOSE_TIME);
+                }
+                () = &mut stopped => return,
+            }
+            closing = true;
+            // Fails only when `serve` is over, which the next turn sees.
+            let _ = stop.send(true);
+        }
+    }
+
+    async fn converse_http1(&self, mut connection: Connection, mut stopping: ShutdownWatch) {
+        loop {
+            let next = tokio::select! {
+                next = connection.next_head() => next,
+                _ = stopping.wait_for(|stop| *stop) => return,
+            };
+            match next {
+                NextHead::Ready => {}
+                NextHead::Gone => return,
+                NextHead::Fault(fault) => {
+                    let caller = connection.caller().clone();
+                    Exchange::record_fault(&self.shared, &caller, fault);
+                    return connection.refuse(fault).await;
+                }
+            }
+            let session = ServerSession::new_http1(Box::new(connection));
+            let Some(reused) = self.app.process_new_http(session, &stopping).await else { return };
+            let (stream, _) = reused.consume();
+            let Ok(back) = stream.into_any().downcast::<Connection>() else { return };
+            connection = *back;
+            if !connection.is_between_requests() {
+                return;
+            }
+        }
+    }
+}

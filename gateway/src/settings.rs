@@ -1,0 +1,128 @@
+//! The gateway's settings file.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+
+use spillway_core::inference::Limits as RequestLimits;
+use spillway_core::units::{ByteSize, Name};
+use spillway_runtime::settings::{CommonSettings, Field, FromNode, or_default, required};
+
+/// Threads beyond this would only wait for each other.
+const MAX_THREADS: i64 = 256;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct GatewaySettings {
+    pub common: CommonSettings,
+    /// `region`: the Region that is served.
+    pub region: Name,
+    /// `name`: this gateway's own name, the last part of its SPIFFE id.
+    pub name: Name,
+    /// `listen`: where clients connect; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// `threads`: worker threads; default one for each core.
+    pub threads: NonZeroUsize,
+    /// `limits`.
+    pub limits: Limits,
+}
+
+/// What is accepted at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `connections`: open client connections; default 10,000.
+    pub connections: usize,
+    /// `body` (of a request; default 16MiB), `tensors` (inputs or outputs; default 64).
+    pub request: RequestLimits,
+    /// `answer`: bytes of a pod's answer; default 64MiB.
+    pub answer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 10_000, request: RequestLimits::default(), answer: 64 << 20 }
+    }
+}
+
+impl Limits {
+    /// What a pod may answer: like a request, but larger.
+    pub fn of_answers(&self) -> RequestLimits {
+        RequestLimits { body: self.answer, tensor: self.answer, ..self.request }
+    }
+}
+
+impl FromNode for GatewaySettings {
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        let fields = field.map();
+        let common = CommonSettings::read(&fields);
+        let region = required(&fields, "region");
+        let name = required(&fields, "name");
+        let listen = required(&fields, "listen");
+        let threads = match fields.optional("threads") {
+            Some(field) => field.number(1..=MAX_THREADS).and_then(|count| usize::try_from(count).ok()),
+            None => Some(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
+        };
+        let limits = or_default(&fields, "limits", Limits::default);
+        fields.finish();
+        Some(Self {
+            common: common?,
+            region: region?,
+            name: name?,
+            listen: listen?,
+            threads: NonZeroUsize::new(threads?)?,
+            limits: limits?,
+        })
+    }
+}
+
+impl FromNode for Limits {
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        let default = Self::default();
+        let fields = field.map();
+        let count = |name, or: usize, most| match fields.optional(name) {
+            Some(field) => field.number(1..=most).and_then(|count| usize::try_from(count).ok()),
+            None => Some(or),
+        };
+        let connections = count("connections", default.connections, 1_000_000);
+        let tensors = count("tensors", default.request.tensors, 1_024);
+        let body = or_default(&fields, "body", || ByteSize(default.request.body as u64));
+        let answer = or_default(&fields, "answer", || ByteSize(default.answer as u64));
+        fields.finish();
+        let body = body?.bytes();
+        Some(Self {
+            connections: connections?,
+            request: RequestLimits { body, tensor: body, tensors: tensors?, ..default.request },
+            answer: answer?.bytes(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_runtime::settings::parse;
+
+    use super::*;
+
+    const FILE: &str = "\
+region: eu
+name: gw-0
+listen: 127.0.0.1:0
+identity: {certificate: a.pem, key: a.key, trustBundle: roots.pem}
+snapshot: snapshot
+";
+
+    #[test]
+    fn what_is_absent_has_its_default() {
+        let settings: GatewaySettings = parse(FILE).unwrap();
+        assert_eq!(settings.limits, Limits::default());
+        assert_eq!(settings.name.as_str(), "gw-0");
+    }
+
+    #[test]
+    fn unknown_keys_and_bare_numbers_are_faults() {
+        let bad = format!("{FILE}limits: {{body: 1000, tensor: 5}}\nthreads: 0\nextra: 1\n");
+        let faults = parse::<GatewaySettings>(&bad).unwrap_err();
+        let fields: Vec<&str> = faults.iter().map(|fault| fault.field.as_str()).collect();
+        for field in ["limits.body", "limits.tensor", "threads", "extra"] {
+            assert!(fields.contains(&field), "{field} in {fields:?}");
+        }
+    }
+}

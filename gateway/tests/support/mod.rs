@@ -1,0 +1,222 @@
+//! A gateway of real sockets and TLS, and a stand-in for the sidecar behind it.
+#![allow(dead_code)]
+
+mod client;
+mod sidecar;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spillway_core::identity::{SpiffeId, TrustDomain};
+use spillway_core::resource;
+use spillway_gateway::{Gateway, GatewaySettings};
+use spillway_runtime::authority::{Authority, LeafRequest};
+use spillway_runtime::drain::Drain;
+use spillway_runtime::settings;
+use spillway_runtime::snapshot::seal;
+use spillway_runtime::tls::{IdentitySettings, Workload};
+
+pub use client::{Answer, Grpc, Http1, Http2, frame, h1_request, tls};
+pub use sidecar::{Sidecar, Seen};
+
+pub const HOUR: Duration = Duration::from_secs(3_600);
+pub const GATEWAY: &str = "spiffe://spillway.test/region/eu/gateway/gw-0";
+
+/// One region: authority, gateway, two sidecars, clients.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub authority: Authority,
+    pub sidecars: Vec<Sidecar>,
+    pub gateway: Gateway,
+    pub drain: Drain,
+}
+
+pub fn id(text: &str) -> SpiffeId {
+    SpiffeId::parse(text).unwrap()
+}
+
+pub fn workload(authority: &Authority, folder: &Path, text: &str, life: Duration) -> (IdentitySettings, Arc<Workload>) {
+    let leaf = authority.issue(&LeafRequest::new(id(text), life).dialled_locally()).unwrap();
+    let settings = leaf.save_workload(folder, authority.trust_bundle()).unwrap();
+    let workload = Workload::load(&settings).unwrap();
+    (settings, workload)
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// `extra` are more lines of the gateway's settings.
+    pub async fn with(extra: &str) -> Self {
+        spillway_runtime::tls::install_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
+        let mut sidecars = Vec::new();
+        for pod in ["pod-0", "pod-1"] {
+            let text = format!("spiffe://spillway.test/region/eu/sidecar/scorers/{pod}");
+            let (_, workload) = workload(&authority, &folder.path().join(pod), &text, HOUR);
+            sidecars.push(Sidecar::start(pod, workload).await);
+        }
+        let resources = resources(&sidecars);
+        std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(&resources).unwrap(), 1)).unwrap();
+        workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
+        let path = folder.path().display();
+        let file = format!(
+            "region: eu
+name: gw-0
+listen: 127.0.0.1:0
+threads: 1
+identity:
+  certificate: {path}/gateway/certificate.pem
+  key: {path}/gateway/key.pem
+  trustBundle: {path}/gateway/trust-bundle.pem
+snapshot: {path}/snapshot
+accessLog: {path}/access.log
+{extra}
+"
+        );
+        let settings: GatewaySettings = settings::parse(&file).unwrap();
+        let drain = Drain::new(Duration::from_secs(5));
+        let gateway = Gateway::start(settings, drain.clone()).await.unwrap();
+        let world = Self { folder, authority, sidecars, gateway, drain };
+        until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
+        world
+    }
+
+    /// A client of `tenant/NAME/client/web`.
+    pub fn client(&self, tenant: &str) -> Arc<Workload> {
+        let text = format!("spiffe://spillway.test/tenant/{tenant}/client/web");
+        workload(&self.authority, &self.folder.path().join(format!("client-{tenant}")), &text, HOUR).1
+    }
+
+    pub async fn http1(&self) -> Http1 {
+        Http1::connect(self.gateway.https, &self.client("acme")).await.unwrap()
+    }
+
+    pub async fn http2(&self) -> Http2 {
+        Http2::connect(self.gateway.https, &self.client("acme")).await.unwrap()
+    }
+
+    /// The raw answer of the admin port.
+    pub async fn admin(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut tcp = tokio::net::TcpStream::connect(self.gateway.admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        tcp.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// The value of a metric's line, or 0.
+    pub async fn metric(&self, line: &str) -> u64 {
+        let text = self.admin("/metrics").await;
+        let found = text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
+        found.unwrap_or(0)
+    }
+
+    pub async fn rejected(&self, reason: &str) -> u64 {
+        self.metric(&format!("spillway_gateway_rejected_total{{reason=\"{reason}\"}}")).await
+    }
+
+    /// The access log so far, once it has a line that contains `text`.
+    pub async fn logged(&self, text: &str) -> serde_json::Value {
+        let path = self.folder.path().join("access.log");
+        let mut found = None;
+        until("the line is logged", async || {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            found = log.lines().find(|line| line.contains(text)).map(|line| serde_json::from_str(line).unwrap());
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
+    /// What all sidecars have seen, in no order.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.sidecars.iter().flat_map(|sidecar| sidecar.seen()).collect()
+    }
+
+    /// The next request on another connection is right.
+    pub async fn check_alive(&self) {
+        let answer = self.http1().await.exchange(&h1_request("GET", "/v2/health/live", &[], b"")).await;
+        assert_eq!(answer.status, 200);
+    }
+
+    pub async fn stop(self) {
+        self.drain.start();
+        self.gateway.finish().await;
+    }
+}
+
+/// Waits for a condition, at most 10 s.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    for _ in 0..500 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("not within 10 s: {what}");
+}
+
+fn resources(sidecars: &[Sidecar]) -> String {
+    let pods: String =
+        sidecars.iter().map(|sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address)).collect();
+    format!(
+        r#"
+apiVersion: spillway/v1
+kind: Region
+metadata: {{ name: eu }}
+spec: {{ trustDomain: spillway.test }}
+---
+apiVersion: spillway/v1
+kind: Pool
+metadata: {{ name: scorers }}
+spec:
+  region: eu
+  pods:
+{pods}---
+apiVersion: spillway/v1
+kind: Model
+metadata: {{ name: double }}
+spec:
+  pools: [scorers]
+  versions: [1, 2]
+  backend: onnx
+  deadline: 2s
+  maxDeadline: 10s
+  entityInput: site
+  inputs:
+    - {{ name: x, datatype: FP32, shape: [-1] }}
+  outputs:
+    - {{ name: y, datatype: FP32, shape: [-1] }}
+---
+apiVersion: spillway/v1
+kind: Tenant
+metadata: {{ name: acme }}
+---
+apiVersion: spillway/v1
+kind: Tenant
+metadata: {{ name: globex }}
+---
+apiVersion: spillway/v1
+kind: AccessPolicy
+metadata: {{ name: acme }}
+spec:
+  subjects: [{{ tenant: acme }}]
+  models: ["*"]
+  actions: [infer, metadata]
+---
+apiVersion: spillway/v1
+kind: AccessPolicy
+metadata: {{ name: globex }}
+spec:
+  subjects: [{{ tenant: globex }}]
+  models: ["double"]
+  actions: [metadata]
+"#
+    )
+}

@@ -1,0 +1,205 @@
+//! A stand-in for the sidecar: doubles what it gets, and does what the entity's name says.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use parking_lot::Mutex;
+use spillway_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use spillway_proto::inference::infer_parameter::ParameterChoice;
+use spillway_proto::inference::model_infer_response::InferOutputTensor;
+use spillway_proto::inference::*;
+use spillway_runtime::tls::{Offer, Workload, accept};
+use tokio::net::TcpListener;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// One request as a sidecar saw it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub pod: String,
+    pub metadata: http::HeaderMap,
+    pub message: ModelInferRequest,
+}
+
+pub struct Sidecar {
+    pub name: String,
+    pub address: SocketAddr,
+    state: Arc<State>,
+    /// Its own, so that its end closes every connection.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+#[derive(Default)]
+struct State {
+    pod: String,
+    seen: Mutex<Vec<Seen>>,
+    cancelled: AtomicUsize,
+}
+
+struct CountDrop(Arc<State>, bool);
+
+impl Drop for CountDrop {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Sidecar {
+    pub async fn start(name: &str, workload: Arc<Workload>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State { pod: name.to_owned(), ..State::default() });
+        let entered = runtime.enter();
+        let listener = TcpListener::from_std(listener).unwrap();
+        drop(entered);
+        let incoming = futures_util::stream::unfold((listener, workload), |(listener, workload)| async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                if let Ok(accepted) = accept(&workload, tcp, Offer::H2, Duration::from_secs(5)).await {
+                    return Some((Ok::<_, std::io::Error>(accepted.stream), (listener, workload)));
+                }
+            }
+        });
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<GrpcInferenceServiceServer<Service>>().await;
+        let service = GrpcInferenceServiceServer::new(Service(state.clone())).max_decoding_message_size(64 << 20);
+        runtime.spawn(async move {
+            let router = tonic::transport::Server::builder().add_service(health).add_service(service);
+            router.serve_with_incoming(incoming).await.unwrap();
+        });
+        Self { name: name.to_owned(), address, state, runtime: Some(runtime) }
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state.seen.lock().clone()
+    }
+
+    pub fn cancelled(&self) -> usize {
+        self.state.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Dies: the port refuses from now on.
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+struct Service(Arc<State>);
+
+fn text(value: &str) -> InferParameter {
+    InferParameter { parameter_choice: Some(ParameterChoice::StringParam(value.into())) }
+}
+
+fn answer(message: &ModelInferRequest, pod: &str) -> ModelInferResponse {
+    let raw = message.raw_input_contents.last().cloned().unwrap_or_default();
+    let doubled: Vec<u8> = raw
+        .chunks_exact(4)
+        .flat_map(|bytes| (f32::from_le_bytes(bytes.try_into().unwrap()) * 2.0).to_le_bytes())
+        .collect();
+    let shape = vec![i64::try_from(doubled.len() / 4).unwrap()];
+    let age = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(250)) };
+    ModelInferResponse {
+        model_name: message.model_name.clone(),
+        model_version: "1".into(),
+        id: message.id.clone(),
+        parameters: [
+            ("spillway-model-version".to_owned(), text("1")),
+            ("spillway-degraded".to_owned(), text("1 stale-feature")),
+            ("spillway-feature-age-ms".to_owned(), age),
+            ("pod".to_owned(), text(pod)),
+        ]
+        .into(),
+        outputs: vec![InferOutputTensor { name: "y".into(), datatype: "FP32".into(), shape, ..Default::default() }],
+        raw_output_contents: vec![Bytes::from(doubled)],
+    }
+}
+
+fn entity(message: &ModelInferRequest) -> String {
+    match message.parameters.get("entity_id").and_then(|value| value.parameter_choice.clone()) {
+        Some(ParameterChoice::StringParam(text)) => text,
+        _ => String::new(),
+    }
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Service {
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let seen = Seen { pod: self.0.pod.clone(), metadata: metadata.into_headers(), message: message.clone() };
+        self.0.seen.lock().push(seen);
+        match entity(&message).as_str() {
+            "hangs" => {
+                let _counted = CountDrop(self.0.clone(), true);
+                std::future::pending::<()>().await;
+            }
+            "missing" => {
+                let mut status = Status::new(Code::FailedPrecondition, "no features: 100 % of \u{e9}");
+                status.metadata_mut().insert("spillway-error", "missing-feature".parse().unwrap());
+                return Err(status);
+            }
+            "lies" => return Ok(Response::new(ModelInferResponse { raw_output_contents: vec![Bytes::new(); 3], ..answer(&message, "") })),
+            _ => {}
+        }
+        let mut response = Response::new(answer(&message, &self.0.pod));
+        response.metadata_mut().insert("server-timing", "features;dur=0.21, model;dur=1.02".parse().unwrap());
+        Ok(response)
+    }
+
+    type ModelStreamInferStream = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let (state, metadata) = (self.0.clone(), metadata.into_headers());
+        let counted = CountDrop(state.clone(), true);
+        let answers = messages.scan((counted, state, metadata), |(counted, state, metadata), message| {
+            let Ok(message) = message else {
+                return futures_util::future::ready(None);
+            };
+            let seen = Seen { pod: state.pod.clone(), metadata: metadata.clone(), message: message.clone() };
+            state.seen.lock().push(seen);
+            counted.1 = entity(&message) == "hangs";
+            let response = ModelStreamInferResponse { infer_response: Some(answer(&message, &state.pod)), ..Default::default() };
+            futures_util::future::ready(Some(Ok(response)))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn model_ready(&self, _: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Result<Response<ServerMetadataResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn model_metadata(&self, _: Request<ModelMetadataRequest>) -> Result<Response<ModelMetadataResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}

@@ -1,0 +1,201 @@
+//! The port that operators and probes look at: `/livez`, `/readyz`, `/metrics`, `/config`, `POST /drain`.
+//!
+//! The rule: only loopback gets an answer unless the settings say otherwise, and no client can hold
+//! more than a little of the process. It does not serve traffic.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::drain::{Drain, Phase};
+use crate::telemetry::Metrics;
+
+/// Connections at a time; probes and scrapers need a handful.
+const CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The whole life of a connection: a scraper that stays comes again.
+const CONNECTION_LIFE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Default: a free port of 127.0.0.1.
+    pub listen: SocketAddr,
+    /// Whether others than loopback get an answer. Default: no.
+    pub remote: bool,
+}
+
+impl Default for AdminSettings {
+    fn default() -> Self {
+        Self { listen: (Ipv4Addr::LOCALHOST, 0).into(), remote: false }
+    }
+}
+
+/// What must be so before traffic comes: checks by name. Cheap to clone; all clones are the same.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Mutex<Vec<Check>>>);
+
+struct Check {
+    name: &'static str,
+    check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+impl Readiness {
+    /// Adds a check, which must be quick: it reads a state, it does not find one out.
+    /// An error says what is not so, for the operator.
+    pub fn check(&self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        self.0.lock().push(Check { name, check: Box::new(check) });
+    }
+
+    /// The checks that fail, with their reasons. Empty: ready.
+    pub fn failing(&self) -> Vec<(&'static str, String)> {
+        let checks = self.0.lock();
+        checks.iter().filter_map(|Check { name, check }| check().err().map(|reason| (*name, reason))).collect()
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.lock().iter().map(|check| check.name)).finish()
+    }
+}
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct Pages {
+    pub metrics: Metrics,
+    pub readiness: Readiness,
+    /// What `/config` shows; no secrets.
+    pub config: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    pub drain: Drain,
+}
+
+/// The bound port; nothing is answered before [`Admin::serve`].
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    remote: bool,
+}
+
+impl Admin {
+    pub async fn bind(settings: &AdminSettings) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(settings.listen).await?, remote: settings.remote })
+    }
+
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until stopped: also while draining, so that the drain can be watched.
+    pub async fn serve(self, pages: Pages) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let stopped = pages.drain.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stopped.stopped() => return,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely: accepting again at once would spin.
+                    tracing::warn!(%error, "admin port cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            // At the bound, the newest goes: its client sees a closed connection and comes again.
+            let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+            let allowed = self.remote || from.ip().to_canonical().is_loopback();
+            let pages = pages.clone();
+            tokio::spawn(async move {
+                let stopped = pages.drain.clone();
+                tokio::select! {
+                    _ = tokio::time::timeout(CONNECTION_LIFE, connection(stream, allowed, pages)) => {}
+                    () = stopped.stopped() => {}
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, allowed: bool, pages: Pages) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = if allowed { answer(&request, &pages) } else { text(StatusCode::FORBIDDEN, "forbidden\n") };
+        async move { Ok::<_, Infallible>(response) }
+    });
+    // A client that breaks off is its own affair.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    match (request.uri().path(), reads) {
+        ("/livez", true) => text(StatusCode::OK, "ok\n"),
+        ("/readyz", true) => ready(pages),
+        ("/metrics", true) => match pages.metrics.encode() {
+            Ok(metrics) => page(StatusCode::OK, crate::telemetry::METRICS_CONTENT_TYPE, metrics),
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
+        },
+        ("/config", true) => json(StatusCode::OK, &(pages.config)()),
+        ("/drain", false) if request.method() == Method::POST => {
+            tracing::info!("asked to drain by the admin port");
+            pages.drain.start();
+            text(StatusCode::ACCEPTED, "draining\n")
+        }
+        ("/livez" | "/readyz" | "/metrics" | "/config" | "/drain", _) => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")
+        }
+        _ => text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+fn ready(pages: &Pages) -> Response<Full<Bytes>> {
+    let mut failing = pages.readiness.failing();
+    if pages.drain.phase() != Phase::Serving {
+        failing.push(("drain", "no new work is taken".into()));
+    }
+    let ready = failing.is_empty();
+    let failing: serde_json::Map<_, _> =
+        failing.into_iter().map(|(name, reason)| (name.to_owned(), reason.into())).collect();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(status, &serde_json::json!({ "ready": ready, "failing": failing }))
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    page(status, "text/plain; charset=utf-8", body)
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+    page(status, "application/json", format!("{value}\n"))
+}
+
+fn page(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
+    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

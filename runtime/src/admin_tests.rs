@@ -1,0 +1,114 @@
+use super::*;
+use prometheus_client::metrics::counter::Counter;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+struct Running {
+    address: SocketAddr,
+    pages: Pages,
+    warm: Arc<AtomicBool>,
+}
+
+async fn running(settings: AdminSettings) -> Running {
+    let metrics = Metrics::new("test");
+    metrics.register("thing", "Things", Counter::<u64>::default()).inc();
+    let warm = Arc::new(AtomicBool::new(false));
+    let readiness = Readiness::default();
+    let state = warm.clone();
+    readiness.check("model", move || state.load(Ordering::Relaxed).then_some(()).ok_or("not warm".into()));
+    let drain = Drain::new(Duration::from_secs(5));
+    let config = Arc::new(|| serde_json::json!({ "region": "eu" }));
+    let pages = Pages { metrics, readiness, config, drain };
+    let admin = Admin::bind(&settings).await.unwrap();
+    let address = admin.address().unwrap();
+    tokio::spawn(admin.serve(pages.clone()));
+    Running { address, pages, warm }
+}
+
+/// Sends raw bytes and reads to the end: (status, the whole answer).
+async fn ask(address: SocketAddr, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    (answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0), answer)
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+}
+
+#[tokio::test]
+async fn the_pages_say_how_the_process_is() {
+    let Running { address, warm, .. } = running(AdminSettings::default()).await;
+    assert_eq!(get(address, "/livez").await.0, 200);
+    let (status, answer) = get(address, "/readyz").await;
+    assert!(status == 503 && answer.contains(r#"{"failing":{"model":"not warm"},"ready":false}"#), "{answer}");
+    warm.store(true, Ordering::Relaxed);
+    assert_eq!(get(address, "/readyz").await.0, 200);
+    let (status, answer) = get(address, "/metrics").await;
+    assert!(status == 200 && answer.contains("spillway_thing_total 1\n") && answer.contains("openmetrics-text"));
+    assert!(get(address, "/config").await.1.contains(r#"{"region":"eu"}"#));
+    assert_eq!(get(address, "/").await.0, 404);
+    assert_eq!(get(address, "/drain").await.0, 405);
+}
+
+#[tokio::test]
+async fn a_drain_can_be_asked_for_and_watched() {
+    let Running { address, pages, warm } = running(AdminSettings::default()).await;
+    warm.store(true, Ordering::Relaxed);
+    let post = "POST /drain HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(ask(address, post).await.0, 202);
+    assert!(!pages.drain.is_serving());
+    let (status, answer) = get(address, "/readyz").await;
+    assert!(status == 503 && answer.contains("drain"), "{answer}");
+    assert_eq!(get(address, "/livez").await.0, 200);
+    pages.drain.stop();
+    crate::fixture::eventually("the port closes", || std::net::TcpStream::connect(address).is_err()).await;
+}
+
+#[tokio::test]
+async fn t58_who_is_not_on_loopback_is_refused_unless_settings_allow() {
+    // An address of this machine that is not loopback: the source of a route outwards. Nothing is sent.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let outwards = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr());
+    let Ok(own) = outwards.map(|address| address.ip()) else {
+        assert!(std::env::var_os("CI").is_none(), "this machine has no address but loopback");
+        eprintln!("SKIPPED t58 over a real address: this machine has none but loopback");
+        return;
+    };
+    for (remote, expected) in [(false, 403), (true, 200)] {
+        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let Running { address, pages, .. } = running(AdminSettings { listen, remote }).await;
+        let from_elsewhere = SocketAddr::new(own, address.port());
+        for path in ["/livez", "/metrics", "/config"] {
+            assert_eq!(get(from_elsewhere, path).await.0, expected, "{path}");
+        }
+        if !remote {
+            let post = "POST /drain HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+            assert_eq!(ask(from_elsewhere, post).await.0, 403);
+            assert!(pages.drain.is_serving());
+        }
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+        assert_eq!(get(loopback, "/livez").await.0, 200);
+    }
+}
+
+#[tokio::test]
+async fn slow_and_many_clients_hold_little() {
+    let Running { address, .. } = running(AdminSettings::default()).await;
+    // More silent connections than there are slots: the newest are closed at once.
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut over = TcpStream::connect(address).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(2), over.read_u8()).await;
+    assert!(closed.expect("closed at once").is_err());
+    // Those that say nothing go after the header timeout, and the port answers again.
+    let gone = tokio::time::timeout(HEADER_TIMEOUT * 2, silent[0].read_u8()).await;
+    assert!(gone.expect("closed after the header timeout").is_err());
+    drop(silent);
+    crate::fixture::eventually("a slot is free", || std::net::TcpStream::connect(address).is_ok()).await;
+    assert_eq!(get(address, "/livez").await.0, 200);
+}

@@ -1,0 +1,35 @@
+//! Log lines: JSON to stderr, for changes of state.
+
+use tracing_subscriber::EnvFilter;
+
+/// Which lines are written when `SPILLWAY_LOG` says nothing.
+const DEFAULT_FILTER: &str = "info,h2=warn,hyper=warn,rustls=warn,tower=warn,opentelemetry=warn";
+
+/// Sends `tracing` and `log` records to stderr as one JSON object per line. The first call of the
+/// process decides; later ones change nothing.
+///
+/// The environment variable `SPILLWAY_LOG` filters, in the syntax of `tracing-subscriber`'s
+/// `EnvFilter`, such as `info,spillway_runtime=debug`. A filter that cannot be read is said and the
+/// default used.
+pub fn init_logging() {
+    let asked = std::env::var("SPILLWAY_LOG").ok();
+    let parsed = asked.as_deref().map(EnvFilter::try_new);
+    let refused = matches!(parsed, Some(Err(_)));
+    let filter = parsed.and_then(Result::ok).unwrap_or_else(|| EnvFilter::new(DEFAULT_FILTER));
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .finish();
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
+        return;
+    }
+    // Fails only if someone else bridges `log` already.
+    let _ = tracing_log::LogTracer::init();
+    if refused {
+        tracing::warn!(expected = DEFAULT_FILTER, "SPILLWAY_LOG is no filter; the default is used");
+    }
+}

@@ -1,0 +1,20 @@
+//! Who we are and who may talk to us: TLS 1.3 with certificates on both sides, replaced while serving.
+//!
+//! The rule: a peer is the one SPIFFE id in its verified certificate and nothing else; DNS names say
+//! nothing here. Certificate, key and trust bundle are one value behind one swap. There are no session
+//! tickets and no early data, so that every connection proves its certificate.
+
+mod accept;
+mod peer;
+mod provider;
+mod trust;
+mod workload;
+
+pub use accept::{AcceptError, Accepted, Offer, Protocol, accept};
+pub use peer::{Peer, PeerError, Side};
+pub use provider::{install_provider, provider};
+pub use trust::Trust;
+pub use workload::{IdentityError, IdentitySettings, Workload};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+//! Our own identity: certificate, key and trust bundle as one value that is replaced while serving.
+//!
+//! The rule: what cannot be used is refused and the last good value stays. Our id never changes while
+//! we run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use spillway_core::identity::SpiffeId;
+
+use super::peer::{Leaf, Peer, PeerError, Side};
+use super::provider::provider;
+use super::trust::{Clients, ExactServer, Trust};
+use crate::drain::Drain;
+use crate::file::Watched;
+use crate::telemetry::Metrics;
+
+const POLL: Duration = Duration::from_millis(500);
+/// Certificate and key are two files: between their renames they do not match. A refusal is final
+/// after so many more looks.
+const SECOND_LOOKS: u32 = 3;
+const SECOND_LOOK_AFTER: Duration = Duration::from_millis(100);
+/// No PEM file of ours is near this.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Where a workload's identity lies: three PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentitySettings {
+    /// The leaf, then the intermediates.
+    pub certificate: PathBuf,
+    /// The leaf's key, PKCS#8.
+    pub key: PathBuf,
+    /// The roots of our trust domain.
+    pub trust_bundle: PathBuf,
+}
+
+/// The operator's fault: the files do not make an identity. A retry helps once they changed.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("a file of the identity cannot be read: {0}")]
+    Unreadable(#[from] std::io::Error),
+    #[error("the certificate cannot be used: {0}")]
+    Certificate(#[from] PeerError),
+    #[error("the certificate file is no PEM with at least one certificate")]
+    NoCertificate,
+    #[error("the key file is no PEM with a private key that can be used")]
+    Key,
+    #[error("certificate and key do not belong together")]
+    Mismatch,
+    #[error("the trust bundle cannot be used: {0}")]
+    Bundle(String),
+    #[error("the certificate names '{found}', but this process is '{running}'; start it anew to change that")]
+    OtherId { found: Box<SpiffeId>, running: Box<SpiffeId> },
+}
+
+/// A process's own identity. Shared as an `Arc`; [`Workload::watch`] keeps it fresh.
+#[derive(Debug)]
+pub struct Workload {
+    id: SpiffeId,
+    current: ArcSwap<Identity>,
+    files: Mutex<Watched>,
+    reloads: Family<Outcome, Counter>,
+    expiry: Gauge,
+}
+
+/// What is replaced as a whole.
+#[derive(Debug)]
+struct Identity {
+    generation: u64,
+    key: Arc<CertifiedKey>,
+    trust: Arc<Trust>,
+    server: Arc<ServerConfig>,
+    h2_server: Arc<ServerConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+impl Workload {
+    /// Reads the files; our own id is the leaf's. Blocks on the file system.
+    pub fn load(settings: &IdentitySettings) -> Result<Arc<Self>, IdentityError> {
+        let IdentitySettings { certificate, key, trust_bundle } = settings.clone();
+        let mut files = Watched::new(vec![certificate, key, trust_bundle], MAX_FILE);
+        let contents = files.changed()?.unwrap_or_default();
+        let (identity, leaf) = Identity::read(1, &contents)?;
+        leaf.check_time(SystemTime::now())?;
+        let workload = Self {
+            id: leaf.id.clone(),
+            current: ArcSwap::from_pointee(identity),
+            files: Mutex::new(files),
+            reloads: Family::default(),
+            expiry: Gauge::default(),
+        };
+        workload.expiry.set(seconds(leaf.not_after));
+        Ok(Arc::new(workload))
+    }
+
+    /// Shows `spillway_identity_reloads_total` and `spillway_identity_expiry_seconds` (Unix time).
+    pub fn register(&self, metrics: &Metrics) {
+        let help = "Changes of our certificate, key or trust bundle, by what became of them";
+        metrics.register("identity_reloads", help, self.reloads.clone());
+        metrics.register("identity_expiry_seconds", "When our certificate expires, Unix time", self.expiry.clone());
+    }
+
+    pub fn id(&self) -> SpiffeId {
+        self.id.clone()
+    }
+
+    /// Counts from 1 and rises with each accepted change.
+    pub fn generation(&self) -> u64 {
+        self.current.load().generation
+    }
+
+    /// For a server that speaks h2 and HTTP/1.1. Ask for it per connection: it is replaced on a reload.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.current.load().server.clone()
+    }
+
+    /// For a server that speaks h2 alone.
+    pub fn h2_server_config(&self) -> Arc<ServerConfig> {
+        self.current.load().h2_server.clone()
+    }
+
+    /// For a client of exactly this server, over h2.
+    pub fn client_config(&self, expected: SpiffeId) -> Arc<ClientConfig> {
+        self.client(expected).0
+    }
+
+    /// The client config and the generation that it comes from.
+    pub(crate) fn client(&self, expected: SpiffeId) -> (Arc<ClientConfig>, u64) {
+        let identity = self.current.load();
+        let verifier = ExactServer { trust: identity.trust.clone(), expected };
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider speaks TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.key.clone())));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_sni = false;
+        (Arc::new(config), identity.generation)
+    }
+
+    /// The server configs of one generation, which they come with.
+    pub(super) fn servers(&self) -> (Arc<ServerConfig>, Arc<ServerConfig>, u64) {
+        let identity = self.current.load();
+        (identity.server.clone(), identity.h2_server.clone(), identity.generation)
+    }
+
+    /// The client that presented this chain, leaf first. Verifies the chain against the bundle of now.
+    pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, PeerError> {
+        let identity = self.current.load();
+        let leaf = identity.trust.verify(chain, Side::Client, SystemTime::now())?;
+        Ok(peer(leaf, chain, Side::Client, identity.generation))
+    }
+
+    /// The client of a handshake that the server config of this generation has accepted.
+    pub(super) fn accepted(&self, chain: &[CertificateDer<'_>], generation: u64) -> Result<Peer, PeerError> {
+        let leaf = Leaf::read(chain.first().ok_or(PeerError::NoCertificate)?)?;
+        Ok(peer(leaf, chain, Side::Client, generation))
+    }
+
+    /// Whether a peer of an open connection may go on: its certificate has not expired, and its chain
+    /// leads to a root of the bundle of now. Cheap while our generation stays the same; a new one is
+    /// verified against once per peer.
+    pub fn still_trusted(&self, peer: &Peer, now: SystemTime) -> Result<(), PeerError> {
+        if now > peer.not_after {
+            return Err(PeerError::Expired);
+        }
+        let identity = self.current.load();
+        if peer.verified_in.load(Ordering::Relaxed) == identity.generation {
+            return Ok(());
+        }
+        identity.trust.verify(&peer.chain, peer.side, now)?;
+        peer.verified_in.store(identity.generation, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Follows the files until stopped.
+    pub async fn watch(self: Arc<Self>, drain: Drain) {
+        let mut refused = None;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                () = drain.stopped() => return,
+            }
+            match self.look().await {
+                Ok(false) => {}
+                Ok(true) => {
+                    refused = None;
+                    tracing::info!(generation = self.generation(), "identity reloaded");
+                }
+                Err(error) => {
+                    let problem = error.to_string();
+                    if refused.as_ref() != Some(&problem) {
+                        self.reloads.get_or_create(&Outcome { outcome: "refused" }).inc();
+                        tracing::error!(problem, "identity refused, the last good one stays");
+                        refused = Some(problem);
+                    }
+                }
+            }
+        }
+    }
+
+    /// [`Self::reload`], with second looks before a refusal is believed.
+    async fn look(self: &Arc<Self>) -> Result<bool, IdentityError> {
+        let mut outcome = self.clone().reload_aside().await;
+        for _ in 0..SECOND_LOOKS {
+            if outcome.is_ok() {
+                break;
+            }
+            tokio::time::sleep(SECOND_LOOK_AFTER).await;
+            match self.clone().reload_aside().await {
+                Ok(false) => {}
+                changed => outcome = changed,
+            }
+        }
+        outcome
+    }
+
+    async fn reload_aside(self: Arc<Self>) -> Result<bool, IdentityError> {
+        let reload = tokio::task::spawn_blocking(move || self.reload());
+        reload.await.unwrap_or_else(|lost| Err(IdentityError::Unreadable(std::io::Error::other(lost))))
+    }
+
+    /// Reads the files again if they changed, and says whether a new identity is in use. Blocks on the
+    /// file system.
+    pub fn reload(&self) -> Result<bool, IdentityError> {
+        let mut files = self.files.lock();
+        let Some(contents) = files.changed()? else { return Ok(false) };
+        let current = self.current.load();
+        let (identity, leaf) = Identity::read(current.generation + 1, &contents)?;
+        if leaf.id != self.id {
+            return Err(IdentityError::OtherId { found: Box::new(leaf.id), running: Box::new(self.id.clone()) });
+        }
+        // An old leaf beside a new bundle is taken even when it has expired: a root that was removed
+        // must not stay trusted because of it.
+        if identity.key.cert != current.key.cert {
+            leaf.check_time(SystemTime::now())?;
+        }
+        if let Err(error) = identity.trust.verify(&identity.key.cert, Side::Server, SystemTime::now()) {
+            tracing::warn!(%error, "our own certificate does not lead to our own trust bundle");
+        }
+        self.current.store(Arc::new(identity));
+        self.expiry.set(seconds(leaf.not_after));
+        self.reloads.get_or_create(&Outcome { outcome: "accepted" }).inc();
+        Ok(true)
+    }
+}
+
+impl Identity {
+    fn read(generation: u64, contents: &[Vec<u8>]) -> Result<(Self, Leaf), IdentityError> {
+        let [certificate, key, bundle] = contents else { return Err(IdentityError::NoCertificate) };
+        let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|_| IdentityError::NoCertificate)?;
+        let leaf = Leaf::read(chain.first().ok_or(IdentityError::NoCertificate)?)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| IdentityError::Key)?;
+        let key = provider().key_provider.load_private_key(key).map_err(|_| IdentityError::Key)?;
+        let key = CertifiedKey::new(chain, key);
+        key.keys_match().map_err(|_| IdentityError::Mismatch)?;
+        let key = Arc::new(key);
+        let trust = Arc::new(Trust::read(leaf.id.trust_domain.clone(), bundle)?);
+        let server = server_config(&key, &trust, &[b"h2", b"http/1.1"]);
+        let h2_server = server_config(&key, &trust, &[b"h2"]);
+        Ok((Self { generation, key, trust, server, h2_server }, leaf))
+    }
+}
+
+fn server_config(key: &Arc<CertifiedKey>, trust: &Arc<Trust>, protocols: &[&[u8]]) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider speaks TLS 1.3")
+        .with_client_cert_verifier(Arc::new(Clients(trust.clone())))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Arc::new(config)
+}
+
+fn peer(leaf: Leaf, chain: &[CertificateDer<'_>], side: Side, generation: u64) -> Peer {
+    Peer {
+        id: leaf.id,
+        not_after: leaf.not_after,
+        chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
+        side,
+        verified_in: AtomicU64::new(generation),
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,221 @@
+//! One place for a connection: at most one is ready, at most one connect is under way.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use super::body::OipBody;
+use super::error::{ConnectError, UpstreamError};
+use super::{Inner, Ordering};
+
+pub(super) type Sender = http2::SendRequest<OipBody>;
+
+#[derive(Debug, Default)]
+pub(super) struct Slot(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    ready: Option<Ready>,
+    connecting: Option<watch::Receiver<Option<Connected>>>,
+    resting: Option<Resting>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    sender: Sender,
+    /// Our own generation that the handshake used.
+    generation: u64,
+}
+
+/// A connect failed; until then no other is begun.
+#[derive(Debug)]
+struct Resting {
+    until: Instant,
+    failures: u32,
+    error: Arc<ConnectError>,
+}
+
+type Connected = Result<Sender, Arc<ConnectError>>;
+
+impl Inner {
+    /// A connection that can be called on. The connect itself is a task of its own: a caller that gives
+    /// up takes nothing from those who wait with it.
+    pub(super) async fn sender(self: &Arc<Self>) -> Result<Sender, UpstreamError> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len();
+        let mut connecting = {
+            let mut state = self.slots[index].0.lock();
+            if let Some(Ready { sender, generation }) = &state.ready {
+                if *generation == self.workload.generation() && !sender.is_closed() {
+                    return Ok(sender.clone());
+                }
+                // Its streams go on to their ends; the connection closes with the last of them.
+                state.ready = None;
+            }
+            match &state.connecting {
+                // An error says that the task is gone, with the runtime that it ran on.
+                Some(connecting) if connecting.has_changed().is_ok() => connecting.clone(),
+                _ => {
+                    if let Some(resting) = state.resting.as_ref().filter(|resting| Instant::now() < resting.until) {
+                        return Err(UpstreamError::Unreachable(resting.error.clone()));
+                    }
+                    let (done, connecting) = watch::channel(None);
+                    state.connecting = Some(connecting.clone());
+                    tokio::spawn(self.clone().fill(index, done));
+                    connecting
+                }
+            }
+        };
+        let connected = match connecting.wait_for(Option::is_some).await {
+            Ok(connected) => (*connected).clone(),
+            Err(_) => None,
+        };
+        connected.unwrap_or_else(|| Err(Arc::new(ConnectError::GivenUp))).map_err(UpstreamError::Unreachable)
+    }
+
+    async fn fill(self: Arc<Self>, index: usize, done: watch::Sender<Option<Connected>>) {
+        let connected = tokio::time::timeout(self.settings.connect_timeout, self.connect())
+            .await
+            .unwrap_or(Err(ConnectError::Timeout));
+        let mut state = self.slots[index].0.lock();
+        state.connecting = None;
+        let connected = match connected {
+            Ok((sender, generation)) => {
+                self.metrics.connected("connected");
+                tracing::debug!(address = %self.address, peer = %self.expected, "upstream connected");
+                state.resting = None;
+                state.ready = Some(Ready { sender: sender.clone(), generation });
+                Ok(sender)
+            }
+            Err(error) => {
+                self.metrics.connected(error.reason());
+                let failures = state.resting.take().map_or(0, |resting| resting.failures).saturating_add(1);
+                if failures == 1 {
+                    tracing::warn!(address = %self.address, peer = %self.expected, %error, "upstream cannot be reached");
+                }
+                let error = Arc::new(error);
+                let until = Instant::now() + self.rest(failures);
+                state.resting = Some(Resting { until, failures, error: error.clone() });
+                Err(error)
+            }
+        };
+        drop(state);
+        done.send_replace(Some(connected));
+    }
+
+    async fn connect(&self) -> Result<(Sender, u64), ConnectError> {
+        let stream = TcpStream::connect(self.address).await.map_err(ConnectError::Tcp)?;
+        stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        let (config, generation) = self.workload.client(self.expected.clone());
+        // The name is not looked at; an address keeps the handshake free of one.
+        let name = ServerName::IpAddress(self.address.ip().into());
+        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(ConnectError::Tls)?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(ConnectError::Protocol);
+        }
+        let (stream, heard) = FirstRead::of(stream);
+        let settings = &self.settings;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .adaptive_window(false)
+            .initial_stream_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .max_frame_size(64 << 10)
+            .max_header_list_size(32 << 10)
+            // Many calls may be cancelled at once; h2 must remember them to ignore their late frames.
+            .max_concurrent_reset_streams(1_024)
+            .keep_alive_interval(settings.ping_every)
+            .keep_alive_timeout(settings.ping_timeout)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ConnectError::Http)?;
+        let address = self.address;
+        // It ends when the last sender and stream are gone, when the peer closes, or when a ping stays
+        // unanswered.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%address, %error, "upstream connection ended");
+            }
+        });
+        // A call that is sent before the server has accepted our certificate would be lost with a
+        // refusal, and nobody could say whether it was seen.
+        heard.await.map_err(|_| ConnectError::Closed)?;
+        Ok((sender, generation))
+    }
+
+    /// Doubles with each failure up to the longest, less up to a tenth, so that many do not come back
+    /// at the same moment.
+    fn rest(&self, failures: u32) -> Duration {
+        let doubled = self.settings.rest.saturating_mul(1 << (failures - 1).min(16));
+        doubled.min(self.settings.longest_rest).mul_f64(1.0 - 0.1 * rand::random::<f64>())
+    }
+}
+
+/// A stream that tells when its peer has said something.
+#[derive(Debug)]
+struct FirstRead<S> {
+    stream: S,
+    told: Option<oneshot::Sender<()>>,
+}
+
+impl<S> FirstRead<S> {
+    fn of(stream: S) -> (Self, oneshot::Receiver<()>) {
+        let (told, heard) = oneshot::channel();
+        (Self { stream, told: Some(told) }, heard)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for FirstRead<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before
+            && let Some(told) = self.told.take()
+        {
+            // Who has given up needs not be told.
+            let _ = told.send(());
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for FirstRead<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

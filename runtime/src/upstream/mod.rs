@@ -1,0 +1,282 @@
+//! The way to one server: a few mTLS h2 connections, many calls on each.
+//!
+//! The rule: an error says whether the server may have seen the call, so that the one retry layer above
+//! can judge. There is no retry here, except that a call that a closing connection hands back unsent
+//! goes to its successor. Dropping a call resets its stream.
+//!
+//! ```text
+//! none --call--> connecting --handshake--> ready --closed, GOAWAY, new generation--> none
+//!                    |--failed--> resting --its time is over--> none
+//! ```
+
+mod body;
+mod connection;
+mod error;
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, Uri};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use spillway_core::identity::SpiffeId;
+use tokio::time::Instant;
+
+pub use body::{Aborted, OipBody, OipSender};
+pub use error::{ConnectError, UpstreamError};
+
+use crate::telemetry::Metrics;
+use crate::tls::Workload;
+use connection::Slot;
+
+/// Each field's default is [`UpstreamSettings::default`]'s.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// Connections kept at a time. Default 1.
+    pub connections: usize,
+    /// TCP and TLS together. Default 1 s.
+    pub connect_timeout: Duration,
+    /// What a stream may receive unread. Default 4 MiB.
+    pub stream_window: u32,
+    /// What a connection may receive unread. Default 16 MiB.
+    pub connection_window: u32,
+    /// How often a silent peer is pinged. Default 5 s.
+    pub ping_every: Duration,
+    /// How long a ping may take before the peer counts as gone. Default 3 s.
+    pub ping_timeout: Duration,
+    /// The first rest after a failed connect; it doubles. Default 50 ms.
+    pub rest: Duration,
+    /// The longest rest. Default 1 s: one attempt per second costs the server next to nothing.
+    pub longest_rest: Duration,
+}
+
+impl Default for UpstreamSettings {
+    fn default() -> Self {
+        Self {
+            connections: 1,
+            connect_timeout: Duration::from_secs(1),
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            ping_every: Duration::from_secs(5),
+            ping_timeout: Duration::from_secs(3),
+            rest: Duration::from_millis(50),
+            longest_rest: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Counts over all upstreams of a process.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamMetrics {
+    connects: Family<Outcome, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+impl UpstreamMetrics {
+    /// Shows `spillway_upstream_connects_total{outcome}`.
+    pub fn register(metrics: &Metrics) -> Self {
+        Self { connects: metrics.family("upstream_connects", "Connects to upstreams, by what became of them") }
+    }
+
+    fn connected(&self, outcome: &'static str) {
+        self.connects.get_or_create(&Outcome { outcome }).inc();
+    }
+}
+
+/// Cheap to clone; all clones are the same upstream.
+#[derive(Clone, Debug)]
+pub struct Upstream(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    workload: Arc<Workload>,
+    address: SocketAddr,
+    authority: Authority,
+    expected: SpiffeId,
+    settings: UpstreamSettings,
+    metrics: UpstreamMetrics,
+    slots: Vec<Slot>,
+    next: AtomicUsize,
+    in_flight: AtomicUsize,
+}
+
+impl Upstream {
+    /// A server at this address that must be `expected`. Connects with the first call.
+    pub fn new(workload: Arc<Workload>, address: SocketAddr, expected: SpiffeId) -> Self {
+        Self::with(workload, address, expected, UpstreamSettings::default(), UpstreamMetrics::default())
+    }
+
+    pub fn with(
+        workload: Arc<Workload>,
+        address: SocketAddr,
+        expected: SpiffeId,
+        settings: UpstreamSettings,
+        metrics: UpstreamMetrics,
+    ) -> Self {
+        let authority = address.to_string().try_into().expect("an address and port are an authority");
+        let slots = (0..settings.connections.max(1)).map(|_| Slot::default()).collect();
+        Self(Arc::new(Inner {
+            workload,
+            address,
+            authority,
+            expected,
+            settings,
+            metrics,
+            slots,
+            next: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+        }))
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    pub fn expected(&self) -> &SpiffeId {
+        &self.0.expected
+    }
+
+    /// Calls that have begun and whose answers' bodies are not dropped yet.
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts as a call until dropped: for work that is decided on but not called yet.
+    pub fn hold(&self) -> InFlight {
+        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.0.clone())
+    }
+
+    /// Sends a request and waits for the head of its answer. Scheme and authority are filled in where
+    /// they are missing. Not bounded in time beyond the connect: drop it, or use [`Upstream::call_by`].
+    pub async fn call(&self, request: Request<OipBody>) -> Result<Response<UpstreamBody>, UpstreamError> {
+        let (sender, request) = (self.0.sender(), self.0.complete(request));
+        let counted = self.hold();
+        self.0.send(sender.await?, request, counted, None).await
+    }
+
+    /// Like [`Upstream::call`], until a deadline. The deadline bounds the head of the answer, not its
+    /// body.
+    pub async fn call_by(
+        &self,
+        request: Request<OipBody>,
+        deadline: std::time::Instant,
+    ) -> Result<Response<UpstreamBody>, UpstreamError> {
+        let deadline = Instant::from_std(deadline);
+        let request = self.0.complete(request);
+        let counted = self.hold();
+        let sender = within(Some(deadline), false, self.0.sender()).await?;
+        self.0.send(sender, request, counted, Some(deadline)).await
+    }
+
+    /// Connects if there is no connection: for a health check or to be warm before the first call.
+    pub async fn connect(&self) -> Result<(), UpstreamError> {
+        self.0.sender().await.map(drop)
+    }
+}
+
+impl Inner {
+    async fn send(
+        self: &Arc<Self>,
+        mut sender: connection::Sender,
+        mut request: Request<OipBody>,
+        counted: InFlight,
+        deadline: Option<Instant>,
+    ) -> Result<Response<UpstreamBody>, UpstreamError> {
+        let mut handed_back = false;
+        loop {
+            let mut failed = match within(deadline, true, async { Ok(sender.try_send_request(request).await) }).await? {
+                Ok(response) => return Ok(response.map(|body| UpstreamBody { body, _counted: counted })),
+                Err(failed) => failed,
+            };
+            // The connection closed between our look at it and the call: nothing was sent.
+            match failed.take_message() {
+                Some(unsent) if !handed_back => {
+                    request = unsent;
+                    handed_back = true;
+                    sender = within(deadline, false, self.sender()).await?;
+                }
+                Some(_) => return Err(UpstreamError::Refused),
+                None => return Err(UpstreamError::of(failed.into_error())),
+            }
+        }
+    }
+
+    fn complete(&self, mut request: Request<OipBody>) -> Request<OipBody> {
+        if request.uri().authority().is_none() {
+            let mut parts = std::mem::take(request.uri_mut()).into_parts();
+            parts.scheme = Some(Scheme::HTTPS);
+            parts.authority = Some(self.authority.clone());
+            parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+            // All three parts are there, which is all that can be wrong.
+            *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        }
+        request
+    }
+}
+
+async fn within<T>(
+    deadline: Option<Instant>,
+    sent: bool,
+    work: impl Future<Output = Result<T, UpstreamError>>,
+) -> Result<T, UpstreamError> {
+    match deadline {
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(UpstreamError::Deadline { sent }))
+        }
+        None => work.await,
+    }
+}
+
+/// One call that counts for [`Upstream::in_flight`] until dropped.
+#[derive(Debug)]
+#[must_use = "the call stops counting when this is dropped"]
+pub struct InFlight(Arc<Inner>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer. The call counts as in flight until it is dropped.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    body: Incoming,
+    _counted: InFlight,
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        Pin::new(&mut self.body).poll_frame(context).map_err(UpstreamError::of)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! L1: rows in this process, bounded by bytes.
+//!
+//! The rule: a fill that is older than an invalidation seen since its read began is refused, and while
+//! invalidations cannot be heard a row is believed for moments only.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use spillway_core::feature::{Freshness, Row, RowKey, may_fill};
+
+use super::groups::Group;
+use super::settings::MemorySettings;
+
+/// A stale row was just confirmed by the durable tier: that long it is not asked again.
+const STALE_RECHECK: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Rows share an invalidation tick with those of the same slot: a collision only refuses a fill.
+const SLOTS: usize = 4_096;
+
+pub(super) struct Memory {
+    rows: Cache<RowKey, Entry, Weight, ahash::RandomState>,
+    settings: MemorySettings,
+    hash: ahash::RandomState,
+    /// Rises with every invalidation.
+    tick: AtomicU64,
+    flushed: AtomicU64,
+    invalidated: Box<[AtomicU64]>,
+    heard: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Entry {
+    /// None: known to be absent.
+    row: Option<Row>,
+    filled: Instant,
+}
+
+/// What L1 knows of a row.
+pub(super) enum Known {
+    Fresh(Row),
+    /// Stale, but the durable tier was asked a moment ago.
+    Stale(Row),
+    Absent,
+    /// To be asked for again; of use if no other tier answers.
+    Outdated(Row),
+    Nothing,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<RowKey, Entry> for Weight {
+    fn weight(&self, key: &RowKey, entry: &Entry) -> u64 {
+        // The entry, the two buffers' headers and the cache's own slot.
+        const OVERHEAD: usize = 160;
+        let row = entry.row.as_ref().map_or(0, |row| row.bytes().len());
+        (key.as_str().len() + row + OVERHEAD) as u64
+    }
+}
+
+impl Memory {
+    pub fn new(settings: MemorySettings) -> Self {
+        let hash = ahash::RandomState::new();
+        let capacity = settings.size.0.max(1 << 16);
+        let rows = Cache::with(
+            usize::try_from(capacity / 256).unwrap_or(usize::MAX),
+            capacity,
+            Weight,
+            hash.clone(),
+            Default::default(),
+        );
+        let keep_absent = settings.keep_absent.min(MemorySettings::MAX_KEEP_ABSENT);
+        Self {
+            rows,
+            settings: MemorySettings { keep_absent, ..settings },
+            hash,
+            tick: AtomicU64::new(1),
+            flushed: AtomicU64::new(0),
+            invalidated: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            heard: AtomicBool::new(false),
+        }
+    }
+
+    pub fn get(&self, key: &str, group: &Group, now: Instant, now_us: i64) -> Known {
+        let Some(entry) = self.rows.get(key) else { return Known::Nothing };
+        let age = now.saturating_duration_since(entry.filled);
+        let Some(row) = entry.row else {
+            return if age < self.settings.keep_absent { Known::Absent } else { Known::Nothing };
+        };
+        if !group.layout.owns(&row) {
+            return Known::Nothing;
+        }
+        let keep = if self.heard.load(Ordering::Relaxed) { self.settings.keep } else { self.settings.keep_absent };
+        match group.freshness(row.event_us(), now_us) {
+            Freshness::Fresh if age < keep => Known::Fresh(row),
+            Freshness::Stale if age < STALE_RECHECK.min(keep) => Known::Stale(row),
+            Freshness::Fresh | Freshness::Stale => Known::Outdated(row),
+            Freshness::Expired => Known::Nothing,
+        }
+    }
+
+    /// To be taken before a read asks any other tier.
+    pub fn tick(&self) -> u64 {
+        self.tick.load(Ordering::SeqCst)
+    }
+
+    /// Whether the row was taken; `began` is the [`Self::tick`] from before its read.
+    pub fn fill(&self, key: &RowKey, row: Option<&Row>, began: u64) -> bool {
+        if !self.may_fill(key, began) {
+            return false;
+        }
+        self.rows.insert(key.clone(), Entry { row: row.map(Row::detached), filled: Instant::now() });
+        // An invalidation between the check and the insert found nothing to remove.
+        if self.may_fill(key, began) {
+            return true;
+        }
+        self.rows.remove(key);
+        false
+    }
+
+    pub fn invalidate(&self, key: &RowKey) {
+        let tick = self.tick.fetch_add(1, Ordering::SeqCst) + 1;
+        self.invalidated[self.slot(key)].fetch_max(tick, Ordering::SeqCst);
+        self.rows.remove(key);
+    }
+
+    pub fn flush(&self) {
+        let tick = self.tick.fetch_add(1, Ordering::SeqCst) + 1;
+        self.flushed.fetch_max(tick, Ordering::SeqCst);
+        self.rows.clear();
+    }
+
+    /// Whether invalidations by other processes reach this one.
+    pub fn set_heard(&self, heard: bool) -> bool {
+        self.heard.swap(heard, Ordering::SeqCst)
+    }
+
+    pub fn weight(&self) -> u64 {
+        self.rows.weight()
+    }
+
+    fn may_fill(&self, key: &RowKey, began: u64) -> bool {
+        let invalidated = self.invalidated[self.slot(key)].load(Ordering::SeqCst);
+        may_fill(began, invalidated, self.flushed.load(Ordering::SeqCst))
+    }
+
+    fn slot(&self, key: &RowKey) -> usize {
+        usize::try_from(self.hash.hash_one(key) % SLOTS as u64).unwrap_or(0)
+    }
+}

@@ -1,0 +1,135 @@
+//! Features of entities, out of the nearest tier that has them: L1 in process, L2 Redis, L3 Cassandra,
+//! ScyllaDB or SQLite.
+//!
+//! The rules: one round per tier for all rows of a call, within its slice of the deadline. A tier that
+//! fails is skipped and said to have failed; an error is never taken for an absence and never kept. A
+//! value past its freshness is replaced if any tier has a newer one, else served and said to be stale.
+//! The last event wins in every tier, and a write reaches L3, then L2, then every L1 that may hold it.
+//!
+//! In reading order: [`settings`], [`lookup`], `read` (the read path), `write` (the write path), `memory`
+//! (L1), `redis` (L2), `listen` (invalidation), `store` (L3's trait), `cassandra`, `sqlite`, `flight`.
+
+mod cassandra;
+mod flight;
+mod groups;
+mod listen;
+pub mod lookup;
+mod memory;
+mod metrics;
+mod read;
+mod redis;
+pub mod settings;
+mod sqlite;
+mod store;
+mod tls;
+mod write;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use spillway_core::feature::{Layout, RowKey};
+use spillway_core::snapshot::Snapshot;
+use spillway_core::units::Name;
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Tier};
+pub use settings::{
+    CassandraSettings, FeatureSettings, InvalidSettings, MemorySettings, RedisSettings, SqliteSettings, StoreSettings,
+    TlsSettings,
+};
+pub use write::{Event, WriteError, Written};
+
+use cassandra::Cassandra;
+use flight::Flights;
+use groups::Groups;
+use listen::Listener;
+use memory::Memory;
+use metrics::Metrics;
+use read::Resolved;
+use redis::Redis;
+use sqlite::Sqlite;
+use store::Store;
+
+/// Fills of L2 under way at once; more are left out.
+const FILLS: usize = 64;
+
+/// All tiers of one process.
+pub struct Features {
+    memory: Arc<Memory>,
+    redis: Option<Arc<Redis>>,
+    store: Arc<dyn Store>,
+    groups: Groups,
+    flights: Flights<Resolved>,
+    fills: Arc<Semaphore>,
+    /// Rows that Redis may hold an overwritten version of, because it could not be told.
+    repairs: Arc<Mutex<BTreeSet<RowKey>>>,
+    metrics: Arc<Metrics>,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Features {
+    /// Checks the settings and starts; a Redis or Cassandra that is away is waited for in the background.
+    /// To be called at start, within a tokio runtime: a SQLite file is opened at once. Dropping the value
+    /// ends all its tasks.
+    pub fn open(settings: &FeatureSettings, region: &Name, registry: &mut Registry) -> Result<Arc<Self>, InvalidSettings> {
+        let metrics = Arc::new(Metrics::register(registry));
+        let memory = Arc::new(Memory::new(settings.memory));
+        let flights = Flights::default();
+        let repairs = Arc::new(Mutex::new(BTreeSet::new()));
+        let listener = || Listener::new(memory.clone(), flights.clone(), metrics.clone());
+        let mut tasks = Vec::new();
+        let mut redis = None;
+        if let Some(settings) = &settings.redis {
+            let (opened, subscriber) = Redis::open(settings, region)?;
+            tasks.extend(listen::to_redis(opened.clone(), subscriber, listener()));
+            let repair = write::repair(opened.clone(), repairs.clone(), metrics.clone());
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(repair)));
+            redis = Some(opened);
+        }
+        let store: Arc<dyn Store> = match &settings.store {
+            StoreSettings::Cassandra(settings) => Arc::new(Cassandra::open(settings)?),
+            StoreSettings::Sqlite(settings) => {
+                let sqlite = Sqlite::open(settings)?;
+                tasks.push(sqlite.listen(listener(), redis.is_none())?);
+                Arc::new(sqlite)
+            }
+        };
+        Ok(Arc::new(Self {
+            memory,
+            redis,
+            store,
+            groups: Groups::default(),
+            flights,
+            fills: Arc::new(Semaphore::new(FILLS)),
+            repairs,
+            metrics,
+            _tasks: tasks,
+        }))
+    }
+
+    /// Where the fields of a group lie, for [`spillway_core::feature::Gather::of`].
+    pub fn layout(&self, snapshot: &Snapshot, group: &Name) -> Option<Arc<Layout>> {
+        self.groups.get(snapshot, group).map(|group| group.layout.clone())
+    }
+
+    /// Bytes that L1 holds.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.weight()
+    }
+}
+
+impl std::fmt::Debug for Features {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Features").field("redis", &self.redis.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Unix microseconds.
+pub fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,172 @@
+//! Where features are kept and how long a tier may take. Static: read once, at start.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use spillway_core::units::ByteSize;
+
+#[derive(Clone, Debug)]
+pub struct FeatureSettings {
+    /// The in-process tier.
+    pub memory: MemorySettings,
+    /// The regional tier; none: the in-process tier is filled from the durable one.
+    pub redis: Option<RedisSettings>,
+    /// The durable tier.
+    pub store: StoreSettings,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct MemorySettings {
+    /// Keys, rows and their bookkeeping together.
+    pub size: ByteSize,
+    /// How long a row is served without asking again while invalidations are heard.
+    pub keep: Duration,
+    /// How long an absence is remembered, and a row while invalidations are not heard. At most 5 s.
+    pub keep_absent: Duration,
+}
+
+impl MemorySettings {
+    pub const MAX_KEEP_ABSENT: Duration = Duration::from_secs(5);
+}
+
+impl Default for MemorySettings {
+    fn default() -> Self {
+        Self { size: ByteSize(64 << 20), keep: Duration::from_secs(60), keep_absent: Duration::from_secs(1) }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct RedisSettings {
+    /// `host:port`. One server, or some nodes of a cluster.
+    pub servers: Vec<String>,
+    pub cluster: bool,
+    /// ACL user; none: the default user.
+    pub username: Option<String>,
+    /// A file that holds the password and nothing else but a final line break.
+    pub password_file: Option<PathBuf>,
+    pub tls: Option<TlsSettings>,
+    /// The most that one round may take of a request's time.
+    pub timeout: Duration,
+    /// How long Redis keeps a row.
+    pub keep: Duration,
+    /// Connections to each server.
+    pub connections: usize,
+    /// Rounds at once.
+    pub concurrency: usize,
+}
+
+impl Default for RedisSettings {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            cluster: false,
+            username: None,
+            password_file: None,
+            tls: None,
+            timeout: Duration::from_millis(10),
+            keep: Duration::from_secs(300),
+            connections: 2,
+            concurrency: 256,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum StoreSettings {
+    Cassandra(CassandraSettings),
+    Sqlite(SqliteSettings),
+}
+
+#[derive(Clone, Debug)]
+pub struct CassandraSettings {
+    /// `host:port`, some nodes of the ring.
+    pub contact_points: Vec<String>,
+    /// Lower-case letters, digits and `_`.
+    pub keyspace: String,
+    /// Reads stay in this data centre; none: every node is as near as another.
+    pub data_center: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub tls: Option<TlsSettings>,
+    /// The most that a read may take of a request's time.
+    pub timeout: Duration,
+    /// The most that a write may take.
+    pub write_timeout: Duration,
+    /// A second node is asked when the first has not answered for so long; none: never.
+    pub speculate_after: Option<Duration>,
+    /// Statements at once.
+    pub concurrency: usize,
+    /// Creates keyspace and table when they are not there.
+    pub create_schema: bool,
+    /// Of a keyspace that is created here.
+    pub replication_factor: u8,
+}
+
+impl Default for CassandraSettings {
+    fn default() -> Self {
+        Self {
+            contact_points: Vec::new(),
+            keyspace: "spillway".into(),
+            data_center: None,
+            username: None,
+            password_file: None,
+            tls: None,
+            timeout: Duration::from_millis(20),
+            write_timeout: Duration::from_secs(2),
+            speculate_after: None,
+            concurrency: 256,
+            create_schema: false,
+            replication_factor: 3,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct SqliteSettings {
+    pub path: PathBuf,
+    /// The most that a read may take of a request's time.
+    pub timeout: Duration,
+    /// Reading connections, each on a blocking thread while it reads.
+    pub connections: usize,
+}
+
+impl Default for SqliteSettings {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), timeout: Duration::from_millis(50), connections: 4 }
+    }
+}
+
+/// TLS 1.3 to a store, its certificate checked against `ca` and its name.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    pub ca: PathBuf,
+    /// Our own certificate and key, where the server asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// The settings cannot be used. The operator's fault; a retry is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidSettings {
+    #[error("{setting}: {problem}")]
+    Value { setting: &'static str, problem: &'static str },
+    #[error("{setting}: the file cannot be read")]
+    File { setting: &'static str, source: std::io::Error },
+    #[error("{setting}: no usable certificate or key in the file")]
+    Pem { setting: &'static str },
+    #[error("the SQLite file cannot be opened or prepared")]
+    Sqlite(#[source] rusqlite::Error),
+    #[error("the Redis client refuses the settings: {0}")]
+    Redis(String),
+}
+
+/// `host:port` as its two parts; IPv6 addresses stand in brackets.
+pub(super) fn host_and_port(server: &str) -> Option<(String, u16)> {
+    let (host, port) = server.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (!host.is_empty()).then(|| Some((host.to_owned(), port.parse().ok().filter(|port| *port > 0)?)))?
+}
+
+pub(super) fn read_secret(path: &std::path::Path, setting: &'static str) -> Result<String, InvalidSettings> {
+    let text = std::fs::read_to_string(path).map_err(|source| InvalidSettings::File { setting, source })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}

@@ -1,0 +1,201 @@
+//! The write path: check everything, then L3, then L2, then every L1 that may hold the row.
+//!
+//! A write may be sent again at any time: the last event wins in each tier. What Redis could not be told
+//! is remembered and told later, so that it does not go on serving what was overwritten.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use spillway_core::feature::{InvalidEvent, InvalidKey, InvalidRow, RowKey, Stored, check_event_time};
+use spillway_core::resource::FieldValue;
+use spillway_core::snapshot::Snapshot;
+use spillway_core::units::Name;
+
+use super::groups::Group;
+use super::metrics::Metrics;
+use super::redis::{Put, Redis};
+use super::store::{Answer, Change};
+use super::{Features, now_us};
+
+/// Rows that Redis has yet to be told about. Beyond it the rows' lifetime in Redis is the bound.
+const REPAIRS: usize = 65_536;
+const REPAIR_EVERY: Duration = Duration::from_millis(500);
+const REPAIRS_AT_ONCE: usize = 512;
+
+/// Redis gets as long as this to take a batch; nobody's request waits for it.
+const L2_DEADLINE: Duration = Duration::from_secs(1);
+
+/// One thing that happened to one entity in one group.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub group: Name,
+    /// For groups whose entities are a tenant's own; else empty.
+    pub tenant: String,
+    pub entity: Bytes,
+    /// Unix microseconds.
+    pub event_us: i64,
+    /// In field order, `None` is null. No values at all: the row is deleted.
+    pub values: Option<Vec<Option<FieldValue>>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Events that L3 holds now, or holds a later one of.
+    pub count: usize,
+    /// Events already past their retention, of which there is nothing to keep.
+    pub expired: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The producer's fault; nothing was written. Index of the event, and what is wrong with it.
+    #[error("{} of the events cannot be accepted", .0.len())]
+    Rejected(Vec<(usize, RejectedEvent)>),
+    /// The durable tier did not take all events. A retry may help and does no harm.
+    #[error("the durable store took {written} of {of} events")]
+    Unavailable { written: usize, of: usize },
+}
+
+/// The producer's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RejectedEvent {
+    #[error("there is no feature group '{0}'")]
+    UnknownGroup(Name),
+    #[error(transparent)]
+    Key(#[from] InvalidKey),
+    #[error(transparent)]
+    Time(#[from] InvalidEvent),
+    #[error(transparent)]
+    Row(#[from] InvalidRow),
+}
+
+impl Features {
+    /// Writes all events, or none if one of them cannot be accepted.
+    pub async fn write(&self, snapshot: &Snapshot, events: &[Event]) -> Result<Written, WriteError> {
+        let now_us = now_us();
+        let mut changes = Vec::with_capacity(events.len());
+        let mut rejected = Vec::new();
+        let mut expired = 0;
+        for (index, event) in events.iter().enumerate() {
+            match self.check(snapshot, event, now_us) {
+                Ok((group, change)) if change.expires_us > now_us => changes.push((group, change)),
+                Ok(_) => expired += 1,
+                Err(fault) => rejected.push((index, fault)),
+            }
+        }
+        if !rejected.is_empty() {
+            return Err(WriteError::Rejected(rejected));
+        }
+        self.metrics.write_expired.inc_by(expired as u64);
+        let (groups, changes): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+        let results = self.store.write(&changes).await;
+        let mut puts = Vec::with_capacity(changes.len());
+        let mut count = 0;
+        for ((group, change), result) in groups.iter().zip(&changes).zip(results) {
+            let bytes = match result {
+                Ok(held) => {
+                    count += 1;
+                    held.and_then(|held| last(group, &change.stored, held, now_us)).map(|last| last.bytes())
+                }
+                // The store may have taken it all the same: nobody may go on serving what was there before.
+                Err(_) => None,
+            };
+            puts.push(Put { key: change.key.clone(), bytes, expires_us: change.expires_us });
+        }
+        self.metrics.written[1].inc_by(count as u64);
+        self.metrics.write_failed[1].inc_by((changes.len() - count) as u64);
+        self.tell(&puts, now_us).await;
+        if count < changes.len() {
+            return Err(WriteError::Unavailable { written: count, of: changes.len() });
+        }
+        Ok(Written { count, expired })
+    }
+
+    fn check(&self, snapshot: &Snapshot, event: &Event, now_us: i64) -> Result<(Arc<Group>, Change), RejectedEvent> {
+        let group = self.groups.get(snapshot, &event.group);
+        let group = group.ok_or_else(|| RejectedEvent::UnknownGroup(event.group.clone()))?;
+        let key = RowKey::new(group.scope, &event.tenant, &event.entity, &group.name)?;
+        check_event_time(event.event_us, now_us)?;
+        let stored = match &event.values {
+            Some(values) => Stored::Row(group.layout.encode(event.event_us, values)?),
+            None => Stored::Deleted { event_us: event.event_us },
+        };
+        let change = Change {
+            key,
+            stored,
+            consistency: group.consistency,
+            schema_version: group.layout.schema_version,
+            expires_us: group.expires_us(event.event_us),
+        };
+        Ok((group, change))
+    }
+
+    /// L2 and, through it, the region; then our own L1.
+    async fn tell(&self, puts: &[Put], now_us: i64) {
+        if let Some(redis) = &self.redis {
+            let results = redis.write(puts, true, now_us, Instant::now() + L2_DEADLINE).await;
+            let failed: Vec<&RowKey> =
+                puts.iter().zip(&results).filter(|(_, result)| result.is_err()).map(|(put, _)| &put.key).collect();
+            self.metrics.written[0].inc_by((puts.len() - failed.len()) as u64);
+            self.metrics.write_failed[0].inc_by(failed.len() as u64);
+            let mut repairs = self.repairs.lock();
+            for key in failed {
+                if repairs.len() < REPAIRS {
+                    repairs.insert(key.clone());
+                } else {
+                    self.metrics.repair_dropped.inc();
+                }
+            }
+        }
+        for put in puts {
+            self.flights.forget(&put.key);
+            self.memory.invalidate(&put.key);
+        }
+    }
+}
+
+/// What the nearer tiers may hold after a write: the last event as far as it is known. `None`: not known.
+fn last(group: &Group, written: &Stored, held: Answer, now_us: i64) -> Option<Stored> {
+    match held {
+        Answer::Failed => None,
+        // Our row is gone at once only if a deletion of that time or later is there; ours bounds its time.
+        Answer::Absent => Some(Stored::Deleted { event_us: written.event_us() }),
+        Answer::Found(bytes) => {
+            let held = group.layout.decode(bytes, now_us).ok()?;
+            Some(if written.supersedes(&held) { written.clone() } else { held })
+        }
+    }
+}
+
+/// Tells Redis to forget what it may hold an overwritten version of, until the task is ended.
+pub(super) async fn repair(redis: Arc<Redis>, repairs: Arc<Mutex<BTreeSet<RowKey>>>, metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(REPAIR_EVERY);
+    loop {
+        ticks.tick().await;
+        if !redis.is_connected() {
+            continue;
+        }
+        let keys: Vec<RowKey> = {
+            let mut repairs = repairs.lock();
+            (0..REPAIRS_AT_ONCE).map_while(|_| repairs.pop_first()).collect()
+        };
+        if keys.is_empty() {
+            continue;
+        }
+        let puts: Vec<Put> = keys.into_iter().map(|key| Put { key, bytes: None, expires_us: 0 }).collect();
+        let results = redis.write(&puts, true, now_us(), Instant::now() + L2_DEADLINE).await;
+        for (put, result) in puts.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    metrics.repaired.inc();
+                }
+                Err(_) => {
+                    repairs.lock().insert(put.key);
+                }
+            }
+        }
+    }
+}

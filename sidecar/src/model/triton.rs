@@ -1,0 +1,233 @@
+//! A Triton server beside the sidecar: OIP gRPC over TCP or a unix socket.
+//!
+//! The rule: what is left of the deadline goes with every call, and is kept here whatever Triton does.
+//! The connection is made when it is needed and again when it breaks; dropping a call resets its
+//! stream, which Triton takes as cancellation. No HTTP/2 keep-alive: Triton's gRPC answers pings more
+//! often than every 5 minutes with GOAWAY, and the deadline notices a hanging server sooner.
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::stream;
+use spillway_core::inference::{InferRequest, InferResponse, Limits};
+use spillway_core::units::Name;
+use spillway_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use spillway_proto::inference::infer_parameter::ParameterChoice;
+use spillway_proto::inference::{
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest, ModelStreamInferResponse,
+    model_metadata_response::TensorMetadata,
+};
+use spillway_runtime::oip;
+use tokio::sync::mpsc;
+use tokio::time::timeout_at;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+use super::facts::{Facts, TensorFact};
+use super::{Backend, Call, ModelError, StreamAnswer, StreamRequest, for_caller};
+
+/// More than any tensor set that the edge lets in, so that an answer never fails for its size alone.
+const LARGEST_MESSAGE: usize = 64 << 20;
+/// What a model may answer; wider than what a caller may ask, as one request may have large answers.
+const ANSWER_LIMITS: Limits = Limits {
+    body: LARGEST_MESSAGE,
+    tensors: 256,
+    tensor: LARGEST_MESSAGE,
+    dimensions: 8,
+    parameters: 64,
+    text: 4_096,
+    json_depth: 64,
+};
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Triton's request parameter: microseconds that the request may wait in its queue.
+const TIMEOUT: &str = "timeout";
+/// Triton's parameters for the end of a streamed answer.
+pub const WANTS_EMPTY_FINAL: &str = "triton_enable_empty_final_response";
+pub const FINAL: &str = "triton_final_response";
+
+/// The Triton server of this pod.
+#[derive(Clone, Debug)]
+pub struct Server {
+    client: GrpcInferenceServiceClient<Channel>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("'{0}' is no endpoint; expected http://HOST:PORT or unix:///PATH")]
+pub struct InvalidEndpoint(String);
+
+impl Server {
+    /// Whether a text has the form of an endpoint.
+    pub fn check(endpoint: &str) -> Result<(), InvalidEndpoint> {
+        parse(endpoint).map(|_| ())
+    }
+
+    /// Does not connect yet. To be called within a tokio runtime.
+    pub fn at(endpoint: &str) -> Result<Self, InvalidEndpoint> {
+        let channel = parse(endpoint)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .connect_lazy();
+        let client = GrpcInferenceServiceClient::new(channel)
+            .max_decoding_message_size(LARGEST_MESSAGE)
+            .max_encoding_message_size(LARGEST_MESSAGE);
+        Ok(Self { client })
+    }
+
+    pub fn model(&self, name: &Name) -> Triton {
+        Triton { client: self.client.clone(), name: name.clone() }
+    }
+}
+
+/// One model of the Triton server.
+#[derive(Clone, Debug)]
+pub struct Triton {
+    client: GrpcInferenceServiceClient<Channel>,
+    name: Name,
+}
+
+#[async_trait]
+impl Backend for Triton {
+    async fn facts(&self, version: &Name, deadline: Instant) -> Result<Facts, ModelError> {
+        let asked = ModelMetadataRequest { name: self.name.to_string(), version: version.to_string() };
+        let mut client = self.client.clone();
+        let answer = in_time(deadline, client.model_metadata(Request::new(asked))).await?;
+        let facts = |tensors: Vec<TensorMetadata>| tensors.into_iter().map(fact).collect();
+        Ok(Facts { inputs: facts(answer.inputs), outputs: facts(answer.outputs), inputs_are_required: false })
+    }
+
+    async fn ready(&self, version: &Name, deadline: Instant) -> Result<(), ModelError> {
+        let asked = ModelReadyRequest { name: self.name.to_string(), version: version.to_string() };
+        let mut client = self.client.clone();
+        let answer = in_time(deadline, client.model_ready(Request::new(asked))).await?;
+        if answer.ready { Ok(()) } else { Err(ModelError::Unavailable("Triton says that the model is not ready".into())) }
+    }
+
+    async fn infer(&self, request: &InferRequest, call: &Call) -> Result<InferResponse, ModelError> {
+        let left = left(call.deadline)?;
+        let request = with_metadata(Request::new(message(request, left)), call, left);
+        let mut client = self.client.clone();
+        decode(in_time(call.deadline, client.model_infer(request)).await?)
+    }
+
+    async fn stream(
+        &self,
+        requests: mpsc::Receiver<StreamRequest>,
+        answers: mpsc::Sender<StreamAnswer>,
+        call: &Call,
+    ) -> Result<(), ModelError> {
+        let mut requests = requests;
+        let outbound = stream::poll_fn(move |context| requests.poll_recv(context).map(|next| next.map(stream_message)));
+        let request = with_metadata(Request::new(outbound), call, left(call.deadline)?);
+        let mut client = self.client.clone();
+        let mut inbound = in_time(call.deadline, client.model_stream_infer(request)).await?;
+        loop {
+            let message = timeout_at(call.deadline.into(), inbound.message()).await;
+            let message = message.map_err(|_| ModelError::DeadlineExceeded)?.map_err(|status| fault(&status, call.deadline))?;
+            let Some(message) = message else { return Ok(()) };
+            if answers.send(stream_answer(message)?).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn parse(endpoint: &str) -> Result<Endpoint, InvalidEndpoint> {
+    let known = ["http://", "unix:///"].iter().any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme));
+    let parsed = known.then(|| Endpoint::from_shared(endpoint.to_owned()).ok()).flatten();
+    parsed.ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))
+}
+
+async fn in_time<T>(
+    deadline: Instant,
+    answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, ModelError> {
+    match timeout_at(deadline.into(), answer).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(fault(&status, deadline)),
+        Err(_) => Err(ModelError::DeadlineExceeded),
+    }
+}
+
+fn left(deadline: Instant) -> Result<Duration, ModelError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ModelError::DeadlineExceeded) } else { Ok(left) }
+}
+
+fn message(request: &InferRequest, left: Duration) -> ModelInferRequest {
+    let mut message = oip::encode_request(request);
+    let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX);
+    let timeout = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(micros)) };
+    message.parameters.insert(TIMEOUT.into(), timeout);
+    message
+}
+
+fn stream_message(StreamRequest { key, mut request, deadline }: StreamRequest) -> ModelInferRequest {
+    request.id = key.to_string();
+    let mut message = message(&request, deadline.saturating_duration_since(Instant::now()));
+    // So that Triton says when a request has its last answer, also where a model answers many times or not at all.
+    let flag = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+    message.parameters.insert(WANTS_EMPTY_FINAL.into(), flag);
+    message
+}
+
+fn with_metadata<T>(mut request: Request<T>, call: &Call, left: Duration) -> Request<T> {
+    request.set_timeout(left);
+    call.trace.write(request.metadata_mut().as_mut());
+    request
+}
+
+fn decode(answer: ModelInferResponse) -> Result<InferResponse, ModelError> {
+    oip::decode_response(answer, &ANSWER_LIMITS).map_err(|fault| ModelError::BadAnswer(fault.to_string()))
+}
+
+fn stream_answer(message: ModelStreamInferResponse) -> Result<StreamAnswer, ModelError> {
+    let ModelStreamInferResponse { error_message, infer_response } = message;
+    let answer = infer_response.unwrap_or_default();
+    let failed = (!error_message.is_empty()).then(|| ModelError::Failed(for_caller(&error_message)));
+    // Without a key nobody knows whose answer it is, so that no later one can be trusted either.
+    let Ok(key) = answer.id.parse() else {
+        return Err(failed.unwrap_or_else(|| ModelError::BadAnswer("an answer belongs to no request of the stream".into())));
+    };
+    let last = matches!(
+        answer.parameters.get(FINAL),
+        Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
+    );
+    Ok(match failed {
+        Some(failed) => StreamAnswer { key, answer: Err(failed), last: true },
+        None => StreamAnswer { key, answer: decode(answer), last },
+    })
+}
+
+fn fact(tensor: TensorMetadata) -> TensorFact {
+    TensorFact { name: tensor.name, datatype: tensor.datatype, shape: tensor.shape }
+}
+
+/// What a status means. One that was made on this side, as the connection broke, has a source; Triton's own have none.
+fn fault(status: &Status, deadline: Instant) -> ModelError {
+    /// tonic's own timer and ours aim at the same moment; whichever fires first, it is the deadline.
+    const SLACK: Duration = Duration::from_millis(5);
+    let text = || status.message().to_owned();
+    let made_here = std::error::Error::source(status).is_some();
+    match status.code() {
+        Code::DeadlineExceeded => ModelError::DeadlineExceeded,
+        Code::Cancelled if Instant::now() + SLACK >= deadline => ModelError::DeadlineExceeded,
+        _ if made_here => ModelError::Unavailable(text()),
+        Code::ResourceExhausted => ModelError::Refused(text()),
+        // Triton's only sign that a model's queue is full.
+        Code::Unavailable if status.message().contains("maximum queue size") => ModelError::Refused(text()),
+        Code::Unavailable | Code::NotFound | Code::Cancelled => ModelError::Unavailable(text()),
+        Code::InvalidArgument => ModelError::Rejected(for_caller(status.message())),
+        Code::OutOfRange | Code::DataLoss => ModelError::BadAnswer(text()),
+        Code::Ok
+        | Code::Unknown
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unauthenticated => ModelError::Failed(for_caller(status.message())),
+    }
+}

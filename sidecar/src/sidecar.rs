@@ -1,0 +1,252 @@
+//! Load, bind, run: one sidecar from its settings to its end.
+//!
+//! The rule: nothing listens before settings, identity, snapshot and stores are accepted; nothing runs
+//! after the drain is over. Readiness, health and metrics follow what the models say.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spillway_core::identity::Role;
+use spillway_core::inference::Limits;
+use spillway_core::units::Name;
+use spillway_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use spillway_runtime::access_log::AccessLog;
+use spillway_runtime::admin::{Admin, Pages, Readiness};
+use spillway_runtime::drain::Drain;
+use spillway_runtime::snapshot::{Refused, Subscription};
+use spillway_runtime::telemetry::{Metrics, Traces, TracesError};
+use spillway_runtime::tls::{IdentityError, Workload};
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use crate::feature_service::FeatureService;
+use crate::features::{Features, InvalidSettings};
+use crate::inference::Inference;
+use crate::metrics::{ByModel, SidecarMetrics};
+use crate::model::onnx::Compute;
+use crate::model::served::{Backends, Models};
+use crate::model::triton::{self, InvalidEndpoint};
+use crate::record::Recorder;
+use crate::server::{Guard, Server};
+use crate::service::Service;
+use crate::settings::SidecarSettings;
+
+/// The largest message: the tensors of one request and as much again for everything around them.
+const MESSAGE: usize = 20 << 20;
+/// How long the last lines and spans may take to be written.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Why a sidecar does not start. The operator's fault, except for ports that somebody else holds.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("identity: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("the certificate is that of '{found}'; the settings say region {region}, pool {pool}, pod {pod}")]
+    NotOurs { found: String, region: Name, pool: Name, pod: Name },
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] Refused),
+    #[error("features: {0}")]
+    Features(#[from] InvalidSettings),
+    #[error("triton: {0}")]
+    Triton(#[from] InvalidEndpoint),
+    #[error("accessLog: {0}")]
+    AccessLog(#[source] io::Error),
+    #[error("otlp: {0}")]
+    Traces(#[from] TracesError),
+    #[error("{setting}: cannot listen on {address}: {source}")]
+    Bind { setting: &'static str, address: SocketAddr, source: io::Error },
+}
+
+/// Where a sidecar listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// A sidecar that has bound its ports and answers nothing yet.
+pub struct Sidecar {
+    addresses: Addresses,
+    server: Server,
+    admin: Admin,
+    inference: Arc<Inference>,
+    workload: Arc<Workload>,
+    snapshots: Arc<Subscription>,
+    metrics: Metrics,
+    settings: SidecarSettings,
+    drain: Drain,
+}
+
+/// Loads, binds, prints the one line that says where it listens, and serves until drained.
+/// Signals are the caller's: see [`Drain::on_signals`].
+pub async fn run(settings: SidecarSettings, drain: Drain) -> Result<(), StartError> {
+    let sidecar = Sidecar::bind(settings, drain).await?;
+    let Addresses { grpc, admin } = sidecar.addresses();
+    let line = serde_json::json!({"listening": {"grpc": grpc.to_string(), "admin": admin.to_string()}});
+    println!("{line}");
+    sidecar.serve().await;
+    Ok(())
+}
+
+impl Sidecar {
+    pub async fn bind(settings: SidecarSettings, drain: Drain) -> Result<Self, StartError> {
+        let metrics = Metrics::new("sidecar");
+        let own = SidecarMetrics::register(&metrics);
+        let workload = Workload::load(&settings.common.identity)?;
+        workload.register(&metrics);
+        check_identity(&workload, &settings)?;
+        let snapshots = Arc::new(Subscription::start(&settings.common.snapshot, &metrics)?);
+        if !snapshots.load().pools.contains_key(&settings.pool) {
+            tracing::warn!(pool = %settings.pool, "the snapshot has no such pool; no model is served");
+        }
+        let features = match &settings.features {
+            Some(features) => Some(Features::open(features, &settings.region, &mut metrics.registry())?),
+            None => None,
+        };
+        let log = match &settings.common.access_log {
+            Some(log) => AccessLog::open(log, &metrics).map_err(StartError::AccessLog)?,
+            None => AccessLog::off(),
+        };
+        let traces = match &settings.common.otlp {
+            Some(otlp) => Traces::start(otlp, "sidecar", &metrics)?,
+            None => Traces::off(),
+        };
+        let backends = Backends {
+            models: settings.models.clone(),
+            triton: settings.triton.as_deref().map(triton::Server::at).transpose()?,
+            compute: Compute::for_this_machine(),
+        };
+        let inference = Arc::new(Inference {
+            models: Models::new(settings.pool.clone(), backends, own.clone()),
+            features,
+            metrics: own.clone(),
+            recorder: Recorder { log, traces, metrics: own },
+            limits: Limits::default(),
+        });
+        let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
+        let server = Server::bind(settings.listen).await.map_err(bound("listen", settings.listen))?;
+        let admin = settings.common.admin;
+        let admin_port = Admin::bind(&admin).await.map_err(bound("admin", admin.listen))?;
+        let addresses = Addresses {
+            grpc: server.address().map_err(bound("listen", settings.listen))?,
+            admin: admin_port.address().map_err(bound("admin", admin.listen))?,
+        };
+        Ok(Self { addresses, server, admin: admin_port, inference, workload, snapshots, metrics, settings, drain })
+    }
+
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until the drain has begun and its work has ended or its time is over.
+    pub async fn serve(self) {
+        let Self { server, admin, inference, workload, snapshots, metrics, settings, drain, .. } = self;
+        let models = Arc::clone(&inference.models);
+        let (reporter, health) = health_reporter();
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        let guard = Guard { workload: Arc::clone(&workload), metrics: inference.metrics.clone(), drain: drain.clone() };
+        let service = GrpcInferenceServiceServer::new(Service::new(Arc::clone(&inference), Arc::clone(&workload)))
+            .max_decoding_message_size(MESSAGE)
+            .max_encoding_message_size(usize::MAX);
+        let mut routes = Routes::new(service).add_service(health);
+        if let Some(features) = &inference.features {
+            let current = Arc::clone(&snapshots);
+            let service = FeatureService::new(Arc::clone(features), workload.id(), Arc::new(move || current.current()));
+            routes = routes.add_service(service.into_server());
+        }
+        let pages = Pages {
+            readiness: readiness(&models, &drain),
+            config: config(&settings, &snapshots, &models),
+            metrics,
+            drain: drain.clone(),
+        };
+        // Dropped at the end of this function, and with it every task of ours.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(admin.serve(pages));
+        tasks.spawn(Arc::clone(&workload).watch(drain.clone()));
+        tasks.spawn(Arc::clone(&snapshots).watch(drain.clone()));
+        tasks.spawn(report_health(Arc::clone(&inference), reporter, drain.clone()));
+        tasks.spawn(async move { models.follow(&snapshots).await });
+        server.serve(routes, guard).await;
+        drain.finish().await;
+        tasks.shutdown().await;
+        let Recorder { log, traces, .. } = inference.recorder.clone();
+        let flushed = tokio::task::spawn_blocking(move || {
+            log.flush(FLUSH);
+            traces.stop();
+        });
+        // Bounded by both of them; a panic there has nothing left to harm.
+        let _ = flushed.await;
+    }
+}
+
+fn check_identity(workload: &Workload, settings: &SidecarSettings) -> Result<(), StartError> {
+    let SidecarSettings { region, pool, pod, .. } = settings;
+    let id = workload.id();
+    match &id.role {
+        Role::Sidecar { region: r, pool: p, pod: n } if r == region && p == pool && n == pod => Ok(()),
+        _ => Err(StartError::NotOurs { found: id.to_string(), region: region.clone(), pool: pool.clone(), pod: pod.clone() }),
+    }
+}
+
+fn readiness(models: &Arc<Models>, drain: &Drain) -> Readiness {
+    let readiness = Readiness::default();
+    let (models, drain) = (Arc::clone(models), drain.clone());
+    readiness.check("models", move || {
+        if models.ready() { Ok(()) } else { Err(models.waiting_for()) }
+    });
+    readiness.check("serving", move || if drain.is_serving() { Ok(()) } else { Err("draining".into()) });
+    readiness
+}
+
+type Config = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+fn config(settings: &SidecarSettings, snapshots: &Arc<Subscription>, models: &Arc<Models>) -> Config {
+    let (settings, snapshots, models) = (settings.clone(), Arc::clone(snapshots), Arc::clone(models));
+    Arc::new(move || {
+        let models: serde_json::Map<_, _> = models
+            .states()
+            .into_iter()
+            .map(|(name, ready)| (name.to_string(), serde_json::json!({"ready": ready})))
+            .collect();
+        serde_json::json!({
+            "region": settings.region.to_string(),
+            "pool": settings.pool.to_string(),
+            "pod": settings.pod.to_string(),
+            "snapshot": {"version": snapshots.load().version},
+            "triton": settings.triton,
+            "models": models,
+        })
+    })
+}
+
+/// Tells gRPC health what the models say: the empty name for the pod, each model by its name.
+async fn report_health(inference: Arc<Inference>, mut reporter: HealthReporter, drain: Drain) {
+    let status = |ready: bool| if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let mut changes = inference.models.changes();
+    let mut known: Vec<Name> = Vec::new();
+    loop {
+        changes.mark_unchanged();
+        let serving = drain.is_serving();
+        let states = inference.models.states();
+        for gone in known.iter().filter(|name| !states.iter().any(|(state, _)| state == *name)) {
+            reporter.clear_service_status(gone.as_str()).await;
+            inference.metrics.model_ready.remove(&ByModel { model: gone.to_string() });
+        }
+        for (name, ready) in &states {
+            reporter.set_service_status(name.as_str(), status(serving && *ready)).await;
+            inference.metrics.model_ready.get_or_create(&ByModel { model: name.to_string() }).set(i64::from(*ready));
+        }
+        reporter.set_service_status("", status(serving && inference.models.ready())).await;
+        known = states.into_iter().map(|(name, _)| name).collect();
+        tokio::select! {
+            // Never fails: the models, which we hold, are the sender.
+            _ = changes.changed() => {}
+            () = drain.draining(), if serving => {}
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The trust domain of a bench: one root, and leaves for the proxy, the upstream and the client.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use spillway_core::identity::{SpiffeId, TrustDomain};
+use spillway_runtime::authority::{Authority, LeafRequest};
+
+/// Longer than any run.
+const LIFE: Duration = Duration::from_secs(3_600);
+pub const TRUST_DOMAIN: &str = "spillway.test";
+pub const GATEWAY: &str = "spiffe://spillway.test/region/bench/gateway/gw-0";
+pub const UPSTREAM: &str = "spiffe://spillway.test/region/bench/sidecar/scorers/pod-0";
+pub const CLIENT: &str = "spiffe://spillway.test/tenant/acme/client/bench";
+
+/// A folder with `trust-bundle.pem` and, for `gateway`, `upstream` and `client`, NAME.crt and NAME.key.
+#[derive(Clone, Debug)]
+pub struct Identities {
+    folder: PathBuf,
+}
+
+impl Identities {
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// Makes all certificates anew.
+    pub fn create(folder: &Path) -> Result<Self> {
+        let authority = Authority::create(TrustDomain::parse(TRUST_DOMAIN)?)?;
+        authority.save(folder)?;
+        for (name, id) in [("gateway", GATEWAY), ("upstream", UPSTREAM), ("client", CLIENT)] {
+            let leaf = authority.issue(&LeafRequest::new(SpiffeId::parse(id)?, LIFE).dialled_locally())?;
+            leaf.save(folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")))?;
+        }
+        Ok(Self::at(folder))
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the load generator dials with.
+    pub fn client(&self) -> Result<Arc<ClientConfig>> {
+        let (chain, key) = self.leaf("client")?;
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(self.roots()?)
+            .with_client_auth_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// What the upstream serves with: only clients of this trust domain.
+    pub fn upstream(&self) -> Result<Arc<ServerConfig>> {
+        let (chain, key) = self.leaf("upstream")?;
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider()).build()?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    fn roots(&self) -> Result<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        let path = self.folder.join("trust-bundle.pem");
+        roots.add(CertificateDer::from_pem_file(&path).with_context(|| path.display().to_string())?)?;
+        Ok(roots)
+    }
+
+    fn leaf(&self, name: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let chain =
+            CertificateDer::pem_file_iter(self.folder.join(format!("{name}.crt")))?.collect::<Result<_, _>>()?;
+        Ok((chain, PrivateKeyDer::from_pem_file(self.folder.join(format!("{name}.key")))?))
+    }
+}
+
+/// One cipher suite on both hops: left alone, rustls and BoringSSL choose different ones, and the
+/// difference between AES-128 and AES-256 would count as a difference between proxies.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { cipher_suites: vec![TLS13_AES_128_GCM_SHA256], ..aws_lc_rs::default_provider() })
+}

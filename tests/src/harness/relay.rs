@@ -1,0 +1,85 @@
+//! A TCP link that can be made slow or silent.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What the link does with what the server sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    Good,
+    /// Everything arrives so much later.
+    Slow(Duration),
+}
+
+/// Ended when dropped, with its connections.
+pub struct Relay {
+    pub address: SocketAddr,
+    link: watch::Sender<Link>,
+    accept: JoinHandle<()>,
+}
+
+impl Relay {
+    pub async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (link, watched) = watch::channel(Link::Good);
+        let accept = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(carry(client, server, watched.clone()));
+            }
+        });
+        Self { address, link, accept }
+    }
+
+    pub fn set(&self, link: Link) {
+        self.link.send_replace(link);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.accept.abort();
+    }
+}
+
+async fn carry(client: TcpStream, server: SocketAddr, link: watch::Receiver<Link>) {
+    let Ok(server) = TcpStream::connect(server).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = async { tokio::io::copy(&mut from_client, &mut to_server).await.map(drop) };
+    // A delay line, not a throttle: what is read now is written `delay` later, and reading goes on meanwhile.
+    let (queue, mut due) = tokio::sync::mpsc::channel(1_024);
+    let read = async {
+        loop {
+            let mut part = vec![0; 16 << 10];
+            let count = from_server.read(&mut part).await?;
+            part.truncate(count);
+            let delay = match *link.borrow() {
+                Link::Good => Duration::ZERO,
+                Link::Slow(delay) => delay,
+            };
+            if count == 0 || queue.send((tokio::time::Instant::now() + delay, part)).await.is_err() {
+                return std::io::Result::Ok(());
+            }
+        }
+    };
+    let write = async {
+        while let Some((at, part)) = due.recv().await {
+            tokio::time::sleep_until(at).await;
+            to_client.write_all(&part).await?;
+        }
+        std::io::Result::Ok(())
+    };
+    tokio::select! {
+        _ = up => {}
+        _ = read => {}
+        _ = write => {}
+    }
+}
