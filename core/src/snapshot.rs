@@ -110,7 +110,7 @@ impl Snapshot {
     fn check_model(
         &self,
         model: &Model,
-        missing: &dyn Fn(&str, &Name, String, &mut dyn FnMut(String, String)),
+        missing: &Missing<'_>,
         fault: &mut dyn FnMut(String, String),
     ) {
         let mut regions: BTreeMap<&Name, &Name> = BTreeMap::new();
@@ -149,3 +149,6 @@ impl Snapshot {
         }
     }
 }
+
+/// Reports a reference to a resource that is not there: kind, name, field, and where faults go.
+type Missing<'a> = dyn Fn(&str, &Name, String, &mut dyn FnMut(String, String)) + 'a;

@@ -6,8 +6,8 @@
 use std::fmt::Write;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -26,6 +26,8 @@ const REGION: HeaderName = HeaderName::from_static("spillway-region");
 const MODEL_VERSION: HeaderName = HeaderName::from_static("spillway-model-version");
 const DEGRADED: HeaderName = HeaderName::from_static("spillway-degraded");
 const FEATURE_AGE: HeaderName = HeaderName::from_static("spillway-feature-age-ms");
+/// How long a gRPC client waits before it tries again, in milliseconds (gRFC A6).
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
@@ -109,6 +111,11 @@ pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Re
     let mut head = head(if grpc { 200 } else { answer.status.as_u16() }, exchange)?;
     if let Ok(code) = HeaderValue::from_str(&answer.code) {
         head.insert_header(ERROR, code)?;
+    }
+    if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+        // Health checks come each second: that is when it may be different.
+        let (name, value) = if grpc { (PUSHBACK, "1000") } else { (RETRY_AFTER, "1") };
+        head.insert_header(name, HeaderValue::from_static(value))?;
     }
     let downstream = &mut *session.downstream_session;
     downstream.set_write_timeout(Some(WRITE_TIME));

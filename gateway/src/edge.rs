@@ -107,7 +107,9 @@ impl Edge {
             Route::Live => Ok(Some(local::live())),
             Route::Ready => local::ready(&self.shared).map(Some),
             Route::ServerMetadata => Ok(Some(local::server_metadata())),
-            Route::ModelMetadata { model, version } => local::model_metadata(&asking, exchange, model, version).map(Some),
+            Route::ModelMetadata { model, version } => {
+                local::model_metadata(&asking, exchange, model, version).map(Some)
+            }
             Route::ModelReady { model, version } => local::model_ready(&asking, exchange, model, version).map(Some),
             Route::ModelInfer { model, version } => {
                 infer::rest(&self.shared, session, exchange, &asking, model, version).await.map(Some)

@@ -3,6 +3,7 @@
 //! The rule: an exchange is recorded once, when it is dropped; one without an outcome was cancelled.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,8 +13,8 @@ use spillway_core::policy::Principal;
 use spillway_core::units::Name;
 use tonic::Code;
 
-use crate::errors::{Answer, HeadFault, Refusal};
 use crate::connection::Caller;
+use crate::errors::{Answer, HeadFault, Refusal};
 use crate::gateway::Shared;
 
 /// What the client speaks.
@@ -111,8 +112,7 @@ impl Exchange {
     pub fn refuse(&mut self, refusal: &Refusal) -> Answer {
         let answer = refusal.answer();
         self.shared.metrics.rejected(refusal.reason());
-        self.outcome =
-            Some(Outcome { status: answer.status, grpc: answer.grpc, code: answer.code.clone() });
+        self.outcome = Some(Outcome { status: answer.status, grpc: answer.grpc, code: answer.code.clone() });
         answer
     }
 
@@ -136,14 +136,13 @@ impl Drop for Exchange {
         };
         shared.metrics.in_flight.dec();
         shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64());
-        let text = |value: &Option<HeaderValue>| value.as_ref().and_then(|value| value.to_str().ok()).map(str::to_owned);
         shared.access_log.write(&Record {
             time_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),
             region: shared.region.as_str(),
             gateway: shared.name.as_str(),
             request_id: text(&self.request_id),
             trace_id: self.trace_id.as_deref(),
-            client_address: self.caller.as_ref().map(|caller| caller.address.to_string()),
+            client_address: self.caller.as_ref().map(|caller| caller.address),
             tenant: self.principal.as_ref().map(|principal| principal.tenant.as_str()),
             client: self.principal.as_ref().map(|principal| principal.client.as_str()),
             protocol: self.protocol.name(),
@@ -167,15 +166,19 @@ impl Drop for Exchange {
     }
 }
 
+fn text(value: &Option<HeaderValue>) -> Option<&str> {
+    value.as_ref().and_then(|value| value.to_str().ok())
+}
+
 /// One line of the access log. Names no entity, feature or body.
 #[derive(Serialize)]
 struct Record<'a> {
     time_ms: u64,
     region: &'a str,
     gateway: &'a str,
-    request_id: Option<String>,
+    request_id: Option<&'a str>,
     trace_id: Option<&'a str>,
-    client_address: Option<String>,
+    client_address: Option<SocketAddr>,
     tenant: Option<&'a str>,
     client: Option<&'a str>,
     protocol: &'static str,
@@ -188,7 +191,7 @@ struct Record<'a> {
     cancelled: bool,
     pod: Option<&'a str>,
     retries: u32,
-    degraded: Option<String>,
+    degraded: Option<&'a str>,
     feature_age_ms: Option<i64>,
     received: usize,
     sent: usize,

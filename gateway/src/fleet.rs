@@ -69,9 +69,10 @@ impl HealthBook {
         self.0.lock().entry(key.clone()).or_default().clone()
     }
 
-    /// Forgets the pods that are not in the region any more.
+    /// Forgets the pods that are not in the region any more. What a thread still looks at stays, or it
+    /// would look at something that nobody writes.
     pub fn keep(&self, keys: &[PodKey]) {
-        self.0.lock().retain(|key, _| keys.contains(key));
+        self.0.lock().retain(|key, health| keys.contains(key) || Arc::strong_count(health) > 1);
     }
 
     pub fn any_serving(&self) -> bool {
@@ -117,9 +118,14 @@ impl PoolLinks {
             }
             let mut others = self.ring.order(hash).map(|index| &self.pods[index]).filter(untried);
             let first = others.next()?;
-            return if first.looks_alive() { Some(first) } else { Some(others.find(|pod| pod.looks_alive()).unwrap_or(first)) };
+            return if first.looks_alive() {
+                Some(first)
+            } else {
+                Some(others.find(|pod| pod.looks_alive()).unwrap_or(first))
+            };
         }
-        self.less_loaded(random, |pod| untried(&pod) && pod.looks_alive()).or_else(|| self.less_loaded(random, |pod| untried(&pod)))
+        self.less_loaded(random, |pod| untried(&pod) && pod.looks_alive())
+            .or_else(|| self.less_loaded(random, |pod| untried(&pod)))
     }
 
     fn less_loaded(&self, random: u64, wanted: impl Fn(&Arc<PodLink>) -> bool) -> Option<&Arc<PodLink>> {
@@ -167,14 +173,15 @@ impl Fleet {
         for (name, pool) in fleet.snapshot.pools.iter().filter(|(_, pool)| pool.region == *region) {
             let pods: Vec<Arc<PodLink>> = keys(name, pool)
                 .map(|key| {
-                    let kept = before.and_then(|before| before.links.get(&key)).cloned();
-                    kept.unwrap_or_else(|| {
-                        let expected = identity(workload, region, &key);
-                        let settings = UpstreamSettings::default();
-                        let upstream =
-                            Upstream::with(workload.clone(), key.address, expected, settings, metrics.clone());
-                        Arc::new(PodLink { upstream, health: book.of(&key), key })
-                    })
+                    let kept = before.and_then(|before| before.links.get(&key));
+                    let upstream = kept.map_or_else(
+                        || {
+                            let (expected, settings) = (identity(workload, region, &key), UpstreamSettings::default());
+                            Upstream::with(workload.clone(), key.address, expected, settings, metrics.clone())
+                        },
+                        |kept| kept.upstream.clone(),
+                    );
+                    Arc::new(PodLink { upstream, health: book.of(&key), key })
                 })
                 .collect();
             fleet.links.extend(pods.iter().map(|pod| (pod.key.clone(), pod.clone())));

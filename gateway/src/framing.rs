@@ -340,7 +340,15 @@ mod tests {
 
     #[test]
     fn request_lines_are_of_one_form() {
-        for line in ["GET  / HTTP/1.1", "GET / HTTP/2.0", "GET /", "get / HTTP/1.1", "GET http://a/ HTTP/1.1", "OPTIONS * HTTP/1.1", "GET /\u{e9} HTTP/1.1"] {
+        for line in [
+            "GET  / HTTP/1.1",
+            "GET / HTTP/2.0",
+            "GET /",
+            "get / HTTP/1.1",
+            "GET http://a/ HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "GET /\u{e9} HTTP/1.1",
+        ] {
             assert_eq!(whole(&format!("{line}\r\nHost: a\r\n\r\n")), Err(HeadFault::RequestLine), "{line}");
         }
     }
@@ -391,7 +399,19 @@ mod tests {
 
     #[test]
     fn t14_malformed_chunks_are_refused() {
-        for wire in ["\r\n", "x\r\n", "5\nhello", "5\r\nhelloX", "5\r\nhello\n", "1000000000000000\r\n", "-1\r\n", "0x5\r\n", " 5\r\n", "5 \r\n", "0\r\n\n"] {
+        for wire in [
+            "\r\n",
+            "x\r\n",
+            "5\nhello",
+            "5\r\nhelloX",
+            "5\r\nhello\n",
+            "1000000000000000\r\n",
+            "-1\r\n",
+            "0x5\r\n",
+            " 5\r\n",
+            "5 \r\n",
+            "0\r\n\n",
+        ] {
             assert_eq!(chunked(wire.as_bytes(), 64), Err(HeadFault::Chunk), "{wire:?}");
         }
     }

@@ -247,14 +247,21 @@ impl Worker {
             }
         };
         // Pingora makes a TLS client of its own, which must find some roots; nothing is called by it.
-        let conf = ServerConf { ca_file: Some(trust_bundle.display().to_string()), threads: 1, ..ServerConf::default() };
+        let conf =
+            ServerConf { ca_file: Some(trust_bundle.display().to_string()), threads: 1, ..ServerConf::default() };
         let mut app = http_proxy(&Arc::new(conf), Edge { shared: shared.clone(), fleet: current.clone() });
         app.h2_options = Some(h2_options());
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(IDLE_TIME);
         app.server_options = Some(options);
         let drain = shared.drain.clone();
-        let door = Door { workload: shared.workload.clone(), shared: shared.clone(), app: Arc::new(app), drain: drain.clone(), open };
+        let door = Door {
+            workload: shared.workload.clone(),
+            shared: shared.clone(),
+            app: Arc::new(app),
+            drain: drain.clone(),
+            open,
+        };
         let accept = Arc::new(door).serve(listener);
         tokio::select! {
             () = async { accept.await; drain.stopped().await } => {}

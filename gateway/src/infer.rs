@@ -107,14 +107,8 @@ async fn call(
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
     let pool = asking.fleet.pool(model).ok_or(Refusal::NoPod)?;
-    let call = PodCall {
-        pool,
-        entities: &entities,
-        frame,
-        until,
-        trace: asking.trace.clone(),
-        limit: shared.limits.answer,
-    };
+    let call =
+        PodCall { pool, entities: &entities, frame, until, trace: asking.trace.clone(), limit: shared.limits.answer };
     let sent = Instant::now();
     let answered = tokio::select! {
         biased;

@@ -39,7 +39,7 @@ use std::io::Write;
 use spillway_runtime::drain::Drain;
 
 pub use gateway::{Gateway, StartError};
-pub use settings::{Limits, GatewaySettings};
+pub use settings::{GatewaySettings, Limits};
 
 /// Runs a gateway until `drain` is over. Once it is bound, it writes one line to stdout:
 /// `{"listening":{"https":"ADDRESS","admin":"ADDRESS"}}`.

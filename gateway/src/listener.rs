@@ -20,9 +20,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::exchange::Exchange;
 use crate::connection::{Connection, NextHead};
 use crate::edge::Edge;
+use crate::exchange::Exchange;
 use crate::gateway::Shared;
 
 /// A handshake must be done after this.

@@ -76,7 +76,8 @@ pub async fn grpc(
     let frame = body::read(session, &asking.head, MAX_MESSAGE).await?;
     exchange.received = frame.len();
     let message = body::message(&frame)?;
-    let invalid = |_| Refusal::Invalid(spillway_core::inference::InvalidRequest::Protobuf("the message cannot be read".into()));
+    let invalid =
+        |_| Refusal::Invalid(spillway_core::inference::InvalidRequest::Protobuf("the message cannot be read".into()));
     Ok(match method {
         GrpcMethod::ServerLive => framed(&proto::ServerLiveResponse { live: true }),
         GrpcMethod::ServerReady => framed(&proto::ServerReadyResponse { ready: shared.is_ready() }),

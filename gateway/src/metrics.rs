@@ -23,9 +23,8 @@ struct Reason {
 }
 
 /// Seconds: from what a local answer takes to the longest deadlines.
-const SECONDS: [f64; 16] = [
-    0.000_25, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.007_5, 0.01, 0.015, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
-];
+const SECONDS: [f64; 16] =
+    [0.000_25, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.007_5, 0.01, 0.015, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,

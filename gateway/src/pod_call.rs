@@ -58,7 +58,8 @@ impl PodCall<'_> {
                 return Err(Refusal::Deadline);
             }
             exchange.pod = Some(link.key.pod.clone());
-            let request = request("ModelInfer", exchange, &self.trace, Some(left), OipBody::segments(self.frame.clone()));
+            let request =
+                request("ModelInfer", exchange, &self.trace, Some(left), OipBody::segments(self.frame.clone()));
             let error = match link.upstream.call_by(request, self.until).await {
                 Ok(response) => {
                     let whole = read(response, exchange, self.limit);
@@ -140,11 +141,7 @@ pub fn failed(link: &PodLink, error: &UpstreamError, exchange: &Exchange) -> Ref
 }
 
 /// Reads an answer to its end and judges its status.
-async fn read(
-    response: Response<UpstreamBody>,
-    exchange: &mut Exchange,
-    limit: usize,
-) -> Result<PodAnswer, Refusal> {
+async fn read(response: Response<UpstreamBody>, exchange: &mut Exchange, limit: usize) -> Result<PodAnswer, Refusal> {
     let (head, mut body) = response.into_parts();
     if !head.status.is_success() {
         return Err(Refusal::BadAnswer);

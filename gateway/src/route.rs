@@ -152,10 +152,7 @@ mod tests {
         assert_eq!(get("/v2/models/m/versions/1/ready"), Ok(Route::ModelReady { model: "m", version: "1" }));
         assert_eq!(post("/v2/models/m/infer"), Ok(Route::ModelInfer { model: "m", version: "" }));
         assert_eq!(post("/v2/models/m/versions/2/infer"), Ok(Route::ModelInfer { model: "m", version: "2" }));
-        assert_eq!(
-            post("/inference.GRPCInferenceService/ModelInfer"),
-            Ok(Route::Grpc(GrpcMethod::ModelInfer))
-        );
+        assert_eq!(post("/inference.GRPCInferenceService/ModelInfer"), Ok(Route::Grpc(GrpcMethod::ModelInfer)));
     }
 
     #[test]

@@ -51,7 +51,8 @@ pub async fn serve(
     asking.head.check_uncompressed()?;
     let asked = asking.head.asked.grpc_timeout.filter(|time| !time.is_zero());
     let until = Instant::from_std(exchange.began) + asked.unwrap_or(LONGEST).min(LONGEST);
-    let mut stream = Stream { shared, asking, frames: Frames::default(), pool: None, answered: false, quiet_until: until, until };
+    let mut stream =
+        Stream { shared, asking, frames: Frames::default(), pool: None, answered: false, quiet_until: until, until };
     let outcome = stream.run(session, exchange).await;
     let written = match outcome {
         Ok(()) => stream.end(session, exchange).await,
@@ -111,7 +112,10 @@ impl Stream<'_> {
             if waiting.is_none() && sender.is_some() {
                 waiting = self.take(session, exchange).await?.map(|(frame, _)| frame);
             }
-            if waiting.is_none() && client_ended && let Some(sender) = sender.take() {
+            if waiting.is_none()
+                && client_ended
+                && let Some(sender) = sender.take()
+            {
                 // The pod may have ended first; its answer says so.
                 let _ = sender.finish().await;
             }
@@ -269,12 +273,7 @@ impl Stream<'_> {
     }
 
     /// Ends a stream whose answer has begun.
-    async fn fail(
-        &mut self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-        refusal: &Refusal,
-    ) -> Written {
+    async fn fail(&mut self, session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> Written {
         let answer = exchange.refuse(refusal);
         if matches!(refusal, Refusal::Cancelled) {
             return Ok(());

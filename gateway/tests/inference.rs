@@ -20,7 +20,12 @@ fn request(entity: Option<&str>) -> ModelInferRequest {
         model_name: "double".into(),
         id: "call-7".into(),
         parameters: entity.into_iter().collect(),
-        inputs: vec![InferInputTensor { name: "x".into(), datatype: "FP32".into(), shape: vec![2], ..Default::default() }],
+        inputs: vec![InferInputTensor {
+            name: "x".into(),
+            datatype: "FP32".into(),
+            shape: vec![2],
+            ..Default::default()
+        }],
         raw_input_contents: vec![values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()],
         ..Default::default()
     }
@@ -74,7 +79,10 @@ async fn every_protocol_gives_the_same_prediction() {
     assert_eq!(grpc.answer.header("spillway-degraded"), "1 stale-feature");
 
     let line = world.logged("\"request_id\":\"abc-1\"").await;
-    assert_eq!((line["tenant"].as_str(), line["model"].as_str(), line["status"].as_u64()), (Some("acme"), Some("double"), Some(200)));
+    assert_eq!(
+        (line["tenant"].as_str(), line["model"].as_str(), line["status"].as_u64()),
+        (Some("acme"), Some("double"), Some(200))
+    );
     assert_eq!(world.metric("spillway_gateway_requests_total{protocol=\"grpc\",method=\"infer\",code=\"0\"}").await, 1);
     world.stop().await;
 }
@@ -91,7 +99,8 @@ async fn an_entity_always_goes_to_its_own_pod() {
     }
     let mut pods = std::collections::BTreeMap::new();
     for seen in world.seen() {
-        let Some(ParameterChoice::StringParam(entity)) = seen.message.parameters["entity_id"].parameter_choice.clone() else {
+        let Some(ParameterChoice::StringParam(entity)) = seen.message.parameters["entity_id"].parameter_choice.clone()
+        else {
             panic!("an entity");
         };
         assert_eq!(pods.entry(entity).or_insert_with(|| seen.pod.clone()), &seen.pod);
@@ -142,7 +151,8 @@ async fn who_may_not_use_a_model_learns_nothing_about_it() {
         let message = ModelInferRequest { model_name: model.into(), ..request(None) };
         let grpc = Grpc::call(&globex, INFER, &[], frame(&message)).await;
         assert_eq!((grpc.status, grpc.code.as_str()), (7, "not-allowed"), "{model}");
-        let answer = globex.exchange(Http2::request("POST", &format!("/v2/models/{model}/infer"), &[]), JSON.into()).await;
+        let answer =
+            globex.exchange(Http2::request("POST", &format!("/v2/models/{model}/infer"), &[]), JSON.into()).await;
         assert_eq!(answer.unwrap().status, 403);
     }
     let answer = globex.exchange(Http2::request("GET", "/v2/models/double", &[]), Bytes::new()).await.unwrap();
@@ -164,8 +174,10 @@ async fn a_sidecars_refusal_reaches_the_caller_in_its_own_protocol() {
     let grpc = Grpc::call(&world.http2().await, INFER, &[], frame(&request(Some("missing")))).await;
     assert_eq!((grpc.status, grpc.code.as_str()), (9, "missing-feature"));
     assert_eq!(grpc.message, "no features: 100 %25 of %C3%A9");
-    let json = r#"{"parameters":{"entity_id":"missing"},"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#;
-    let answer = world.http1().await.exchange(&h1_request("POST", "/v2/models/double/infer", &[], json.as_bytes())).await;
+    let json =
+        r#"{"parameters":{"entity_id":"missing"},"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#;
+    let answer =
+        world.http1().await.exchange(&h1_request("POST", "/v2/models/double/infer", &[], json.as_bytes())).await;
     assert_eq!((answer.status, answer.header("spillway-error")), (422, "missing-feature"));
     assert_eq!(answer.json()["error"], "no features: 100 % of \u{e9}");
     let grpc = Grpc::call(&world.http2().await, INFER, &[], frame(&request(Some("lies")))).await;
@@ -177,7 +189,9 @@ async fn a_sidecars_refusal_reaches_the_caller_in_its_own_protocol() {
 async fn t53_a_pod_that_hangs_costs_no_more_than_the_deadline() {
     let world = World::start().await;
     let http2 = world.http2().await;
-    for (header, value, most) in [("grpc-timeout", "100m", 1_000), ("x-request-timeout-ms", "100", 1_000), ("grpc-timeout", "0S", 4_000)] {
+    for (header, value, most) in
+        [("grpc-timeout", "100m", 1_000), ("x-request-timeout-ms", "100", 1_000), ("grpc-timeout", "0S", 4_000)]
+    {
         let began = std::time::Instant::now();
         let grpc = Grpc::call(&http2, INFER, &[(header, value)], frame(&request(Some("hangs")))).await;
         assert_eq!((grpc.status, grpc.code.as_str()), (4, "deadline-exceeded"), "{header}: {value}");
@@ -202,7 +216,8 @@ async fn a_client_that_goes_away_cancels_the_call() {
     assert_eq!(world.logged("gone-2").await["cancelled"], true);
 
     let mut http1 = world.http1().await;
-    let json = r#"{"parameters":{"entity_id":"hangs"},"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#;
+    let json =
+        r#"{"parameters":{"entity_id":"hangs"},"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#;
     http1.send(&h1_request("POST", "/v2/models/double/infer", &["x-request-id: gone-1"], json.as_bytes())).await;
     until("the pod has it", async || world.seen().len() == 2).await;
     drop(http1);
@@ -224,10 +239,10 @@ async fn a_dead_pods_requests_go_to_the_other() {
     }
     world.sidecars[1].kill();
     let grpc = Grpc::call(&http2, INFER, &[], frame(&request(None))).await;
-    assert_eq!(grpc.status, 14, "{grpc:?}");
+    assert_eq!((grpc.status, grpc.answer.header("grpc-retry-pushback-ms")), (14, "1000"), "{grpc:?}");
     until("it says that it is not ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 503")).await;
     let answer = world.http1().await.exchange(&h1_request("GET", "/v2/health/ready", &[], b"")).await;
-    assert_eq!(answer.status, 503);
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "1"));
     world.check_alive().await;
     world.stop().await;
 }

@@ -63,7 +63,9 @@ async fn t16_after_a_local_answer_the_next_request_is_right() {
     let mut http1 = world.http1().await;
     let answer = http1.exchange(&h1_request("POST", "/v2/health/live", &[], hidden)).await;
     assert_eq!(answer.status, 405);
-    assert!(http1.is_closed().await || http1.exchange(&h1_request("GET", "/v2/health/live", &[], b"")).await.status == 200);
+    assert!(
+        http1.is_closed().await || http1.exchange(&h1_request("GET", "/v2/health/live", &[], b"")).await.status == 200
+    );
 
     // Requests sent together are answered in their order.
     let mut http1 = world.http1().await;
@@ -100,7 +102,8 @@ async fn t17_t20_upgrades_and_named_headers_are_refused() {
 async fn t18_t19_malformed_h2_requests_are_refused_and_the_connection_lives() {
     let world = World::start().await;
     let http2 = world.http2().await;
-    for (name, value) in [("connection", "close"), ("transfer-encoding", "chunked"), ("te", "gzip"), ("upgrade", "h2c")] {
+    for (name, value) in [("connection", "close"), ("transfer-encoding", "chunked"), ("te", "gzip"), ("upgrade", "h2c")]
+    {
         let answer = http2.exchange(Http2::request("GET", "/v2/health/live", &[(name, value)]), Bytes::new()).await;
         assert!(answer.is_err() || answer.unwrap().status == 400, "{name}");
     }
@@ -143,7 +146,13 @@ async fn t22_t23_t39_paths_and_duplicates() {
         }
         assert_eq!(world.rejected(code).await % 2, 0);
     }
-    for method in ["RepositoryModelUnload", "SystemSharedMemoryRegister", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"] {
+    for method in [
+        "RepositoryModelUnload",
+        "SystemSharedMemoryRegister",
+        "CudaSharedMemoryRegister",
+        "TraceSetting",
+        "LogSettings",
+    ] {
         let grpc = Grpc::call(&http2, &format!("/inference.GRPCInferenceService/{method}"), &[], frame(&())).await;
         assert_eq!((grpc.status, grpc.code.as_str()), (7, "not-offered"), "{method}");
     }
@@ -166,7 +175,12 @@ async fn t24_too_large_heads_are_refused() {
 
     let http2 = world.http2().await;
     let big = "a".repeat(16 << 10);
-    let answer = http2.exchange(Http2::request("GET", "/v2", &[("x-a", &big), ("x-b", &big), ("x-c", &big), ("x-d", &big)]), Bytes::new()).await;
+    let answer = http2
+        .exchange(
+            Http2::request("GET", "/v2", &[("x-a", &big), ("x-b", &big), ("x-c", &big), ("x-d", &big)]),
+            Bytes::new(),
+        )
+        .await;
     assert_eq!(answer.map(|answer| answer.status).unwrap_or(431), 431);
     let mut request = Http2::request("GET", "/v2", &[]);
     for index in 0..101 {
@@ -183,12 +197,15 @@ async fn t24_too_large_heads_are_refused() {
 #[tokio::test]
 async fn t25_bodies_over_the_limit_are_refused() {
     let world = World::with("limits: {body: 64KiB}").await;
-    let answer = world.http1().await.exchange(&h1_request("POST", INFER, &["expect: 100-continue"], &[b' '; 65_537])).await;
+    let answer =
+        world.http1().await.exchange(&h1_request("POST", INFER, &["expect: 100-continue"], &[b' '; 65_537])).await;
     assert_eq!((answer.status, answer.header("spillway-error")), (413, "body-too-large"));
 
     // No length declared: refused when it is passed, long before the end.
     let mut http1 = world.http1().await;
-    http1.send(format!("POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes()).await;
+    http1
+        .send(format!("POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes())
+        .await;
     let chunk = [b"4000\r\n".to_vec(), vec![b' '; 0x4000], b"\r\n".to_vec()].concat();
     for _ in 0..5 {
         http1.send(&chunk).await;
@@ -228,7 +245,9 @@ async fn t26_t27_slow_requests_are_cut_off() {
     let drip_body = async {
         let began = Instant::now();
         let mut http1 = world.http1().await;
-        http1.send(format!("POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n").as_bytes()).await;
+        http1
+            .send(format!("POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n").as_bytes())
+            .await;
         let mut answer = None;
         while answer.is_none() && began.elapsed() < Duration::from_secs(14) {
             http1.send(b" ").await;
@@ -247,7 +266,7 @@ async fn t26_t27_slow_requests_are_cut_off() {
     };
     let silent_h2 = async {
         let began = Instant::now();
-        let mut stream = support::tls(world.gateway.https, &world.client("globex"), b"h2").await.unwrap();
+        let mut stream = tls(world.gateway.https, &world.client("globex"), b"h2").await.unwrap();
         use tokio::io::AsyncReadExt;
         let mut bytes = Vec::new();
         let _ = tokio::time::timeout(Duration::from_secs(14), stream.read_to_end(&mut bytes)).await.expect("closed");
@@ -260,18 +279,23 @@ async fn t26_t27_slow_requests_are_cut_off() {
 
 #[tokio::test]
 async fn t28_a_reader_that_takes_nothing_is_cut_off() {
+    const WIDE: &str = "/v2/models/wide/infer";
     let world = World::start().await;
     let values: Vec<u8> = vec![1; 8 << 20];
-    let json = format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[{}],"parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#, values.len() / 4, values.len());
+    let json = format!(
+        r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,{}],"parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+        values.len() / 4,
+        values.len()
+    );
     let length = format!("inference-header-content-length: {}", json.len());
-    let wire = h1_request("POST", INFER, &[&length, "x-request-id: slow-1"], &[json.as_bytes(), &values].concat());
+    let wire = h1_request("POST", WIDE, &[&length, "x-request-id: slow-1"], &[json.as_bytes(), &values].concat());
     let mut http1 = world.http1().await;
     http1.send(&wire).await;
     let http2 = world.http2().await;
     let headers = [("inference-header-content-length", json.len().to_string()), ("x-request-id", "slow-2".to_owned())];
     let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut send = http2.send.clone().ready().await.unwrap();
-    let (response, mut stream) = send.send_request(Http2::request("POST", INFER, &headers), false).unwrap();
+    let (response, mut stream) = send.send_request(Http2::request("POST", WIDE, &headers), false).unwrap();
     stream.send_data([json.as_bytes(), &values].concat().into(), true).unwrap();
     // The head comes, the windows stay shut.
     let response = response.await.unwrap();
@@ -333,7 +357,9 @@ async fn t41_malformed_protobuf_has_its_status_and_the_connection_lives() {
     // No model is named, so nobody may use it.
     let grpc = Grpc::call(&http2, GRPC_INFER, &[], frame(&())).await;
     assert_ne!(grpc.status, 0);
-    let answer = http2.exchange(Http2::request("POST", GRPC_INFER, &[("content-type", "application/json")]), Bytes::from_static(JSON)).await;
+    let answer = http2
+        .exchange(Http2::request("POST", GRPC_INFER, &[("content-type", "application/json")]), Bytes::from_static(JSON))
+        .await;
     assert_eq!(answer.unwrap().status, 415);
     let answer = http2.exchange(Http2::request("GET", "/v2/health/live", &[]), Bytes::new()).await.unwrap();
     assert_eq!(answer.status, 200);

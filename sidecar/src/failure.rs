@@ -40,9 +40,6 @@ pub enum Failure {
     NotAGateway,
     #[error("the peer's certificate is not trusted any more: {0}")]
     Untrusted(#[source] PeerError),
-    /// A stream asks for more at once than it may.
-    #[error("the stream has too many requests without an answer")]
-    StreamFull,
 }
 
 impl Failure {
@@ -56,18 +53,27 @@ impl Failure {
             Self::NotReady => (Code::Unavailable, "model-unavailable", text),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "deadline-exceeded", text),
             Self::NotAGateway => (Code::PermissionDenied, "not-a-gateway", text),
-            Self::Untrusted(_) => (Code::PermissionDenied, "untrusted", "the certificate is not trusted any more".into()),
-            Self::StreamFull => (Code::ResourceExhausted, "stream-full", text),
+            Self::Untrusted(_) => {
+                (Code::PermissionDenied, "untrusted", "the certificate is not trusted any more".into())
+            }
             Self::Join(JoinError::Missing(_)) => (Code::FailedPrecondition, "missing-feature", text),
-            Self::Join(JoinError::Unreachable(_) | JoinError::NoStore) => (Code::Unavailable, "features-unavailable", text),
+            Self::Join(JoinError::Unreachable(_) | JoinError::NoStore) => {
+                (Code::Unavailable, "features-unavailable", text)
+            }
             Self::Join(JoinError::Features(error)) => seen_feature_error(error),
             Self::Model(error) => match error {
-                ModelError::Unavailable(_) => (Code::Unavailable, "model-unavailable", "the model cannot be reached".into()),
-                ModelError::Refused(_) => (Code::ResourceExhausted, "model-overloaded", "the model has too much to do".into()),
+                ModelError::Unavailable(_) => {
+                    (Code::Unavailable, "model-unavailable", "the model cannot be reached".into())
+                }
+                ModelError::Refused(_) => {
+                    (Code::ResourceExhausted, "model-overloaded", "the model has too much to do".into())
+                }
                 ModelError::DeadlineExceeded => (Code::DeadlineExceeded, "deadline-exceeded", text),
                 ModelError::Rejected(_) => (Code::InvalidArgument, "model-rejected", text),
                 ModelError::Failed(_) => (Code::Internal, "model-failed", text),
-                ModelError::BadAnswer(_) => (Code::Internal, "bad-model-answer", "the model's answer was not usable".into()),
+                ModelError::BadAnswer(_) => {
+                    (Code::Internal, "bad-model-answer", "the model's answer was not usable".into())
+                }
             },
         }
     }

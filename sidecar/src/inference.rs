@@ -62,14 +62,23 @@ pub struct Prepared {
 }
 
 impl Inference {
-    pub async fn infer(&self, message: ModelInferRequest, context: &Context) -> (Result<ModelInferResponse, Failure>, String) {
+    pub async fn infer(
+        &self,
+        message: ModelInferRequest,
+        context: &Context,
+    ) -> (Result<ModelInferResponse, Failure>, String) {
         let mut record = self.recorder.begin(context);
         let result = self.answer(message, context, &mut record).await;
         record.end(result.as_ref().err().map_or(OK, Failure::code));
         (result, record.server_timing())
     }
 
-    async fn answer(&self, message: ModelInferRequest, context: &Context, record: &mut Record) -> Result<ModelInferResponse, Failure> {
+    async fn answer(
+        &self,
+        message: ModelInferRequest,
+        context: &Context,
+        record: &mut Record,
+    ) -> Result<ModelInferResponse, Failure> {
         let prepared = self.prepare(message, context, record).await?;
         let called = Instant::now();
         let span = record.step("model");
@@ -81,7 +90,12 @@ impl Inference {
     }
 
     /// Everything before the model.
-    pub async fn prepare(&self, message: ModelInferRequest, context: &Context, record: &mut Record) -> Result<Prepared, Failure> {
+    pub async fn prepare(
+        &self,
+        message: ModelInferRequest,
+        context: &Context,
+        record: &mut Record,
+    ) -> Result<Prepared, Failure> {
         let mut request = oip::decode_request(message, &self.limits)?;
         let served = match self.models.get(&request.model) {
             Lookup::Served(served) => served,
@@ -157,11 +171,7 @@ impl Prepared {
 
     /// Why the answer is of level 1, the more telling reason first.
     fn degraded(&self) -> Option<&'static str> {
-        if self.joined.defaults > 0 {
-            Some("default-feature")
-        } else {
-            self.joined.stale.then_some("stale-feature")
-        }
+        if self.joined.defaults > 0 { Some("default-feature") } else { self.joined.stale.then_some("stale-feature") }
     }
 }
 

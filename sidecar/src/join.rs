@@ -73,8 +73,11 @@ impl Join {
         });
         let known = known.collect::<Option<Vec<_>>>()?;
         let inputs = model.inputs.iter().filter(|input| !input.features.is_empty()).map(|input| {
-            let mut used: Vec<usize> =
-                input.features.iter().filter_map(|feature| groups.iter().position(|name| *name == feature.group)).collect();
+            let mut used: Vec<usize> = input
+                .features
+                .iter()
+                .filter_map(|feature| groups.iter().position(|name| *name == feature.group))
+                .collect();
             used.sort_unstable();
             used.dedup();
             Some(Input { tensor: input.tensor.clone(), gather: Gather::of(input, &known)?, groups: used })
@@ -108,16 +111,17 @@ impl Join {
             }
         }
         let lookup = features.read(snapshot, whom.tenant, &asked, whom.entities, whom.deadline).await?;
-        let cell = |entity, group: usize| place.get(group).copied().flatten().and_then(|group| lookup.cell(entity, group));
+        let cell =
+            |entity, group: usize| place.get(group).copied().flatten().and_then(|group| lookup.cell(entity, group));
         // Rows that no tier could speak of may be there: that is another fault than a row that is not.
         let unknown = lookup.unavailable() > 0;
         let mut joined = Joined::default();
         for input in lacking {
             let mut data = BytesMut::with_capacity(input.gather.length(whom.entities.len()));
-            let gathered = input
-                .gather
-                .write(whom.entities.len(), cell, model.missing_feature, &mut data)
-                .map_err(|missing| if unknown { JoinError::Unreachable(missing) } else { JoinError::Missing(missing) })?;
+            let gathered =
+                input.gather.write(whom.entities.len(), cell, model.missing_feature, &mut data).map_err(|missing| {
+                    if unknown { JoinError::Unreachable(missing) } else { JoinError::Missing(missing) }
+                })?;
             joined.defaults += gathered.defaults;
             joined.stale |= gathered.stale;
             joined.oldest_event_us = match (joined.oldest_event_us, gathered.oldest_event_us) {
@@ -135,6 +139,12 @@ impl Input {
         // A joined input has the shape [-1, columns]: the resource's reader sees to it.
         let rows = i64::try_from(rows).unwrap_or(i64::MAX);
         let shape = self.tensor.shape.iter().map(|&size| if size == -1 { rows } else { size }).collect();
-        Tensor { name: self.tensor.name.clone(), datatype: self.tensor.datatype, shape, parameters: Parameters::default(), data }
+        Tensor {
+            name: self.tensor.name.clone(),
+            datatype: self.tensor.datatype,
+            shape,
+            parameters: Parameters::default(),
+            data,
+        }
     }
 }

@@ -39,7 +39,9 @@ pub struct Seconds;
 
 impl MetricConstructor<Histogram> for Seconds {
     fn new_metric(&self) -> Histogram {
-        Histogram::new([0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+        Histogram::new([
+            0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+        ])
     }
 }
 
@@ -56,6 +58,7 @@ pub struct SidecarMetrics {
     pub models_refused: Family<ByModel, Counter>,
     pub model_ready: Family<ByModel, Gauge>,
     pub in_flight: Gauge,
+    pub compute_waiting: Gauge,
     pub streams: Gauge,
     pub connections: Gauge,
     pub connections_refused: Family<ByRefusal, Counter>,
@@ -77,12 +80,23 @@ impl SidecarMetrics {
                 Family::new_with_constructor(Seconds),
             ),
             degraded: metrics.family("sidecar_degraded", "Answers made with less than they should, by reason"),
-            default_features: metrics.family("sidecar_default_features", "Tensor elements filled with a declared default"),
-            missing_features: metrics.family("sidecar_missing_features", "Requests refused because a feature was missing"),
+            default_features: metrics
+                .family("sidecar_default_features", "Tensor elements filled with a declared default"),
+            missing_features: metrics
+                .family("sidecar_missing_features", "Requests refused because a feature was missing"),
             model_errors: metrics.family("sidecar_model_errors", "Model calls without a usable answer, by reason"),
             models_refused: metrics.family("sidecar_models_refused", "Times that a model was not taken into service"),
             model_ready: metrics.family("sidecar_model_ready", "1 while the model can answer"),
-            in_flight: metrics.register("sidecar_requests_in_flight", "Inference requests now worked on", Gauge::default()),
+            in_flight: metrics.register(
+                "sidecar_requests_in_flight",
+                "Inference requests now worked on",
+                Gauge::default(),
+            ),
+            compute_waiting: metrics.register(
+                "sidecar_compute_waiting",
+                "Requests that wait for a place to compute in this process",
+                Gauge::default(),
+            ),
             streams: metrics.register("sidecar_streams_open", "Inference streams now open", Gauge::default()),
             connections: metrics.register("sidecar_connections_open", "Connections now open", Gauge::default()),
             connections_refused: metrics.family("sidecar_connections_refused", "Connections refused, by reason"),

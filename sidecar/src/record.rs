@@ -138,8 +138,14 @@ impl Record {
 
     /// The value of `server-timing`, in milliseconds (W3C Server Timing).
     pub fn server_timing(&self) -> String {
-        let part = |name: &str, time: Option<Duration>| time.map(|time| format!("{name};dur={:.3}", time.as_secs_f64() * 1_000.0));
-        [part("features", self.features), part("model", self.model)].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        let part = |name: &str, time: Option<Duration>| {
+            time.map(|time| format!("{name};dur={:.3}", time.as_secs_f64() * 1_000.0))
+        };
+        [part("features", self.features), part("model", self.model)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 

@@ -59,7 +59,10 @@ impl GrpcInferenceService for Service {
         Ok(Response::new(ServerLiveResponse { live: true }))
     }
 
-    async fn server_ready(&self, _request: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+    async fn server_ready(
+        &self,
+        _request: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
         Ok(Response::new(ServerReadyResponse { ready: self.inference.models.ready() }))
     }
 
@@ -73,7 +76,10 @@ impl GrpcInferenceService for Service {
         Ok(Response::new(ModelReadyResponse { ready }))
     }
 
-    async fn server_metadata(&self, _request: Request<ServerMetadataRequest>) -> Result<Response<ServerMetadataResponse>, Status> {
+    async fn server_metadata(
+        &self,
+        _request: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
         let metadata = ServerMetadata {
             name: "spillway".into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -82,7 +88,10 @@ impl GrpcInferenceService for Service {
         Ok(Response::new(oip::encode_server_metadata(&metadata)))
     }
 
-    async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Result<Response<ModelMetadataResponse>, Status> {
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
         let ModelMetadataRequest { name, version } = request.into_inner();
         let served = self.served(&name, &version)?;
         Ok(Response::new(oip::encode_model_metadata(&ModelMetadata::of(served.name.as_str(), &served.manifest))))

@@ -214,7 +214,11 @@ fn text(field: &Field<'_>) -> Option<String> {
 
 /// `None` only after a fault was added, `Some(None)` when absent.
 #[allow(clippy::option_option)]
-fn read_optional<T>(fields: &Fields<'_>, name: &'static str, read: impl FnOnce(&Field<'_>) -> Option<T>) -> Option<Option<T>> {
+fn read_optional<T>(
+    fields: &Fields<'_>,
+    name: &'static str,
+    read: impl FnOnce(&Field<'_>) -> Option<T>,
+) -> Option<Option<T>> {
     fields.optional(name).map_or(Some(None), |field| read(&field).map(Some))
 }
 
@@ -251,7 +255,8 @@ mod tests {
     const IDENTITY: &str = "identity: {certificate: c.pem, key: k.pem, trustBundle: b.pem}\n";
 
     fn parse(rest: &str) -> Result<SidecarSettings, Vec<String>> {
-        let text = format!("region: eu\npool: scorers\npod: pod-0\nsnapshot: s.bin\nlisten: 127.0.0.1:0\n{IDENTITY}{rest}");
+        let text =
+            format!("region: eu\npool: scorers\npod: pod-0\nsnapshot: s.bin\nlisten: 127.0.0.1:0\n{IDENTITY}{rest}");
         spillway_runtime::settings::parse(&text).map_err(|faults| faults.iter().map(ToString::to_string).collect())
     }
 
@@ -274,15 +279,23 @@ mod tests {
 
     #[test]
     fn little_is_needed() {
-        let settings = parse("features: {sqlite: f.db}\n").unwrap();
-        assert!(matches!(settings.features.unwrap().store, StoreSettings::Sqlite(SqliteSettings { path, .. }) if path == PathBuf::from("f.db")));
+        let features = parse("features: {sqlite: f.db}\n").unwrap().features.unwrap();
+        let StoreSettings::Sqlite(sqlite) = features.store else { panic!("sqlite") };
+        assert_eq!(sqlite.path.as_os_str(), "f.db");
         assert!(parse("").unwrap().features.is_none());
     }
 
     #[test]
     fn faults_are_named_all_at_once() {
-        let faults = parse("triton: 127.0.0.1:8001\nshards: 3\nfeatures: {memory: 64, redis: {servers: []}}\n").unwrap_err();
-        for fault in ["triton:", "shards: unknown key", "features.memory:", "features.redis.servers:", "features: expected one durable"] {
+        let faults =
+            parse("triton: 127.0.0.1:8001\nshards: 3\nfeatures: {memory: 64, redis: {servers: []}}\n").unwrap_err();
+        for fault in [
+            "triton:",
+            "shards: unknown key",
+            "features.memory:",
+            "features.redis.servers:",
+            "features: expected one durable",
+        ] {
             assert!(faults.iter().any(|line| line.contains(fault)), "{fault} in {faults:?}");
         }
     }

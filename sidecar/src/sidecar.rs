@@ -3,7 +3,7 @@
 //! The rule: nothing listens before settings, identity, snapshot and stores are accepted; nothing runs
 //! after the drain is over. Readiness, health and metrics follow what the models say.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +87,8 @@ pub async fn run(settings: SidecarSettings, drain: Drain) -> Result<(), StartErr
     let sidecar = Sidecar::bind(settings, drain).await?;
     let Addresses { grpc, admin } = sidecar.addresses();
     let line = serde_json::json!({"listening": {"grpc": grpc.to_string(), "admin": admin.to_string()}});
-    println!("{line}");
+    // Nobody may be listening; that is no reason not to serve.
+    let _ = writeln!(io::stdout(), "{line}");
     sidecar.serve().await;
     Ok(())
 }
@@ -118,7 +119,7 @@ impl Sidecar {
         let backends = Backends {
             models: settings.models.clone(),
             triton: settings.triton.as_deref().map(triton::Server::at).transpose()?,
-            compute: Compute::for_this_machine(),
+            compute: Compute::for_this_machine(own.compute_waiting.clone()),
         };
         let inference = Arc::new(Inference {
             models: Models::new(settings.pool.clone(), backends, own.clone()),
@@ -189,16 +190,19 @@ fn check_identity(workload: &Workload, settings: &SidecarSettings) -> Result<(),
     let id = workload.id();
     match &id.role {
         Role::Sidecar { region: r, pool: p, pod: n } if r == region && p == pool && n == pod => Ok(()),
-        _ => Err(StartError::NotOurs { found: id.to_string(), region: region.clone(), pool: pool.clone(), pod: pod.clone() }),
+        _ => Err(StartError::NotOurs {
+            found: id.to_string(),
+            region: region.clone(),
+            pool: pool.clone(),
+            pod: pod.clone(),
+        }),
     }
 }
 
 fn readiness(models: &Arc<Models>, drain: &Drain) -> Readiness {
     let readiness = Readiness::default();
     let (models, drain) = (Arc::clone(models), drain.clone());
-    readiness.check("models", move || {
-        if models.ready() { Ok(()) } else { Err(models.waiting_for()) }
-    });
+    readiness.check("models", move || if models.ready() { Ok(()) } else { Err(models.waiting_for()) });
     readiness.check("serving", move || if drain.is_serving() { Ok(()) } else { Err("draining".into()) });
     readiness
 }

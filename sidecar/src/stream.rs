@@ -97,7 +97,10 @@ impl Session {
     }
 
     /// Runs to the end of the stream. Dropping it cancels what the models still do.
-    pub async fn run(mut self, mut requests: impl futures_util::Stream<Item = Result<ModelInferRequest, Status>> + Unpin) {
+    pub async fn run(
+        mut self,
+        mut requests: impl futures_util::Stream<Item = Result<ModelInferRequest, Status>> + Unpin,
+    ) {
         let _counted = Counted::new(&self.inference.metrics.streams);
         let inference = Arc::clone(&self.inference);
         let mut arrivals = FuturesOrdered::new();
@@ -192,7 +195,9 @@ impl Session {
                 }
                 let id = open.prepared.request.id.clone();
                 let head = spillway_runtime::oip::encode_response(&empty);
-                return self.send(ModelInferResponse { id, model_name: open.prepared.request.model.clone(), ..head }).await;
+                return self
+                    .send(ModelInferResponse { id, model_name: open.prepared.request.model.clone(), ..head })
+                    .await;
             }
             Ok(mut answer) => {
                 answer.id.clone_from(&open.prepared.request.id);
@@ -248,8 +253,12 @@ impl Session {
     async fn refuse(&mut self, id: String, mut record: Record, failure: &Failure) -> Result<(), Over> {
         record.end(failure.code());
         let code = InferParameter { parameter_choice: Some(ParameterChoice::StringParam(failure.code().to_owned())) };
-        let head = ModelInferResponse { id, parameters: [(ERROR.to_owned(), code)].into(), ..ModelInferResponse::default() };
-        let message = ModelStreamInferResponse { error_message: failure.status().message().to_owned(), infer_response: Some(head) };
+        let head =
+            ModelInferResponse { id, parameters: [(ERROR.to_owned(), code)].into(), ..ModelInferResponse::default() };
+        let message = ModelStreamInferResponse {
+            error_message: failure.status().message().to_owned(),
+            infer_response: Some(head),
+        };
         self.answers.send(Ok(message)).await.map_err(|_| Over)
     }
 

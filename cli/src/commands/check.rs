@@ -75,7 +75,9 @@ fn compile(sources: &[PathBuf], version: u64) -> Result<Vec<Resource>, Vec<(Path
     let broken: BTreeSet<String> = faults.iter().map(|(_, fault)| fault.resource.clone()).collect();
     if let Err(found) = Snapshot::compile_beside(version, &resources, &broken) {
         faults.extend(found.into_iter().map(|fault| {
-            let at = resources.iter().position(|one| one.label() == fault.resource && one.line == fault.line);
+            // Of two with one name, the fault is in the later one, which stands at its line or before it.
+            let mut of_this_name = (0..resources.len()).filter(|at| resources[*at].label() == fault.resource);
+            let at = of_this_name.rfind(|at| resources[*at].line <= fault.line);
             (at.map_or(&sources[0], |at| origins[at]).clone(), fault)
         }));
     }

@@ -6,17 +6,22 @@
 mod rows;
 
 use std::io::{BufRead, BufReader, Seek};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use spillway_proto::feature::feature_service_client::FeatureServiceClient;
-use spillway_proto::feature::{PutRequest, Row};
+use spillway_proto::feature::{PutRequest, Rejection, Row};
 use spillway_runtime::file::write_atomic;
 use tonic::transport::Channel;
 
+use super::sidecar::{Connection, Target};
 use rows::{Format, Numbered, Reader};
+
+/// How long a store may be away before a load gives up; it goes on there when it is started again.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -27,33 +32,38 @@ pub struct Arguments {
 #[derive(clap::Subcommand)]
 enum Action {
     /// Load a file: its columns are `entity`, `event_time` and the group's fields
-    Load(Load),
+    Load {
+        #[command(flatten)]
+        load: Load,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
+/// What is loaded, and how.
 #[derive(clap::Args)]
-struct Load {
+#[group(skip)]
+pub struct Load {
     /// The feature group
     #[arg(short, long)]
-    group: String,
+    pub group: String,
     /// FILE.csv with a header line, or FILE.jsonl with one object a line; event_time is RFC 3339 or Unix microseconds
-    file: PathBuf,
+    pub file: PathBuf,
     /// The tenant whose entities they are, for groups of scope `tenant`
     #[arg(long, default_value = "")]
-    tenant: String,
+    pub tenant: String,
     /// Rows in one request
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    batch: u16,
+    pub batch: u16,
     /// Begin at the first row, also where an earlier load of this file was cut off
     #[arg(long)]
-    restart: bool,
-    #[command(flatten)]
-    sidecar: super::sidecar::Connection,
+    pub restart: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let Action::Load(load) = &arguments.action;
+    let Action::Load { load, target } = &arguments.action;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(load.run())?;
+    let outcome = runtime.block_on(load.run(&target.connection()?))?;
     eprintln!("{} rows written, {} refused", outcome.written, outcome.refused);
     Ok(if outcome.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -64,16 +74,11 @@ pub struct Outcome {
     pub refused: u64,
 }
 
-/// Loads a whole file, from its first row.
-pub async fn load(group: &str, file: &Path, sidecar: super::sidecar::Connection) -> Result<Outcome> {
-    let (group, file) = (group.to_owned(), file.to_owned());
-    Load { group, file, tenant: String::new(), batch: 500, restart: true, sidecar }.run().await
-}
-
 impl Load {
-    async fn run(&self) -> Result<Outcome> {
+    pub async fn run(&self, sidecar: &Connection) -> Result<Outcome> {
         let format = Format::of(&self.file)?;
-        let mut file = std::fs::File::open(&self.file).with_context(|| format!("cannot open {}", self.file.display()))?;
+        let mut file =
+            std::fs::File::open(&self.file).with_context(|| format!("cannot open {}", self.file.display()))?;
         let size = file.metadata()?.len();
         let progress = Progress::of(self, size)?;
         let from = if self.restart { Position::default() } else { progress.read()? };
@@ -82,7 +87,7 @@ impl Load {
         if from.byte > 0 {
             eprintln!("going on after line {} of an earlier load (--restart begins anew)", from.line);
         }
-        let client = FeatureServiceClient::new(self.sidecar.connect().await?);
+        let client = FeatureServiceClient::new(sidecar.connect().await?);
         let mut reader = Reader::new(BufReader::new(file), header, from, self.group.clone(), self.tenant.clone());
         self.send_all(&mut reader, client, &progress, size).await
     }
@@ -136,11 +141,8 @@ async fn put(
 ) -> Result<u64> {
     let mut refused = 0;
     while !batch.is_empty() {
-        let rows = batch.iter().map(|row| row.row.clone()).collect();
-        let answer = client.put(PutRequest { rows }).await.map_err(|status| {
-            anyhow::anyhow!("the sidecar refused the rows: {} ({:?})", status.message(), status.code())
-        })?;
-        let rejections = answer.into_inner().rejections;
+        let rows: Vec<Row> = batch.iter().map(|row| row.row.clone()).collect();
+        let rejections = put_patiently(client, PutRequest { rows }).await?;
         if rejections.is_empty() {
             break;
         }
@@ -159,6 +161,22 @@ async fn put(
         }
     }
     Ok(refused)
+}
+
+/// One request, again and again for a while where the store cannot be reached: writes are idempotent.
+async fn put_patiently(client: &mut FeatureServiceClient<Channel>, request: PutRequest) -> Result<Vec<Rejection>> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match client.put(request.clone()).await {
+            Ok(answer) => return Ok(answer.into_inner().rejections),
+            Err(status) if status.code() == tonic::Code::Unavailable && began.elapsed() < PATIENCE => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+            Err(status) => bail!("the sidecar did not take the rows: {} ({:?})", status.message(), status.code()),
+        }
+    }
 }
 
 /// Where a load stands in its file.

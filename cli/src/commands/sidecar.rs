@@ -2,45 +2,69 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use spillway_core::identity::SpiffeId;
+use spillway_core::identity::{InvalidId, SpiffeId};
 use spillway_runtime::tls::{IdentitySettings, Workload};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Which sidecar, and who is asking.
-#[derive(clap::Args, Clone)]
-pub struct Connection {
+#[derive(clap::Args)]
+pub struct Target {
+    /// The region that `spillway dev` runs out of this folder, instead of the five options below
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
+    dev: Option<PathBuf>,
     /// The sidecar's address
-    #[arg(long, value_name = "HOST:PORT")]
-    pub sidecar: String,
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev")]
+    sidecar: Option<String>,
     /// The identity that the sidecar must prove
-    #[arg(long, value_name = "SPIFFE-ID")]
-    pub sidecar_id: String,
-    /// Our certificate chain, PEM
-    #[arg(long, value_name = "FILE")]
-    pub certificate: PathBuf,
+    #[arg(long, value_name = "SPIFFE-ID", required_unless_present = "dev", value_parser = parse_id)]
+    sidecar_id: Option<SpiffeId>,
+    /// Our certificate chain, PEM; its role is control or gateway
+    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    certificate: Option<PathBuf>,
     /// Our private key, PEM
-    #[arg(long, value_name = "FILE")]
-    pub key: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    key: Option<PathBuf>,
     /// The roots that are trusted, PEM
-    #[arg(long, value_name = "FILE")]
-    pub trust_bundle: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    trust_bundle: Option<PathBuf>,
+}
+
+/// All that it takes to connect.
+#[derive(Clone)]
+pub struct Connection {
+    pub address: String,
+    pub expected: SpiffeId,
+    pub identity: IdentitySettings,
+}
+
+impl Target {
+    pub fn connection(&self) -> Result<Connection> {
+        if let Some(folder) = &self.dev {
+            return crate::dev::loader(folder);
+        }
+        let given = (&self.sidecar, &self.sidecar_id, &self.certificate, &self.key, &self.trust_bundle);
+        let (Some(address), Some(expected), Some(certificate), Some(key), Some(trust_bundle)) = given else {
+            bail!("--dev, or all of --sidecar, --sidecar-id, --certificate, --key and --trust-bundle are needed");
+        };
+        let (certificate, key, trust_bundle) = (certificate.clone(), key.clone(), trust_bundle.clone());
+        let identity = IdentitySettings { certificate, key, trust_bundle };
+        Ok(Connection { address: address.clone(), expected: expected.clone(), identity })
+    }
+}
+
+fn parse_id(text: &str) -> Result<SpiffeId, InvalidId> {
+    SpiffeId::parse(text)
 }
 
 impl Connection {
     pub async fn connect(&self) -> Result<Channel> {
-        let expected = SpiffeId::parse(&self.sidecar_id).with_context(|| format!("--sidecar-id {}", self.sidecar_id))?;
-        let identity = IdentitySettings {
-            certificate: self.certificate.clone(),
-            key: self.key.clone(),
-            trust_bundle: self.trust_bundle.clone(),
-        };
-        let config = Workload::load(&identity)?.client_config(expected);
-        let address = self.sidecar.clone();
+        let config = Workload::load(&self.identity)?.client_config(self.expected.clone());
+        let address = self.address.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let (config, address) = (config.clone(), address.clone());
             async move {
@@ -54,6 +78,6 @@ impl Connection {
         Endpoint::from_static("http://sidecar")
             .connect_with_connector(connector)
             .await
-            .with_context(|| format!("cannot connect to the sidecar at {}", self.sidecar))
+            .with_context(|| format!("cannot connect to the sidecar at {}", self.address))
     }
 }

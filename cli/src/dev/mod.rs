@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use spillway_core::identity::SpiffeId;
 
-use crate::commands::{features, sidecar};
+use crate::commands::features::Load;
+use crate::commands::sidecar::Connection;
 use processes::Processes;
 use region::{Backends, Region};
 use servers::Servers;
@@ -40,6 +42,7 @@ pub struct Arguments {
 /// Certificates are renewed long before half of their life, 1 h in dev, is over.
 const RENEW_EVERY: Duration = Duration::from_secs(20 * 60);
 
+const ENDPOINTS: &str = "endpoints.json";
 const SITE: &[u8] = include_bytes!("../../dev/model/site.csv");
 const PAGE: &[u8] = include_bytes!("../../dev/model/page.csv");
 
@@ -94,31 +97,41 @@ async fn start_and_watch(
 /// Through the same door as `spillway features load`.
 async fn load_features(region: &Region) -> Result<()> {
     let pod = &region.sidecars[0];
-    let loader = region.identity("loader");
-    let connection = sidecar::Connection {
-        sidecar: pod.address.to_string(),
-        sidecar_id: pod.id.clone(),
-        certificate: loader.certificate,
-        key: loader.key,
-        trust_bundle: loader.trust_bundle,
+    let connection = Connection {
+        address: pod.address.to_string(),
+        expected: SpiffeId::parse(&pod.id)?,
+        identity: region::identity(&region.dir, region::LOADER),
     };
     for (group, content) in [("site", SITE), ("page", PAGE)] {
         let file = region.dir.join(format!("{group}.csv"));
         std::fs::write(&file, content)?;
-        let outcome = features::load(group, &file, connection.clone()).await?;
+        let load = Load { group: group.into(), file, tenant: String::new(), batch: 500, restart: true };
+        let outcome = load.run(&connection).await?;
         anyhow::ensure!(outcome.refused == 0, "{} rows of the group {group} were refused", outcome.refused);
         eprintln!("features: {} rows of {group}", outcome.written);
     }
     Ok(())
 }
 
+/// How commands reach the first sidecar of the region that runs out of a folder.
+pub fn loader(folder: &Path) -> Result<Connection> {
+    let file = folder.join(ENDPOINTS);
+    let endpoints = std::fs::read(&file)
+        .with_context(|| format!("{}: `spillway dev` writes it when the region is up", file.display()))?;
+    let endpoints: serde_json::Value = serde_json::from_slice(&endpoints)?;
+    let pod = &endpoints["regions"][0]["sidecars"][0];
+    let (Some(name), Some(address)) = (pod["name"].as_str(), pod["grpc"].as_str()) else {
+        anyhow::bail!("{} names no sidecar", file.display());
+    };
+    let expected = SpiffeId::parse(&region::sidecar_id(name))?;
+    Ok(Connection { address: address.into(), expected, identity: region::identity(folder, region::LOADER) })
+}
+
 /// Writes `endpoints.json` and prints how to call the region.
 fn announce(region: &Region) -> Result<()> {
     let shown = |path: &Path| path.display().to_string();
     let pki = region.dir.join("pki");
-    let client = |tenant: &str| {
-        json!({ "cert": shown(&pki.join(format!("{tenant}.pem"))), "key": shown(&pki.join(format!("{tenant}.key"))) })
-    };
+    let client = |tenant: &str| json!({ "cert": shown(&pki.join(format!("{tenant}.pem"))), "key": shown(&pki.join(format!("{tenant}.key"))) });
     let endpoints = json!({
         "regions": [{
             "name": region::REGION,
@@ -138,7 +151,7 @@ fn announce(region: &Region) -> Result<()> {
         "model": region::MODEL,
         "example_entity": region::EXAMPLE_ENTITY,
     });
-    let file = region.dir.join("endpoints.json");
+    let file = region.dir.join(ENDPOINTS);
     std::fs::write(&file, serde_json::to_vec_pretty(&endpoints)?)
         .with_context(|| format!("cannot write {}", file.display()))?;
 

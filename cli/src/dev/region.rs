@@ -22,6 +22,8 @@ pub const EXAMPLE_ENTITY: &str = "site-0001";
 const TRUST_DOMAIN: &str = "spillway.test";
 const POOL: &str = "scorers";
 const GATEWAY: &str = "gateway-0";
+/// Who writes features.
+pub const LOADER: &str = "loader";
 const PODS: [&str; 2] = ["pod-0", "pod-1"];
 const LIFE: Duration = Duration::from_secs(3_600);
 /// Clients are people at a keyboard: theirs live a day.
@@ -88,24 +90,14 @@ impl Region {
         let gateway = member(GATEWAY, id, gateway_address, &mut ports)?;
         let mut sidecars = Vec::new();
         for pod in PODS {
-            let id = format!("spiffe://{TRUST_DOMAIN}/region/{REGION}/sidecar/{POOL}/{pod}");
             let address = ports.take()?;
-            sidecars.push(member(pod, id, address, &mut ports)?);
+            sidecars.push(member(pod, sidecar_id(pod), address, &mut ports)?);
         }
         let region = Self { dir: dir.to_owned(), gateway, sidecars, authority };
         region.issue_all()?;
         region.write_settings(otlp, backends)?;
         region.write_snapshot(backends)?;
         Ok(region)
-    }
-
-    pub fn identity(&self, name: &str) -> IdentitySettings {
-        let pki = self.dir.join("pki");
-        IdentitySettings {
-            certificate: pki.join(format!("{name}.pem")),
-            key: pki.join(format!("{name}.key")),
-            trust_bundle: pki.join("trust-bundle.pem"),
-        }
     }
 
     /// New leaves for all, under the same names: every process notices and swaps.
@@ -131,14 +123,14 @@ impl Region {
         let issue = |name: &str, id: &str, life, dialled: bool| -> Result<()> {
             let request = LeafRequest::new(SpiffeId::parse(id)?, life);
             let request = if dialled { request.dialled_locally() } else { request };
-            let files = self.identity(name);
+            let files = identity(&self.dir, name);
             Ok(self.authority.issue(&request)?.save(files.certificate, files.key)?)
         };
         issue(&self.gateway.name, &self.gateway.id, LIFE, true)?;
         for pod in &self.sidecars {
             issue(&pod.name, &pod.id, LIFE, false)?;
         }
-        issue("loader", &format!("spiffe://{TRUST_DOMAIN}/region/{REGION}/control/loader"), LIFE, false)?;
+        issue(LOADER, &format!("spiffe://{TRUST_DOMAIN}/region/{REGION}/control/{LOADER}"), LIFE, false)?;
         for tenant in ["acme", "globex"] {
             issue(tenant, &format!("spiffe://{TRUST_DOMAIN}/tenant/{tenant}/client/dev"), CLIENT_LIFE, false)?;
         }
@@ -148,7 +140,7 @@ impl Region {
     fn write_settings(&self, otlp: Option<&str>, backends: &Backends) -> Result<()> {
         let path = |name: &str| quoted(&self.dir.join(name));
         let common = |member: &Member| {
-            let files = self.identity(&member.name);
+            let files = identity(&self.dir, &member.name);
             format!(
                 "region: {REGION}\n\
                  identity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\n\
@@ -207,11 +199,26 @@ impl Region {
         }
         let file = self.dir.join("snapshot");
         // A snapshot never goes back, also not across runs.
-        let version = std::fs::read(&file).ok().and_then(|bytes| snapshot::open(&bytes).ok()).map_or(1, |s| s.version + 1);
+        let version =
+            std::fs::read(&file).ok().and_then(|bytes| snapshot::open(&bytes).ok()).map_or(1, |s| s.version + 1);
         Snapshot::compile(version, &resources).map_err(|faults| told("resources", &faults))?;
         write_atomic(&file, &snapshot::seal(&resources, version), 0o644)
             .with_context(|| format!("cannot write {}", file.display()))
     }
+}
+
+/// The files of one workload or client in the folder of a region.
+pub fn identity(dir: &Path, name: &str) -> IdentitySettings {
+    let pki = dir.join("pki");
+    IdentitySettings {
+        certificate: pki.join(format!("{name}.pem")),
+        key: pki.join(format!("{name}.key")),
+        trust_bundle: pki.join("trust-bundle.pem"),
+    }
+}
+
+pub fn sidecar_id(pod: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}/region/{REGION}/sidecar/{POOL}/{pod}")
 }
 
 /// The authority in a folder, or a new one.

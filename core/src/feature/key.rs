@@ -7,7 +7,9 @@
 //!
 //! In a Redis cluster the braces make all groups of one entity share a hash slot.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::resource::Scope;
@@ -17,7 +19,7 @@ use crate::units::Name;
 pub const MAX_ENTITY: usize = 256;
 
 /// The key of one entity's row in one group.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone)]
 pub struct RowKey {
     text: Arc<str>,
     /// Where the closing brace is.
@@ -92,6 +94,33 @@ impl RowKey {
     }
 }
 
+// By text alone, as `Borrow<str>` demands; where the brace is follows from the text.
+impl PartialEq for RowKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for RowKey {}
+
+impl PartialOrd for RowKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RowKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl Hash for RowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
+
 impl std::borrow::Borrow<str> for RowKey {
     fn borrow(&self) -> &str {
         &self.text
@@ -142,7 +171,8 @@ mod tests {
         let key = RowKey::new(Scope::Tenant, "acme", b"user 7", &group()).unwrap();
         assert_eq!(key.as_str(), "{t4:acme:user%207}:site");
         assert_eq!((key.entity(), key.group()), ("t4:acme:user%207", "site"));
-        assert_eq!(RowKey::parse(key.as_str()), Some(key));
+        assert_eq!(RowKey::parse(key.as_str()), Some(key.clone()));
+        assert!(HashSet::from([key]).contains("{t4:acme:user%207}:site"), "found by its text");
         assert_eq!(RowKey::new(Scope::Shared, "", b"a.b", &group()).unwrap().as_str(), "{s:a.b}:site");
     }
 

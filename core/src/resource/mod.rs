@@ -32,6 +32,8 @@ pub struct Resource {
     pub spec: Spec,
     /// The spec as written, in canonical form: what a Snapshot carries.
     pub canonical: String,
+    /// The spec with its lines, so that a fault found later still names one.
+    source: Node,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +81,9 @@ impl Resource {
 
     /// A fault in this resource that another resource brought to light.
     pub fn fault(&self, field: &str, problem: String) -> Fault {
-        Fault { line: self.line, resource: self.label(), field: field.to_owned(), problem }
+        let spec = field.strip_prefix("spec").unwrap_or_default();
+        let line = self.source.line_of(spec).unwrap_or(self.line);
+        Fault { line, resource: self.label(), field: field.to_owned(), problem }
     }
 }
 
@@ -156,7 +160,7 @@ fn finish(
     // A spec left out is an empty one.
     let canonical = if node.value == Value::Null { "{}".into() } else { node.canonical() };
     match (name, spec, faults.is_empty()) {
-        (Some(name), Some(spec), true) => Ok(Resource { line, name, spec, canonical }),
+        (Some(name), Some(spec), true) => Ok(Resource { line, name, spec, canonical, source: node.clone() }),
         _ => Err(faults.into_vec()),
     }
 }

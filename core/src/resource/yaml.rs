@@ -68,6 +68,25 @@ impl Node {
         }
     }
 
+    /// The line of a node below this one, by its path: `.inputs[0].shape`.
+    pub fn line_of(&self, path: &str) -> Option<usize> {
+        if path.is_empty() {
+            return Some(self.line).filter(|line| *line > 0);
+        }
+        let end = path[1..].find(['.', '[']).map_or(path.len(), |at| at + 1);
+        let (step, rest) = path.split_at(end);
+        match &self.value {
+            Value::Map(entries) => {
+                entries.iter().find(|(key, _)| step.strip_prefix('.') == Some(&key.text))?.1.line_of(rest)
+            }
+            Value::List(items) => {
+                let index: usize = step.strip_prefix('[')?.strip_suffix(']')?.parse().ok()?;
+                items.get(index)?.line_of(rest)
+            }
+            Value::Null | Value::Scalar(_) => None,
+        }
+    }
+
     /// What this node is, for a message that says what was expected instead.
     pub fn what(&self) -> &'static str {
         match self.value {
@@ -166,6 +185,15 @@ mod tests {
         let Value::Map(entries) = &documents[0].value else { panic!("a map") };
         assert_eq!((entries[0].0.line, entries[1].0.line), (1, 2));
         assert_eq!(documents[1].canonical(), r#"{"c":null}"#);
+    }
+
+    #[test]
+    fn a_path_finds_its_line() {
+        let node = documents("a:\n  - b: 1\n    c:\n      - 2\n").unwrap().remove(0);
+        assert_eq!(node.line_of(".a[0].c[0]"), Some(4));
+        assert_eq!(node.line_of(".a[0].b"), Some(2));
+        assert_eq!(node.line_of(".a[1]"), None);
+        assert_eq!(node.line_of(".x.y"), None);
     }
 
     #[test]

@@ -90,7 +90,8 @@ impl Http1 {
                 if status == 100 {
                     continue;
                 }
-                let length: usize = headers.get("content-length").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
+                let length: usize =
+                    headers.get("content-length").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
                 while self.buffer.len() < length {
                     if !self.fill().await {
                         return None;
@@ -122,7 +123,10 @@ pub struct Http2 {
 }
 
 impl Http2 {
-    pub async fn connect(address: SocketAddr, client: &Workload) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub async fn connect(
+        address: SocketAddr,
+        client: &Workload,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let stream = tls(address, client, b"h2").await?;
         let (send, connection) =
             h2::client::Builder::new().max_header_list_size(1 << 20).handshake::<_, Bytes>(stream).await?;

@@ -17,8 +17,8 @@ use spillway_runtime::settings;
 use spillway_runtime::snapshot::seal;
 use spillway_runtime::tls::{IdentitySettings, Workload};
 
-pub use client::{Answer, Grpc, Http1, Http2, frame, h1_request, tls};
-pub use sidecar::{Sidecar, Seen};
+pub use client::*;
+pub use sidecar::*;
 
 pub const HOUR: Duration = Duration::from_secs(3_600);
 pub const GATEWAY: &str = "spiffe://spillway.test/region/eu/gateway/gw-0";
@@ -67,7 +67,7 @@ impl World {
             "region: eu
 name: gw-0
 listen: 127.0.0.1:0
-threads: 1
+threads: 2
 identity:
   certificate: {path}/gateway/certificate.pem
   key: {path}/gateway/key.pem
@@ -163,8 +163,10 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 fn resources(sidecars: &[Sidecar]) -> String {
-    let pods: String =
-        sidecars.iter().map(|sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address)).collect();
+    let pods: String = sidecars
+        .iter()
+        .map(|sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address))
+        .collect();
     format!(
         r#"
 apiVersion: spillway/v1
@@ -191,6 +193,19 @@ spec:
   entityInput: site
   inputs:
     - {{ name: x, datatype: FP32, shape: [-1] }}
+  outputs:
+    - {{ name: y, datatype: FP32, shape: [-1] }}
+---
+apiVersion: spillway/v1
+kind: Model
+metadata: {{ name: wide }}
+spec:
+  pools: [scorers]
+  versions: [1]
+  backend: onnx
+  deadline: 10s
+  inputs:
+    - {{ name: x, datatype: FP32, shape: [1, -1] }}
   outputs:
     - {{ name: y, datatype: FP32, shape: [-1] }}
 ---

@@ -153,7 +153,12 @@ impl GrpcInferenceService for Service {
                 status.metadata_mut().insert("spillway-error", "missing-feature".parse().unwrap());
                 return Err(status);
             }
-            "lies" => return Ok(Response::new(ModelInferResponse { raw_output_contents: vec![Bytes::new(); 3], ..answer(&message, "") })),
+            "lies" => {
+                return Ok(Response::new(ModelInferResponse {
+                    raw_output_contents: vec![Bytes::new(); 3],
+                    ..answer(&message, "")
+                }));
+            }
             _ => {}
         }
         let mut response = Response::new(answer(&message, &self.0.pod));
@@ -177,7 +182,8 @@ impl GrpcInferenceService for Service {
             let seen = Seen { pod: state.pod.clone(), metadata: metadata.clone(), message: message.clone() };
             state.seen.lock().push(seen);
             counted.1 = entity(&message) == "hangs";
-            let response = ModelStreamInferResponse { infer_response: Some(answer(&message, &state.pod)), ..Default::default() };
+            let response =
+                ModelStreamInferResponse { infer_response: Some(answer(&message, &state.pod)), ..Default::default() };
             futures_util::future::ready(Some(Ok(response)))
         });
         Ok(Response::new(Box::pin(answers)))
@@ -195,11 +201,17 @@ impl GrpcInferenceService for Service {
         Err(Status::unimplemented(""))
     }
 
-    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Result<Response<ServerMetadataResponse>, Status> {
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn model_metadata(&self, _: Request<ModelMetadataRequest>) -> Result<Response<ModelMetadataResponse>, Status> {
+    async fn model_metadata(
+        &self,
+        _: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 }

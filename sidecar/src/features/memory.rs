@@ -137,6 +137,10 @@ impl Memory {
         self.heard.swap(heard, Ordering::SeqCst)
     }
 
+    pub fn hears(&self) -> bool {
+        self.heard.load(Ordering::SeqCst)
+    }
+
     pub fn weight(&self) -> u64 {
         self.rows.weight()
     }
@@ -148,5 +152,75 @@ impl Memory {
 
     fn slot(&self, key: &RowKey) -> usize {
         usize::try_from(self.hash.hash_one(key) % SLOTS as u64).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use spillway_core::feature::Layout;
+    use spillway_core::resource::{self, FeatureGroup, FieldValue, Scope, Spec};
+    use spillway_core::units::Name;
+
+    use super::*;
+
+    const GROUP: &str = "apiVersion: spillway/v1\nkind: FeatureGroup\nmetadata: {name: g}\nspec:\n  schemaVersion: 1\n  \
+                         freshFor: 1m\n  retainFor: 1h\n  fields: [{name: n, datatype: INT64}]\n";
+
+    fn group() -> FeatureGroup {
+        let Spec::FeatureGroup(group) = resource::parse(GROUP).unwrap().remove(0).spec else { panic!("a group") };
+        group
+    }
+
+    fn key(entity: &str) -> RowKey {
+        RowKey::new(Scope::Shared, "", entity.as_bytes(), &Name::parse("g").unwrap()).unwrap()
+    }
+
+    fn row(event_us: i64) -> Row {
+        Layout::of(&group()).encode(event_us, &[Some(FieldValue::Int(1))]).unwrap()
+    }
+
+    #[test]
+    fn a_fill_from_before_an_invalidation_is_refused() {
+        let memory = Memory::new(MemorySettings::default());
+        let (key, row) = (key("a"), row(1));
+        let began = memory.tick();
+        memory.invalidate(&key);
+        assert!(!memory.fill(&key, Some(&row), began));
+        assert!(memory.rows.get(key.as_str()).is_none());
+        assert!(memory.fill(&key, Some(&row), memory.tick()));
+        let began = memory.tick();
+        memory.flush();
+        assert!(!memory.fill(&key, Some(&row), began));
+        assert!(memory.rows.get(key.as_str()).is_none());
+    }
+
+    #[test]
+    fn fills_and_invalidations_at_once_leave_nothing_old() {
+        let memory = Arc::new(Memory::new(MemorySettings::default()));
+        let latest = Arc::new(AtomicU64::new(1));
+        let key = key("a");
+        // Each round: the "store" moves on, then the row is invalidated, while readers fill what they read.
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        let began = memory.tick();
+                        let read = row(latest.load(Ordering::SeqCst).cast_signed());
+                        memory.fill(&key, Some(&read), began);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for _ in 0..5_000 {
+                    latest.fetch_add(1, Ordering::SeqCst);
+                    memory.invalidate(&key);
+                }
+            });
+        });
+        if let Some(entry) = memory.rows.get(key.as_str()) {
+            assert_eq!(entry.row.unwrap().event_us().cast_unsigned(), latest.load(Ordering::SeqCst));
+        }
     }
 }

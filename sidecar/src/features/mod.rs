@@ -116,6 +116,11 @@ impl Features {
         self.groups.get(snapshot, group).map(|group| group.layout.clone())
     }
 
+    /// Whether invalidations by other processes reach this one; if not, L1 keeps rows for moments only.
+    pub fn hears(&self) -> bool {
+        self.memory.hears()
+    }
+
     /// Bytes that L1 holds.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.weight()

@@ -39,9 +39,12 @@ impl Facts {
             agree("input", &input.tensor, &self.inputs, |manifest, model| model == -1 || manifest == model)?;
         }
         for output in &manifest.outputs {
-            agree("output", output, &self.outputs, |manifest, model| manifest == -1 || model == -1 || manifest == model)?;
+            agree("output", output, &self.outputs, |manifest, model| {
+                manifest == -1 || model == -1 || manifest == model
+            })?;
         }
-        let undeclared = self.inputs.iter().find(|fact| self.inputs_are_required && manifest.input(&fact.name).is_none());
+        let undeclared =
+            self.inputs.iter().find(|fact| self.inputs_are_required && manifest.input(&fact.name).is_none());
         undeclared.map_or(Ok(()), |fact| Err(Mismatch::Undeclared { name: fact.name.clone(), model: fact.to_string() }))
     }
 }
@@ -52,14 +55,25 @@ impl std::fmt::Display for TensorFact {
     }
 }
 
-fn agree(what: &'static str, spec: &TensorSpec, facts: &[TensorFact], fits: impl Fn(i64, i64) -> bool) -> Result<(), Mismatch> {
+fn agree(
+    what: &'static str,
+    spec: &TensorSpec,
+    facts: &[TensorFact],
+    fits: impl Fn(i64, i64) -> bool,
+) -> Result<(), Mismatch> {
     let Some(fact) = facts.iter().find(|fact| fact.name == spec.name) else {
         let present: Vec<&str> = facts.iter().map(|fact| fact.name.as_str()).collect();
-        return Err(Mismatch::Absent { what, name: spec.name.clone(), manifest: spec.to_string(), present: present.join(", ") });
+        return Err(Mismatch::Absent {
+            what,
+            name: spec.name.clone(),
+            manifest: spec.to_string(),
+            present: present.join(", "),
+        });
     };
     let same_datatype = Datatype::parse(&fact.datatype) == Some(spec.datatype);
     let same_rank = fact.shape.len() == spec.shape.len();
-    if same_datatype && same_rank && spec.shape.iter().zip(&fact.shape).all(|(&manifest, &model)| fits(manifest, model)) {
+    if same_datatype && same_rank && spec.shape.iter().zip(&fact.shape).all(|(&manifest, &model)| fits(manifest, model))
+    {
         return Ok(());
     }
     Err(Mismatch::Differs { what, name: spec.name.clone(), manifest: spec.to_string(), model: fact.to_string() })

@@ -119,7 +119,9 @@ impl ModelError {
 fn for_caller(message: &str) -> String {
     const LONGEST: usize = 256;
     let line = message.lines().next().unwrap_or_default();
-    let words = line.split_whitespace().map(|word| if word.trim_start_matches(['\'', '"', '(']).starts_with('/') { "…" } else { word });
+    let words = line
+        .split_whitespace()
+        .map(|word| if word.trim_start_matches(['\'', '"', '(']).starts_with('/') { "…" } else { word });
     let text: String = words.collect::<Vec<_>>().join(" ");
     text.chars().filter(|character| !character.is_control()).take(LONGEST).collect()
 }

@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
 use spillway_core::inference::{Datatype, InferRequest, InferResponse, Parameters, Tensor};
 use spillway_core::resource::Model;
 use spillway_core::units::Name;
@@ -22,24 +22,27 @@ use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, ShapeFactoid};
 
 use super::facts::{Facts, TensorFact};
 use super::{Backend, Call, ModelError, StreamAnswer, StreamRequest, for_caller};
+use crate::metrics::Counted;
 
 /// How many models may compute at once in this process, and how many requests may wait for a place.
 #[derive(Debug)]
 pub struct Compute {
     places: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    most_waiting: usize,
+    waiting: Gauge,
+    most_waiting: i64,
 }
 
 impl Compute {
     /// One place for each core; more would only make every answer later.
-    pub fn for_this_machine() -> Arc<Self> {
+    pub fn for_this_machine(waiting: Gauge) -> Arc<Self> {
+        const WAITING_FOR_EACH: i64 = 128;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::new(cores, cores * 128)
+        Self::new(cores, i64::try_from(cores).map_or(i64::MAX, |cores| cores * WAITING_FOR_EACH), waiting)
     }
 
-    pub fn new(runs: usize, most_waiting: usize) -> Arc<Self> {
-        Arc::new(Self { places: Arc::new(Semaphore::new(runs)), waiting: AtomicUsize::new(0), most_waiting })
+    /// `waiting` shows how many wait.
+    pub fn new(runs: usize, most_waiting: i64, waiting: Gauge) -> Arc<Self> {
+        Arc::new(Self { places: Arc::new(Semaphore::new(runs)), waiting, most_waiting })
     }
 
     async fn run<T: Send + 'static>(
@@ -57,22 +60,19 @@ impl Compute {
         });
         match timeout_at(deadline.into(), running).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(fault)) => Err(ModelError::Failed(if fault.is_panic() { "the model panicked".into() } else { "the run was stopped".into() })),
+            Ok(Err(fault)) => Err(ModelError::Failed(if fault.is_panic() {
+                "the model panicked".into()
+            } else {
+                "the run was stopped".into()
+            })),
             Err(_) => Err(ModelError::DeadlineExceeded),
         }
     }
 
     async fn wait(&self, deadline: Instant) -> Result<tokio::sync::OwnedSemaphorePermit, ModelError> {
-        /// Leaves the queue also when the waiting request is cancelled.
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if ahead >= self.most_waiting {
+        // Left also when the waiting request is cancelled.
+        let _waiting = Counted::new(&self.waiting);
+        if self.waiting.get() > self.most_waiting {
             return Err(ModelError::Refused("too many requests wait for the embedded backend".into()));
         }
         let place = timeout_at(deadline.into(), Arc::clone(&self.places).acquire_owned()).await;
@@ -106,7 +106,9 @@ struct Port {
 pub enum LoadError {
     #[error("version '{version}': the file {file} cannot be read as an ONNX model: {problem}")]
     File { version: Name, file: String, problem: String },
-    #[error("version '{version}': {what} '{name}' is {datatype}, which the embedded backend cannot pass; use the backend triton")]
+    #[error(
+        "version '{version}': {what} '{name}' is {datatype}, which the embedded backend cannot pass; use the backend triton"
+    )]
     Datatype { version: Name, what: &'static str, name: String, datatype: String },
     #[error("loading was stopped")]
     Stopped,
@@ -114,7 +116,12 @@ pub enum LoadError {
 
 impl Onnx {
     /// Loads `<models>/<name>/<version>/model.onnx` for every version of the manifest.
-    pub async fn load(models: &Path, name: &Name, manifest: &Arc<Model>, compute: &Arc<Compute>) -> Result<Self, LoadError> {
+    pub async fn load(
+        models: &Path,
+        name: &Name,
+        manifest: &Arc<Model>,
+        compute: &Arc<Compute>,
+    ) -> Result<Self, LoadError> {
         let (folder, manifest) = (models.join(name.as_str()), Arc::clone(manifest));
         let load = move || {
             let plan = |version: &Name| {
@@ -181,7 +188,9 @@ impl Plan {
         let outputs = model.output_outlets().map_err(fault)?.to_vec();
         let output_names: Vec<String> = outputs
             .iter()
-            .map(|outlet| model.outlet_label(*outlet).map_or_else(|| model.node(outlet.node).name.clone(), str::to_owned))
+            .map(|outlet| {
+                model.outlet_label(*outlet).map_or_else(|| model.node(outlet.node).name.clone(), str::to_owned)
+            })
             .collect();
         for (index, name) in input_names.iter().enumerate() {
             let fact = named_sizes(&model, index, name, manifest).map_err(fault)?;
@@ -217,7 +226,12 @@ impl Plan {
         }
         let results = self.runnable.run(values).map_err(|fault| ModelError::Failed(for_caller(&fault.to_string())))?;
         let asked = |name: &str| request.outputs.is_empty() || request.outputs.iter().any(|output| output.name == name);
-        let outputs = self.outputs.iter().zip(&results).filter(|(port, _)| asked(&port.name)).map(|(port, value)| port.tensor(value));
+        let outputs = self
+            .outputs
+            .iter()
+            .zip(&results)
+            .filter(|(port, _)| asked(&port.name))
+            .map(|(port, value)| port.tensor(value));
         Ok(InferResponse {
             outputs: outputs.collect::<Result<_, _>>()?,
             model: request.model,
@@ -241,8 +255,10 @@ impl Port {
         }
         let shape: Option<Vec<usize>> = tensor.shape.iter().map(|&size| usize::try_from(size).ok()).collect();
         let shape = shape.ok_or_else(|| rejected("a size is negative"))?;
-        let datum = theirs(self.datatype).ok_or_else(|| rejected("a datatype that the embedded backend cannot pass"))?;
-        let mut value = tract_onnx::prelude::Tensor::zero_dt(datum, &shape).map_err(|_| rejected("the shape is not usable"))?;
+        let datum =
+            theirs(self.datatype).ok_or_else(|| rejected("a datatype that the embedded backend cannot pass"))?;
+        let mut value =
+            tract_onnx::prelude::Tensor::zero_dt(datum, &shape).map_err(|_| rejected("the shape is not usable"))?;
         let bytes = value.as_bytes_mut();
         if bytes.len() != tensor.data.len() {
             return Err(rejected("shape and data differ in length"));
@@ -285,7 +301,8 @@ fn named_sizes(model: &InferenceModel, index: usize, name: &str, manifest: &Mode
             input.tensor.shape.iter().map(|&size| (size >= 0).then(|| TDim::from(size))).collect()
         }),
     };
-    let sizes = sizes.into_iter().enumerate().map(|(axis, size)| GenericFactoid::Only(size.unwrap_or_else(|| open(axis))));
+    let sizes =
+        sizes.into_iter().enumerate().map(|(axis, size)| GenericFactoid::Only(size.unwrap_or_else(|| open(axis))));
     Ok(fact.with_shape(ShapeFactoid::closed(sizes.collect())))
 }
 

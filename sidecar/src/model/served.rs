@@ -27,9 +27,9 @@ use spillway_runtime::snapshot::Subscription;
 use spillway_runtime::telemetry::TraceParent;
 use tokio::sync::watch;
 
+use super::facts::Mismatch;
 use super::onnx::{Compute, LoadError, Onnx};
 use super::triton::Server;
-use super::facts::Mismatch;
 use super::{Backend, Call, ModelError};
 use crate::join::Join;
 use crate::metrics::{ByModel, SidecarMetrics};
@@ -226,7 +226,13 @@ impl Models {
     fn adopt(&self, snapshot: &Arc<Snapshot>) {
         let old = self.table.load_full();
         let entry = |(name, wanted): (&Name, &Arc<Model>)| {
-            let fresh = Entry { wanted: Arc::clone(wanted), served: None, reachable: false, fault: None, next_try: Instant::now() };
+            let fresh = Entry {
+                wanted: Arc::clone(wanted),
+                served: None,
+                reachable: false,
+                fault: None,
+                next_try: Instant::now(),
+            };
             let mut entry = old.get(name).cloned().map_or(fresh, |old| Entry {
                 wanted: Arc::clone(wanted),
                 next_try: Instant::now(),
@@ -312,7 +318,12 @@ impl Models {
 
 impl Backends {
     /// Loads or connects, holds the model's facts against the manifest, warms up.
-    async fn start(&self, name: &Name, manifest: &Arc<Model>, snapshot: &Arc<Snapshot>) -> Result<Arc<ServedModel>, NotServed> {
+    async fn start(
+        &self,
+        name: &Name,
+        manifest: &Arc<Model>,
+        snapshot: &Arc<Snapshot>,
+    ) -> Result<Arc<ServedModel>, NotServed> {
         let join = Join::of(manifest, snapshot).ok_or(NotServed::Features)?;
         let backend: Arc<dyn Backend> = match manifest.backend {
             resource::Backend::Onnx => {

@@ -14,8 +14,8 @@ use spillway_core::units::Name;
 use spillway_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{
-    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest, ModelStreamInferResponse,
-    model_metadata_response::TensorMetadata,
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest,
+    ModelStreamInferResponse, model_metadata_response::TensorMetadata,
 };
 use spillway_runtime::oip;
 use tokio::sync::mpsc;
@@ -101,7 +101,11 @@ impl Backend for Triton {
         let asked = ModelReadyRequest { name: self.name.to_string(), version: version.to_string() };
         let mut client = self.client.clone();
         let answer = in_time(deadline, client.model_ready(Request::new(asked))).await?;
-        if answer.ready { Ok(()) } else { Err(ModelError::Unavailable("Triton says that the model is not ready".into())) }
+        if answer.ready {
+            Ok(())
+        } else {
+            Err(ModelError::Unavailable("Triton says that the model is not ready".into()))
+        }
     }
 
     async fn infer(&self, request: &InferRequest, call: &Call) -> Result<InferResponse, ModelError> {
@@ -124,7 +128,8 @@ impl Backend for Triton {
         let mut inbound = in_time(call.deadline, client.model_stream_infer(request)).await?;
         loop {
             let message = timeout_at(call.deadline.into(), inbound.message()).await;
-            let message = message.map_err(|_| ModelError::DeadlineExceeded)?.map_err(|status| fault(&status, call.deadline))?;
+            let message =
+                message.map_err(|_| ModelError::DeadlineExceeded)?.map_err(|status| fault(&status, call.deadline))?;
             let Some(message) = message else { return Ok(()) };
             if answers.send(stream_answer(message)?).await.is_err() {
                 return Ok(());
@@ -134,7 +139,8 @@ impl Backend for Triton {
 }
 
 fn parse(endpoint: &str) -> Result<Endpoint, InvalidEndpoint> {
-    let known = ["http://", "unix:///"].iter().any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme));
+    let known =
+        ["http://", "unix:///"].iter().any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme));
     let parsed = known.then(|| Endpoint::from_shared(endpoint.to_owned()).ok()).flatten();
     parsed.ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))
 }
@@ -188,7 +194,9 @@ fn stream_answer(message: ModelStreamInferResponse) -> Result<StreamAnswer, Mode
     let failed = (!error_message.is_empty()).then(|| ModelError::Failed(for_caller(&error_message)));
     // Without a key nobody knows whose answer it is, so that no later one can be trusted either.
     let Ok(key) = answer.id.parse() else {
-        return Err(failed.unwrap_or_else(|| ModelError::BadAnswer("an answer belongs to no request of the stream".into())));
+        return Err(
+            failed.unwrap_or_else(|| ModelError::BadAnswer("an answer belongs to no request of the stream".into()))
+        );
     };
     let last = matches!(
         answer.parameters.get(FINAL),

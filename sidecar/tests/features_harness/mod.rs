@@ -128,12 +128,18 @@ impl Sidecar {
     }
 
     /// Until no tier fails any more.
-    pub async fn until_well(&self) {
+    pub async fn until_answered(&self) {
         eventually("all tiers answer", async || {
             let probe = unique("probe");
             !self.look(&["site"], &[&probe], DEADLINE).await.failed_tiers.any()
         })
         .await;
+    }
+
+    /// Until no tier fails any more and invalidations are heard.
+    pub async fn until_well(&self) {
+        self.until_answered().await;
+        eventually("invalidations are heard", async || self.features.hears()).await;
     }
 }
 

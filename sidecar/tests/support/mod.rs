@@ -1,6 +1,9 @@
 //! What the tests of this crate share: the resources of one region with the phishing model, and its expected scores.
 #![allow(dead_code)]
 
+pub mod double;
+pub mod pod;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

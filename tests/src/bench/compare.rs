@@ -145,6 +145,7 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
         extent.repetitions,
         extent.measure.as_secs_f64(),
     );
+    let mut notes = String::new();
     for (kind, turns) in turns {
         let cpu = of(turns, &|turn| turn.busy.proxy_us());
         let (rate, p50, p99) = (
@@ -184,15 +185,16 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
             figure(&format!("h2_mtls_unary.{prefix}{name}"), value, unit, Goal::None);
         }
         if shares[1] < SATURATED {
-            writeln!(text, "\n**{name} was not saturated: the generator limited the calls.**\n")?;
+            writeln!(notes, "\n**{name} was not saturated: the generator limited the calls.**")?;
         }
         if shares[3] > QUIET {
             writeln!(
-                text,
-                "\n**Others used {others} of a core while {name} was measured: the figures are doubtful.**\n"
+                notes,
+                "\n**Others used {others} of a core while {name} was measured: the figures are doubtful.**"
             )?;
         }
     }
+    text.push_str(&notes);
     if let [(_, ours), (_, theirs)] = turns {
         let ratios: Vec<f64> =
             ours.iter().zip(theirs).map(|(ours, theirs)| ours.busy.proxy_us() / theirs.busy.proxy_us()).collect();
@@ -205,7 +207,7 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
         )?;
         figure("h2_mtls_unary.cpu_ratio_envoy", ratio.value, "ratio", Goal::AtMost(RATIO));
     }
-    results.add(text);
+    results.add(text.trim_end().to_owned());
     Ok(())
 }
 

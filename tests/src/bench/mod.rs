@@ -12,7 +12,7 @@
 pub mod compare;
 pub mod identities;
 pub mod load;
-//pub mod lookup;
+pub mod lookup;
 pub mod machine;
 pub mod message;
 pub mod process;

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use spillway_tests::bench::compare::{self, Extent};
 use spillway_tests::bench::load::{self, Load};
+use spillway_tests::bench::lookup;
 use spillway_tests::bench::machine::Machine;
 use spillway_tests::bench::proxy::Kind;
 use spillway_tests::bench::results::Results;
@@ -145,8 +146,7 @@ fn compare(arguments: &CompareArguments, results: &mut Results) -> Result<()> {
 
 fn look_up(results: &mut Results) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let _ = (runtime, results, EACH_LOOK_UP);
-    Ok(())
+    runtime.block_on(lookup::run(EACH_LOOK_UP, results))
 }
 
 fn generate(arguments: &LoadArguments) -> Result<()> {

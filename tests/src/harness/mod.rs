@@ -7,7 +7,8 @@
 //! * [`process`]: one process of the real binary.
 //! * [`servers`]: Redis, Cassandra and Triton.
 //! * [`region`]: authority, resources, sidecars and gateway of one region.
-//! * [`client`]: calls over mTLS, h1 and h2; [`grpc`] on top of them; [`raw`]: bytes that no client would send.
+//! * [`client`]: calls over mTLS, h1 and h2; [`grpc`] on top of them.
+//! * [`raw`], [`h2_frames`]: bytes that no client would send.
 //! * [`inference`]: the requests of the phishing model and what must come back.
 //! * [`metrics`]: what the admin port says.
 //! * [`load`]: steady calls, and what they met.
@@ -16,6 +17,7 @@
 pub mod client;
 pub mod doubles;
 pub mod grpc;
+pub mod h2_frames;
 pub mod inference;
 pub mod load;
 pub mod metrics;

@@ -1,0 +1,223 @@
+//! A model server that answers as it is told: right, wrongly, late or never.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use spillway_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use spillway_proto::inference::{
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
+    ModelReadyRequest, ModelReadyResponse, ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse,
+    ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    infer_parameter::ParameterChoice, model_infer_response::InferOutputTensor, model_metadata_response::TensorMetadata,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Right,
+    WrongId,
+    WrongDatatype,
+    WrongShape,
+    WrongLength,
+    WrongRows,
+    NoOutput,
+    Never,
+    Full,
+    Invalid,
+    Broken,
+    /// A stream's request gets so many answers.
+    Many(usize),
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub answer: Mutex<Answer>,
+    pub columns: Mutex<i64>,
+    pub calls: AtomicUsize,
+    pub cancelled: AtomicUsize,
+    /// Metadata and message of the last call.
+    pub last: Mutex<Option<(tonic::metadata::MetadataMap, ModelInferRequest)>>,
+}
+
+#[derive(Clone)]
+pub struct Double {
+    pub state: Arc<State>,
+    pub endpoint: String,
+}
+
+impl Double {
+    pub async fn start() -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap()).await
+    }
+
+    pub async fn on(listener: TcpListener) -> Self {
+        let state = Arc::new(State {
+            answer: Mutex::new(Answer::Right),
+            columns: Mutex::new(9),
+            calls: AtomicUsize::new(0),
+            cancelled: AtomicUsize::new(0),
+            last: Mutex::new(None),
+        });
+        let double = Self { state, endpoint: format!("http://{}", listener.local_addr().unwrap()) };
+        let service = GrpcInferenceServiceServer::new(double.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        double
+    }
+
+    pub fn answers(&self, answer: Answer) {
+        *self.state.answer.lock() = answer;
+    }
+
+    pub fn calls(&self) -> usize {
+        self.state.calls.load(Ordering::SeqCst)
+    }
+
+    pub async fn wait_for_cancelled(&self, count: usize) {
+        for _ in 0..200 {
+            if self.state.cancelled.load(Ordering::SeqCst) == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} calls were cancelled, not {count}", self.state.cancelled.load(Ordering::SeqCst));
+    }
+
+    async fn answer(&self, request: &ModelInferRequest) -> Result<ModelInferResponse, Status> {
+        /// Dropped before its end: the call was cancelled.
+        struct Cancelled(Arc<State>);
+        impl Drop for Cancelled {
+            fn drop(&mut self) {
+                self.0.cancelled.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let answer = *self.state.answer.lock();
+        let mut rows = request.inputs[0].shape[0];
+        let mut output = InferOutputTensor { name: "score".into(), datatype: "FP32".into(), ..Default::default() };
+        let mut id = request.id.clone();
+        let mut bytes = 0;
+        match answer {
+            Answer::Right | Answer::Many(_) | Answer::NoOutput => {}
+            Answer::WrongId => id = "another".into(),
+            Answer::WrongDatatype => output.datatype = "INT32".into(),
+            Answer::WrongShape => output.shape = vec![rows, 1, 1],
+            Answer::WrongLength => bytes = 4,
+            Answer::WrongRows => rows += 1,
+            Answer::Never => {
+                let _cancelled = Cancelled(Arc::clone(&self.state));
+                std::future::pending::<()>().await;
+            }
+            Answer::Full => return Err(Status::unavailable("Exceeds maximum queue size")),
+            Answer::Invalid => return Err(Status::invalid_argument("no such thing")),
+            Answer::Broken => return Err(Status::internal("cannot open /srv/models/phishing/model.py\nat line 1")),
+        }
+        if output.shape.is_empty() {
+            output.shape = vec![rows, 1];
+        }
+        let data = vec![0_u8; usize::try_from(rows).unwrap() * 4 + bytes];
+        let (outputs, raw) =
+            if answer == Answer::NoOutput { (vec![], vec![]) } else { (vec![output], vec![data.into()]) };
+        Ok(ModelInferResponse {
+            model_name: request.model_name.clone(),
+            model_version: request.model_version.clone(),
+            id,
+            outputs,
+            raw_output_contents: raw,
+            ..ModelInferResponse::default()
+        })
+    }
+}
+
+fn last(answer: &mut ModelInferResponse, last: bool) {
+    let parameter = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(last)) };
+    answer.parameters.insert("triton_final_response".into(), parameter);
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Double {
+    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
+
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        Ok(Response::new(ServerReadyResponse { ready: true }))
+    }
+
+    async fn model_ready(&self, _: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        Ok(Response::new(ModelReadyResponse { ready: true }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(ServerMetadataResponse::default()))
+    }
+
+    async fn model_metadata(
+        &self,
+        _: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let tensor = |name: &str, columns| TensorMetadata {
+            name: name.into(),
+            datatype: "FP32".into(),
+            shape: vec![-1, columns],
+        };
+        Ok(Response::new(ModelMetadataResponse {
+            inputs: vec![tensor("features", *self.state.columns.lock())],
+            outputs: vec![tensor("score", 1)],
+            ..ModelMetadataResponse::default()
+        }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        if message.id != "warm-up" {
+            self.state.calls.fetch_add(1, Ordering::SeqCst);
+            *self.state.last.lock() = Some((metadata, message.clone()));
+        }
+        self.answer(&message).await.map(Response::new)
+    }
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let (answers, stream) = tokio::sync::mpsc::channel(8);
+        let (mut requests, double) = (request.into_inner(), self.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = requests.message().await {
+                double.state.calls.fetch_add(1, Ordering::SeqCst);
+                let times = if let Answer::Many(times) = *double.state.answer.lock() { times } else { 1 };
+                for time in 1..=times {
+                    let answer = tokio::select! {
+                        answer = double.answer(&message) => answer,
+                        () = answers.closed() => return,
+                    };
+                    let answer = match answer {
+                        Ok(mut answer) => {
+                            last(&mut answer, time == times);
+                            ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer) }
+                        }
+                        Err(status) => ModelStreamInferResponse {
+                            error_message: status.message().into(),
+                            infer_response: Some(ModelInferResponse { id: message.id.clone(), ..Default::default() }),
+                        },
+                    };
+                    if answers.send(Ok(answer)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

@@ -1,0 +1,273 @@
+//! `spillway dev`: a region on this machine, from nothing to a prediction, and gone with Ctrl-C.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use spillway_runtime::tls::IdentitySettings;
+use spillway_tests::figures::{Goal, record};
+use spillway_tests::harness::client::{Client, Protocol};
+use spillway_tests::harness::eventually;
+use spillway_tests::harness::inference::{INFER, assert_scores, cases, entity, scores};
+use spillway_tests::harness::load::percentile;
+use spillway_tests::harness::metrics;
+use spillway_tests::harness::process::binary;
+use spillway_tests::harness::region::text;
+use spillway_tests::harness::run_folder::RunFolder;
+use spillway_tests::root;
+
+const START: Duration = Duration::from_secs(60);
+
+/// A running `spillway dev`. Killed with its children when dropped.
+struct Dev {
+    child: Child,
+    /// What it printed until it said how to stop it.
+    printed: String,
+}
+
+impl Dev {
+    fn start(dir: &Path, more: &[&str], within: Duration) -> Self {
+        let mut child = Command::new(binary())
+            .args(["dev", "--port", "0", "--dir", text(dir)])
+            .args(more)
+            .current_dir(root())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let stdout = child.stdout.take().expect("it is piped");
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
+        let mut dev = Self { child, printed: String::new() };
+        let end = Instant::now() + within;
+        while !dev.printed.contains("Ctrl-C") {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = told.recv_timeout(left).unwrap_or_else(|_| panic!("not up within {within:?}: {}", dev.printed));
+            dev.printed.push_str(&line);
+            dev.printed.push('\n');
+        }
+        dev
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a process id")
+    }
+
+    /// The curl command that it printed, its lines joined as a shell would.
+    fn curl(&self) -> String {
+        let lines = self.printed.lines().skip_while(|line| !line.trim_start().starts_with("curl "));
+        let mut command = String::new();
+        for line in lines {
+            command.push_str(line);
+            command.push('\n');
+            if !line.trim_end().ends_with('\\') {
+                break;
+            }
+        }
+        assert!(!command.is_empty(), "no curl line in\n{}", self.printed);
+        command
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        for process in descendants(self.pid()) {
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_behind() {
+    let folder = RunFolder::new("dev");
+    // A path relative to the repository, as people give it.
+    let dir = folder.strip_prefix(root()).expect("it lies in the repository").join("region");
+    let begun = Instant::now();
+    let mut dev = Dev::start(&dir, &[], START);
+    let start = begun.elapsed();
+    let output = Command::new("sh").args(["-c", &dev.curl()]).current_dir(root()).output().expect("sh is there");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let first = begun.elapsed();
+    let score = answer["outputs"][0]["data"][0].as_f64().expect("a score");
+    assert!((score - f64::from(cases()[0].score)).abs() <= 1e-5, "{answer}");
+    record("path.dev.first_prediction_s", first.as_secs_f64(), "s", Goal::None);
+    assert!(record("path.dev.start_s", start.as_secs_f64(), "s", Goal::AtMost(5.0)), "ready after {start:?}");
+
+    let endpoints = read_endpoints(&dir);
+    check_endpoints(&endpoints);
+    let client = client_of(&endpoints, "acme");
+    sequential_calls(&client).await;
+    let refused = client_of(&endpoints, "globex").post(INFER, &entity("site-0001")).await.expect("an answer");
+    assert_eq!(refused.status, 403);
+    assert_eq!(client_of(&endpoints, "globex").get("/v2/models/phishing").await.expect("an answer").status, 200);
+    a_sidecar_that_dies_is_started_again(&client, &dev).await;
+
+    let children = descendants(dev.pid());
+    assert!(children.len() >= 3, "a gateway and two sidecars: {children:?}");
+    kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
+    let status = eventually("dev ends", Duration::from_secs(15), async || dev.child.try_wait().expect("a child")).await;
+    assert!(status.success(), "{status}");
+    let left: Vec<i32> = children.into_iter().filter(|process| is_alive(*process)).collect();
+    assert!(left.is_empty(), "processes are left: {left:?}");
+
+    // Again in the same folder: the authority stays, so certificates of clients do.
+    let bundle = std::fs::read(root().join(endpoints["trust_bundle"].as_str().expect("a path"))).expect("a bundle");
+    let dev = Dev::start(&dir, &[], START);
+    let endpoints = read_endpoints(&dir);
+    assert_eq!(std::fs::read(root().join(endpoints["trust_bundle"].as_str().expect("a path"))).expect("a bundle"), bundle);
+    let answer = client_of(&endpoints, "acme").post(INFER, &entity("site-0001")).await.expect("an answer");
+    assert_scores("again", &scores(&answer), &cases()[..1]);
+
+    // Its end, however sudden, ends the children.
+    let children = descendants(dev.pid());
+    kill(Pid::from_raw(dev.pid()), Signal::SIGTERM).expect("it runs");
+    eventually("all children end", Duration::from_secs(15), async || {
+        children.iter().all(|process| !is_alive(*process)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_with_servers_predicts_the_same() {
+    let folder = RunFolder::new("dev-servers");
+    let dir = folder.strip_prefix(root()).expect("it lies in the repository").join("region");
+    let mut dev = Dev::start(&dir, &["--with-servers"], Duration::from_secs(180));
+    let client = client_of(&read_endpoints(&dir), "acme");
+    for case in &cases()[..8] {
+        let answer = client.post(INFER, &entity(&case.entity)).await.expect("an answer");
+        assert_scores("real servers", &scores(&answer), std::slice::from_ref(case));
+        assert_eq!(answer.header("spillway-degraded"), "");
+    }
+    kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
+    let status = eventually("dev ends", Duration::from_secs(60), async || dev.child.try_wait().expect("a child")).await;
+    assert!(status.success(), "{status}");
+    for server in ["redis", "cassandra", "triton"] {
+        assert!(!root().join(&dir).join(format!("servers/{server}/{server}.pid")).exists(), "{server} runs on");
+    }
+}
+
+fn read_endpoints(dir: &Path) -> Value {
+    let file = std::fs::read(root().join(dir).join("endpoints.json")).expect("endpoints.json");
+    serde_json::from_slice(&file).expect("JSON")
+}
+
+/// What black-box checks rely on.
+fn check_endpoints(endpoints: &Value) {
+    let region = &endpoints["regions"][0];
+    let words = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{value} in {endpoints}")).to_owned();
+    assert!(!words(&region["name"]).is_empty());
+    assert!(words(&region["gateway"]["https"]).starts_with("https://"));
+    let sidecars = region["sidecars"].as_array().expect("a list");
+    assert_eq!(sidecars.len(), 2);
+    let mut admins = vec![words(&region["gateway"]["admin"])];
+    for sidecar in sidecars {
+        assert!(!words(&sidecar["name"]).is_empty() && !words(&sidecar["grpc"]).is_empty());
+        admins.push(words(&sidecar["admin"]));
+    }
+    for admin in admins {
+        let address = admin.trim_start_matches("http://").parse().unwrap_or_else(|error| panic!("{admin}: {error}"));
+        assert_eq!(metrics::get(address, "/readyz").expect("an answer").0, 200, "{admin}");
+    }
+    for path in [&endpoints["trust_bundle"], &endpoints["pki_dir"]] {
+        let path = words(path);
+        assert!(Path::new(&path).is_relative() && root().join(&path).exists(), "{path}");
+    }
+    for tenant in ["acme", "globex"] {
+        for file in ["cert", "key"] {
+            let path = words(&endpoints["clients"][tenant][file]);
+            assert!(Path::new(&path).is_relative() && root().join(&path).is_file(), "{path}");
+        }
+    }
+    assert_eq!(words(&endpoints["model"]), "phishing");
+    assert!(cases().iter().any(|case| case.entity == words(&endpoints["example_entity"])));
+}
+
+fn client_of(endpoints: &Value, tenant: &str) -> Client {
+    let path = |value: &Value| root().join(value.as_str().expect("a path"));
+    let identity = IdentitySettings {
+        certificate: path(&endpoints["clients"][tenant]["cert"]),
+        key: path(&endpoints["clients"][tenant]["key"]),
+        trust_bundle: path(&endpoints["trust_bundle"]),
+    };
+    let https = endpoints["regions"][0]["gateway"]["https"].as_str().expect("an address");
+    Client::new(https.trim_start_matches("https://").parse().expect("an address"), &identity)
+}
+
+async fn sequential_calls(client: &Client) {
+    const CALLS: usize = 1_000;
+    let all = cases();
+    let mut open = client.connect(Protocol::H1).await.expect("a connection");
+    let mut took = Vec::with_capacity(CALLS);
+    for case in all.iter().cycle().take(CALLS) {
+        let begun = Instant::now();
+        let answer = open.send(client.json(INFER, &entity(&case.entity))).await.expect("an answer");
+        took.push(begun.elapsed());
+        assert_scores("sequential", &scores(&answer), std::slice::from_ref(case));
+    }
+    for (share, name) in [(0.5, "path.dev.p50_ms"), (0.99, "path.dev.p99_ms")] {
+        record(name, percentile(&mut took, share).as_secs_f64() * 1e3, "ms", Goal::None);
+    }
+}
+
+async fn a_sidecar_that_dies_is_started_again(client: &Client, dev: &Dev) {
+    let sidecars = || {
+        let is_sidecar = |process: &i32| command_line(*process).contains("sidecar");
+        descendants(dev.pid()).into_iter().filter(is_sidecar).collect::<BTreeSet<i32>>()
+    };
+    let before = sidecars();
+    assert_eq!(before.len(), 2);
+    let victim = *before.first().expect("two");
+    kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
+    eventually("another takes its place", Duration::from_secs(15), async || {
+        let now = sidecars();
+        (now.len() == 2 && !now.contains(&victim)).then_some(())
+    })
+    .await;
+    let answer = client.post(INFER, &entity("site-0001")).await.expect("an answer");
+    assert_scores("after a death", &scores(&answer), &cases()[..1]);
+}
+
+fn command_line(process: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default().replace('\0', " ")
+}
+
+/// Alive, and not a process that ended and waits to be reaped.
+fn is_alive(process: i32) -> bool {
+    stat(process).is_some_and(|(state, _)| state != 'Z')
+}
+
+/// All children of a process and theirs.
+fn descendants(process: i32) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let all: Vec<(i32, i32)> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|process| Some((process, stat(process)?.1)))
+        .collect();
+    let mut found = vec![process];
+    let mut at = 0;
+    while at < found.len() {
+        let parent = found[at];
+        found.extend(all.iter().filter(|(_, of)| *of == parent).map(|(child, _)| *child));
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+/// State and parent of a process.
+fn stat(process: i32) -> Option<(char, i32)> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
