@@ -60,6 +60,21 @@ pub async fn read(session: &mut Session, head: &Head, limit: usize) -> Result<By
     Ok(if pieces.is_empty() { whole } else { pieces.freeze() })
 }
 
+/// Takes in what is left of a body that nobody wants, if that is little. Over HTTP/2 a refusal is
+/// followed by a reset where the body has not ended, and some clients (curl 7.88) then drop the answer.
+pub async fn discard(session: &mut Session) {
+    const MOST: usize = 64 << 10;
+    const LONGEST: Duration = Duration::from_millis(250);
+    let until = Instant::now() + LONGEST;
+    let mut taken = 0;
+    while taken <= MOST && session.as_http2().is_some() {
+        match timeout_at(until, session.downstream_session.read_request_body()).await {
+            Ok(Ok(Some(piece))) => taken += piece.len(),
+            _ => return,
+        }
+    }
+}
+
 /// Why a body could not be read: the framing was wrong, or the client is gone.
 fn broken(session: &Session) -> Refusal {
     match caller(session).and_then(|caller| caller.fault.get()) {

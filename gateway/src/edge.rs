@@ -24,7 +24,7 @@ use crate::fleet::Fleet;
 use crate::gateway::Shared;
 use crate::head::Head;
 use crate::route::{GrpcMethod, Route, route};
-use crate::{infer, local, stream};
+use crate::{body, infer, local, stream};
 
 /// One worker thread's edge.
 pub struct Edge {
@@ -134,6 +134,9 @@ impl Edge {
             && let Some(caller) = &exchange.caller
         {
             caller.close.notify_one();
+        }
+        if !refusal.ends_connection() {
+            body::discard(session).await;
         }
         answer::refuse(session, exchange, refusal).await
     }

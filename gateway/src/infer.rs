@@ -75,10 +75,10 @@ pub fn find(
     action: Action,
 ) -> Result<Arc<Model>, Refusal> {
     let snapshot = &asking.fleet.snapshot;
+    // Operators want to see what was refused, too.
+    exchange.model = clipped(model);
     authorize(snapshot, &asking.principal, model, action)?;
     let found = snapshot.models.get(model).ok_or_else(|| Refusal::UnknownModel(clipped(model)))?;
-    // Only what exists is named in the record: the rest is the caller's text.
-    model.clone_into(&mut exchange.model);
     let Some(served) = found.version(version) else {
         return Err(Refusal::UnknownVersion { model: clipped(model), version: clipped(version) });
     };

@@ -165,7 +165,7 @@ impl Subscription {
                 Ok(true) => refused = None,
                 Ok(false) => {}
                 // A file that stays unreadable is told once, not twice a second.
-                Err(error) if refused.as_deref() == Some(error.to_string().as_str()) => {}
+                Err(error @ Refused::Unreadable(_)) if refused.as_deref() == Some(error.to_string().as_str()) => {}
                 Err(error) => {
                     self.rejected.get_or_create(&Reason { reason: error.reason() }).inc();
                     tracing::error!(

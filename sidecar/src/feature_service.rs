@@ -70,10 +70,18 @@ impl FeatureService {
     fn admit<T>(&self, request: &Request<T>, items: usize) -> Result<(), Status> {
         let peer = request.extensions().get::<Arc<Peer>>();
         if !peer.is_some_and(|peer| self.may_write(&peer.id)) {
-            return Err(refusal(Code::PermissionDenied, "permission-denied", "this peer may not call the feature service"));
+            return Err(refusal(
+                Code::PermissionDenied,
+                "permission-denied",
+                "this peer may not call the feature service",
+            ));
         }
         if items > BATCH {
-            return Err(refusal(Code::InvalidArgument, "limit-exceeded", &format!("at most {BATCH} items in one call")));
+            return Err(refusal(
+                Code::InvalidArgument,
+                "limit-exceeded",
+                &format!("at most {BATCH} items in one call"),
+            ));
         }
         Ok(())
     }
@@ -85,25 +93,31 @@ impl Service for FeatureService {
         self.admit(&request, request.get_ref().rows.len())?;
         let snapshot = (self.snapshot)();
         let mut events = Vec::new();
+        let mut places = Vec::new();
         let mut rejections = Vec::new();
         for (index, row) in request.into_inner().rows.into_iter().enumerate() {
             match self.event(&snapshot, row) {
-                Ok(event) => events.push(event),
+                Ok(event) => {
+                    events.push(event);
+                    places.push(index);
+                }
                 Err(reason) => rejections.push(rejection(index, reason)),
             }
         }
-        if rejections.is_empty() {
+        let rejected = if rejections.is_empty() {
             match self.features.write(&snapshot, &events).await {
                 Ok(written) => {
                     let written = u32::try_from(written.count).unwrap_or(u32::MAX);
                     return Ok(Response::new(PutResponse { written, rejections }));
                 }
-                Err(WriteError::Rejected(rejected)) => {
-                    rejections.extend(rejected.into_iter().map(|(index, fault)| rejection(index, fault.to_string())));
-                }
+                Err(WriteError::Rejected(rejected)) => rejected,
                 Err(error @ WriteError::Unavailable { .. }) => return Err(unavailable(&error)),
             }
-        }
+        } else {
+            self.features.rejected(&snapshot, &events)
+        };
+        rejections.extend(rejected.into_iter().map(|(at, fault)| rejection(places[at], fault.to_string())));
+        rejections.sort_by_key(|rejection| rejection.row);
         Ok(Response::new(PutResponse { written: 0, rejections }))
     }
 
@@ -131,7 +145,11 @@ impl Service for FeatureService {
                     (Found::Present(present), Some(layout)) => found(&keys[index], present, layout),
                     (Found::Absent { .. }, _) => absent(&keys[index]),
                     (Found::Present(_) | Found::Unavailable, _) => {
-                        return Err(refusal(Code::Unavailable, "features-unavailable", "no feature store could answer"));
+                        return Err(refusal(
+                            Code::Unavailable,
+                            "features-unavailable",
+                            "no feature store could answer",
+                        ));
                     }
                 };
             }
@@ -149,7 +167,9 @@ impl Service for FeatureService {
             events.push(Event { tenant: tenant.to_owned(), entity: key.entity, group, event_us, values: None });
         }
         match self.features.write(&snapshot, &events).await {
-            Ok(written) => Ok(Response::new(DeleteResponse { deleted: u32::try_from(written.count).unwrap_or(u32::MAX) })),
+            Ok(written) => {
+                Ok(Response::new(DeleteResponse { deleted: u32::try_from(written.count).unwrap_or(u32::MAX) }))
+            }
             Err(WriteError::Rejected(rejected)) => Err(rejected.first().map_or_else(
                 || refusal(Code::InvalidArgument, "invalid-row", "the keys cannot be accepted"),
                 |(index, fault)| invalid_item(*index, &fault.to_string()),
@@ -203,7 +223,9 @@ fn values(layout: &Layout, mut fields: HashMap<String, Value>) -> Result<Vec<Opt
     }
     match fields.keys().next() {
         // The name is the caller's own text: quoted, and no longer than a name may be.
-        Some(unknown) => Err(format!("the group has no field {:?}", unknown.chars().take(Name::MAX).collect::<String>())),
+        Some(unknown) => {
+            Err(format!("the group has no field {:?}", unknown.chars().take(Name::MAX).collect::<String>()))
+        }
         None => Ok(values),
     }
 }

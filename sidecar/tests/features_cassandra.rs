@@ -52,7 +52,11 @@ async fn cassandra_serves_and_fails_as_said() {
     it_is_slow(&server, &alone).await;
 
     let redis = Server::redis("plain");
-    let l2 = RedisSettings { servers: vec![redis.address()], timeout: Duration::from_millis(100), ..RedisSettings::default() };
+    let l2 = RedisSettings {
+        servers: vec![redis.address()],
+        timeout: Duration::from_millis(100),
+        ..RedisSettings::default()
+    };
     let both = FeatureSettings { redis: Some(l2), ..alone.clone() };
     it_hangs(&server, &both).await;
     it_refuses(&server, &both).await;
@@ -96,10 +100,17 @@ async fn the_last_event_wins(settings: &FeatureSettings, session: &Session) {
 async fn many_entities_of_two_groups_in_one_round(settings: &FeatureSettings) {
     let sidecar = opened(settings).await;
     let entities: Vec<String> = (0..100).map(|index| format!("many {index}")).collect();
-    let mut events: Vec<Event> = entities.iter().enumerate().map(|(index, entity)| event(entity, Some(index as i64), now_us())).collect();
+    let mut events: Vec<Event> =
+        entities.iter().enumerate().map(|(index, entity)| event(entity, Some(index as i64), now_us())).collect();
     for (index, entity) in entities.iter().enumerate() {
         let values = Some(vec![Some(FieldValue::Float(index as f64))]);
-        events.push(Event { group: name("user"), tenant: "acme".into(), entity: Bytes::copy_from_slice(entity.as_bytes()), event_us: now_us(), values });
+        events.push(Event {
+            group: name("user"),
+            tenant: "acme".into(),
+            entity: Bytes::copy_from_slice(entity.as_bytes()),
+            event_us: now_us(),
+            values,
+        });
     }
     sidecar.features.write(&sidecar.snapshot, &events).await.unwrap();
     let entities: Vec<&str> = entities.iter().map(String::as_str).collect();
@@ -138,7 +149,13 @@ async fn what_is_wrong_in_the_table_is_never_read_as_values(settings: &FeatureSe
         let found = sidecar.site(entity.trim_start_matches("s:")).await;
         assert_eq!(found, Found::Absent { malformed: Some(reason) }, "{entity}");
     }
-    session.query_unpaged("INSERT INTO features_test.features (entity_key, fg_id, event_us) VALUES ('s:wrong-null', 'site', 1)", ()).await.unwrap();
+    session
+        .query_unpaged(
+            "INSERT INTO features_test.features (entity_key, fg_id, event_us) VALUES ('s:wrong-null', 'site', 1)",
+            (),
+        )
+        .await
+        .unwrap();
     assert_eq!(sidecar.site("wrong-null").await, Found::Absent { malformed: Some(Missing::Length) });
     // Not kept: a right row is seen at once.
     sidecar.put("wrong-short", 4, now_us() + 1).await.unwrap();

@@ -8,6 +8,7 @@ mod features_harness;
 use std::time::{Duration, Instant};
 
 use features_harness::*;
+use spillway_core::feature::Stored;
 use spillway_sidecar::features::*;
 
 const SECOND: i64 = 1_000_000;
@@ -78,7 +79,8 @@ async fn tiers_and_invalidation(mode: &str) {
     // A write reaches L2: another process finds it there, with one round for many entities.
     let entities: Vec<String> = (0..64).map(|index| format!("e{index}")).collect();
     let now = now_us();
-    let events: Vec<Event> = entities.iter().enumerate().map(|(index, entity)| event(entity, Some(index as i64), now)).collect();
+    let events: Vec<Event> =
+        entities.iter().enumerate().map(|(index, entity)| event(entity, Some(index as i64), now)).collect();
     assert_eq!(writer.features.write(&writer.snapshot, &events).await.unwrap().count, 64);
     let entities: Vec<&str> = entities.iter().map(String::as_str).collect();
     let lookup = reader.look(&["site"], &entities, DEADLINE).await;
@@ -146,7 +148,57 @@ async fn an_old_event_does_not_get_into_an_empty_redis() {
     one.put("a", 1, now - SECOND).await.unwrap();
     let other = region.sidecar().await;
     let found = other.site("a").await;
-    assert_eq!((other.hits(&found), tier(&found)), (Some(2), Some(Tier::L2)), "the write told Redis what the store holds");
+    assert_eq!(
+        (other.hits(&found), tier(&found)),
+        (Some(2), Some(Tier::L2)),
+        "the write told Redis what the store holds"
+    );
+}
+
+/// Two writers whose stores know only their own events: what Redis keeps is decided by its script.
+#[tokio::test]
+async fn redis_keeps_the_last_event_of_any_order_and_duplication() {
+    let region = Region::start("plain");
+    let elsewhere = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let other =
+        |folder: &tempfile::TempDir| Sidecar::open(&settings(sqlite(folder.path()), region.settings.redis.clone()));
+    let writers = [region.sidecar().await, other(&elsewhere[0])];
+    let reader = other(&elsewhere[1]);
+    writers[1].until_well().await;
+    reader.until_well().await;
+    let layout = reader.features.layout(&reader.snapshot, &name("site")).unwrap();
+    let now = now_us();
+    let mut last: Vec<Option<Stored>> = vec![None; 12];
+    // A linear congruential generator: events of 12 entities at 5 times, so that many tie.
+    let mut state = 7_u64;
+    let mut next = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for _ in 0..300 {
+        let (entity, at, writer) = (next(12) as usize, now - next(5) as i64, &writers[next(2) as usize]);
+        let hits = (next(4) > 0).then(|| next(400) as i64 - 200);
+        let event = event(&format!("e{entity}"), hits, at);
+        let stored = match &event.values {
+            Some(values) => Stored::Row(layout.encode(at, values).unwrap()),
+            None => Stored::Deleted { event_us: at },
+        };
+        if last[entity].as_ref().is_none_or(|last| stored.supersedes(last)) {
+            last[entity] = Some(stored);
+        }
+        writer.features.write(&writer.snapshot, &[event]).await.unwrap();
+    }
+    reader.until_well().await;
+    for (entity, last) in last.iter().enumerate() {
+        let found = reader.site(&format!("e{entity}")).await;
+        match (last, &found) {
+            (Some(Stored::Row(row)), Found::Present(present)) => {
+                assert_eq!((&present.row, present.tier), (row, Tier::L2), "e{entity}");
+            }
+            (Some(Stored::Deleted { .. }) | None, Found::Absent { malformed: None }) => {}
+            _ => panic!("e{entity}: {last:?} {found:?}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -310,7 +362,9 @@ async fn t44_what_is_wrong_in_redis_is_never_read_as_values_and_is_mended() {
     region.meddle(&entity("list"), |key| words(&["lpush", key, "x"]));
     region.meddle(&entity("garbage"), |key| words(&["set", key, "not a row of ours at all"]));
     region.meddle(&entity("huge"), |key| words(&["setrange", key, "1048576", "x"]));
-    region.meddle(&entity("cut"), |key| words(&["eval", "redis.call('SET', KEYS[1], string.sub(redis.call('GET', KEYS[1]), 1, -2))", "1", key]));
+    region.meddle(&entity("cut"), |key| {
+        words(&["eval", "redis.call('SET', KEYS[1], string.sub(redis.call('GET', KEYS[1]), 1, -2))", "1", key])
+    });
     region.meddle(&entity("empty"), |key| words(&["set", key, ""]));
     let reader = region.sidecar().await;
     for kind in kinds {
@@ -346,7 +400,8 @@ async fn a_certificate_of_another_root_is_refused() {
     let region = Region::start("tls");
     let other = Server::redis("tls");
     let mut settings = region.settings.clone();
-    settings.redis.as_mut().unwrap().tls = Some(TlsSettings { ca: other.folder.path().join("tls/ca.crt"), identity: None });
+    settings.redis.as_mut().unwrap().tls =
+        Some(TlsSettings { ca: other.folder.path().join("tls/ca.crt"), identity: None });
     let sidecar = Sidecar::open(&settings);
     sidecar.put("a", 1, now_us()).await.unwrap();
     let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;

@@ -47,11 +47,21 @@ async fn rows_of_512_entities_and_two_groups_keep_their_order() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = opened(&folder, snapshot()).await;
     let entities: Vec<String> = (0..512).map(|index| format!("e{index}")).collect();
-    let mut events: Vec<Event> =
-        entities.iter().enumerate().filter(|(index, _)| index % 3 != 0).map(|(index, entity)| event(entity, Some(index as i64), now_us())).collect();
+    let mut events: Vec<Event> = entities
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| index % 3 != 0)
+        .map(|(index, entity)| event(entity, Some(index as i64), now_us()))
+        .collect();
     for entity in &entities {
         let values = Some(vec![Some(FieldValue::Float(2.0))]);
-        events.push(Event { group: name("user"), tenant: "acme".into(), entity: Bytes::copy_from_slice(entity.as_bytes()), event_us: now_us(), values });
+        events.push(Event {
+            group: name("user"),
+            tenant: "acme".into(),
+            entity: Bytes::copy_from_slice(entity.as_bytes()),
+            event_us: now_us(),
+            values,
+        });
     }
     sidecar.features.write(&sidecar.snapshot, &events).await.unwrap();
     let entities: Vec<&str> = entities.iter().map(String::as_str).collect();
@@ -154,7 +164,8 @@ async fn rows_of_another_schema_are_missing_with_a_reason_and_come_back() {
 async fn t42_tenants_and_hostile_entities_keep_apart() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = opened(&folder, snapshot()).await;
-    let hostile: [&[u8]; 7] = [b"a\r\nb", b"a\0b", b"}:user", b"{t4:acme:x", b"x'); DROP TABLE features;--", "\u{202e}e".as_bytes(), b"%00"];
+    let hostile: [&[u8]; 7] =
+        [b"a\r\nb", b"a\0b", b"}:user", b"{t4:acme:x", b"x'); DROP TABLE features;--", "\u{202e}e".as_bytes(), b"%00"];
     let user = |tenant: &str, entity: &[u8], score| Event {
         group: name("user"),
         tenant: tenant.into(),
@@ -205,10 +216,13 @@ async fn one_bad_event_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let sidecar = opened(&folder, snapshot()).await;
     let now = now_us();
-    let mut events = vec![event("good", Some(1), now), event("future", Some(1), now + 60 * SECOND), event("", Some(1), now)];
+    let mut events =
+        vec![event("good", Some(1), now), event("future", Some(1), now + 60 * SECOND), event("", Some(1), now)];
     events.push(Event { values: Some(vec![Some(FieldValue::Bool(true)), None]), ..event("bad", None, now) });
     events.push(Event { group: name("nobody"), ..event("bad", None, now) });
-    let Err(WriteError::Rejected(rejected)) = sidecar.features.write(&sidecar.snapshot, &events).await else { panic!("accepted") };
+    let Err(WriteError::Rejected(rejected)) = sidecar.features.write(&sidecar.snapshot, &events).await else {
+        panic!("accepted")
+    };
     assert_eq!(rejected.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert!(is_absent(&sidecar.site("good").await));
 }

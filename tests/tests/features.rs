@@ -223,8 +223,12 @@ async fn put(client: &Client, entity: &str, event_time_micros: i64, age: f64) {
     let value = Value { kind: Some(Kind::DoubleValue(age)) };
     let fields = HashMap::from([("age_of_domain".to_owned(), value)]);
     let request = PutRequest { rows: vec![Row { key: Some(key(entity)), event_time_micros, fields }] };
-    let answer = grpc::call_once(client, &format!("{SERVICE}/Put"), &request).await.expect("an answer");
-    let answer: PutResponse = answer.decode();
+    // Writes may be sent again: the durable store may be on its way up.
+    let answer: PutResponse = eventually("the row is taken", SOON, async || {
+        let answer = grpc::call_once(client, &format!("{SERVICE}/Put"), &request).await.expect("an answer");
+        (answer.code != tonic::Code::Unavailable).then(|| answer.decode())
+    })
+    .await;
     assert!(answer.rejections.is_empty(), "{answer:?}");
 }
 

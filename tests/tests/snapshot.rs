@@ -9,6 +9,7 @@ use spillway_tests::harness::client::Protocol;
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::inference::{INFER, entity};
 use spillway_tests::harness::load::{Load, failures};
+use spillway_tests::harness::metrics::Metrics;
 use spillway_tests::harness::process::spillway;
 use spillway_tests::harness::region::{Region, text};
 use spillway_tests::harness::run_folder::RunFolder;
@@ -106,16 +107,13 @@ async fn t62_a_bad_snapshot_is_refused_whole_and_the_last_good_one_serves() {
     let mut region = Region::new("snapshot-bad");
     region.start().await;
     region.apply();
-    let version = |version: f64| {
-        let gateway = region.gateway().admin;
-        async move {
-            eventually(&format!("version {version} is served"), SOON, async || {
-                let found =
-                    spillway_tests::harness::metrics::Metrics::of(gateway).sum("spillway_snapshot_version", &[]);
-                (found == version).then_some(())
-            })
-            .await;
-        }
+    let admins: Vec<_> = std::iter::once(region.gateway()).chain(&region.sidecars).map(|one| one.admin).collect();
+    let version = async |version: f64| {
+        eventually(&format!("version {version} is served by all"), SOON, async || {
+            let serves = |admin| Metrics::of(admin).sum("spillway_snapshot_version", &[]) == version;
+            admins.iter().all(|admin| serves(*admin)).then_some(())
+        })
+        .await;
     };
     version(2.0).await;
     let good = std::fs::read(region.snapshot()).expect("a snapshot");
@@ -134,18 +132,13 @@ async fn t62_a_bad_snapshot_is_refused_whole_and_the_last_good_one_serves() {
         ("no protobuf", "malformed", b"not a snapshot at all".to_vec()),
     ] {
         let label = format!("reason=\"{reason}\"");
-        let counted = || {
-            let sidecar = &region.sidecars[0];
-            let at = |admin| {
-                spillway_tests::harness::metrics::Metrics::of(admin).sum("spillway_snapshot_rejected_total", &[&label])
-            };
-            (at(region.gateway().admin), at(sidecar.admin))
-        };
-        let before = counted();
+        let counted =
+            || admins.iter().map(|admin| Metrics::of(*admin).sum("spillway_snapshot_rejected_total", &[&label])).collect();
+        let before: Vec<f64> = counted();
         replace(&region.snapshot(), &bytes);
-        eventually(&format!("{what} is refused as {reason}"), SOON, async || {
-            let now = counted();
-            (now.0 > before.0 && now.1 > before.1).then_some(())
+        eventually(&format!("{what} is refused as {reason} by all"), SOON, async || {
+            let now: Vec<f64> = counted();
+            now.iter().zip(&before).all(|(now, before)| now > before).then_some(())
         })
         .await;
         let answer = region.client("acme").post(INFER, &entity("site-0001")).await.expect("an answer");

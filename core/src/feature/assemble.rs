@@ -127,8 +127,11 @@ impl Gather {
 
 impl std::fmt::Display for MissingFields {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let named: Vec<String> =
-            self.first.iter().map(|(entity, feature)| format!("{}.{} of row {entity}", feature.group, feature.field)).collect();
+        let named: Vec<String> = self
+            .first
+            .iter()
+            .map(|(entity, feature)| format!("{}.{} of row {entity}", feature.group, feature.field))
+            .collect();
         write!(f, "missing: {}", named.join(", "))?;
         let more = self.count.saturating_sub(self.first.len());
         if more > 0 { write!(f, " and {more} more") } else { Ok(()) }

@@ -48,7 +48,8 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let groups = [group(&[("age", Some(-1.0)), ("size", None)]), group(&[("hits", Some(9.5)), ("rank", Some(0.0))])];
+        let groups =
+            [group(&[("age", Some(-1.0)), ("size", None)]), group(&[("hits", Some(9.5)), ("rank", Some(0.0))])];
         let layouts = [0, 1].map(|index| Arc::new(Layout::of(&groups[index])));
         Self { groups, layouts, names: [name("site"), name("page")] }
     }

@@ -218,8 +218,9 @@ mod tests {
 
     #[test]
     fn every_byte_has_its_own_encoding() {
-        let keys: HashSet<_> =
-            (0..=255).map(|byte| RowKey::new(Scope::Shared, "", &[byte], &group()).unwrap().as_str().to_owned()).collect();
+        let keys: HashSet<_> = (0..=255)
+            .map(|byte| RowKey::new(Scope::Shared, "", &[byte], &group()).unwrap().as_str().to_owned())
+            .collect();
         assert_eq!(keys.len(), 256);
     }
 

@@ -91,7 +91,8 @@ impl Layout {
                 None => row[HEADER + index / 8] |= 1 << (index % 8),
                 Some(value) => {
                     let bytes = value_bytes(*value, slot.datatype).filter(|bytes| bytes.as_ref().len() == slot.width);
-                    let bytes = bytes.ok_or_else(|| InvalidRow::Value { field: slot.name.clone(), datatype: slot.datatype })?;
+                    let bytes =
+                        bytes.ok_or_else(|| InvalidRow::Value { field: slot.name.clone(), datatype: slot.datatype })?;
                     row[slot.offset..slot.offset + slot.width].copy_from_slice(bytes.as_ref());
                 }
             }
@@ -184,7 +185,9 @@ impl std::fmt::Debug for Row {
 pub enum Stored {
     Row(Row),
     /// Kept until `retainFor` ends, so that an older event that comes late does not bring the row back.
-    Deleted { event_us: i64 },
+    Deleted {
+        event_us: i64,
+    },
 }
 
 impl Stored {

@@ -208,13 +208,14 @@ impl Workload {
                     refused = None;
                     tracing::info!(generation = self.generation(), "identity reloaded");
                 }
+                // Files that stay unreadable are told once, not at each look.
+                Err(error @ IdentityError::Unreadable(_)) if refused.as_deref() == Some(error.to_string().as_str()) => {
+                }
                 Err(error) => {
                     let problem = error.to_string();
-                    if refused.as_ref() != Some(&problem) {
-                        self.reloads.get_or_create(&Outcome { outcome: "refused" }).inc();
-                        tracing::error!(problem, "identity refused, the last good one stays");
-                        refused = Some(problem);
-                    }
+                    self.reloads.get_or_create(&Outcome { outcome: "refused" }).inc();
+                    tracing::error!(problem, "identity refused, the last good one stays");
+                    refused = Some(problem);
                 }
             }
         }

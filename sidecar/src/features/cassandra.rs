@@ -73,13 +73,22 @@ impl Cassandra {
         })
     }
 
-    async fn read_entity(&self, cluster: &Cluster, key: &RowKey, groups: Vec<&str>, level: Level, deadline: Instant) -> Option<BTreeMap<String, Bytes>> {
+    async fn read_entity(
+        &self,
+        cluster: &Cluster,
+        key: &RowKey,
+        groups: Vec<&str>,
+        level: Level,
+        deadline: Instant,
+    ) -> Option<BTreeMap<String, Bytes>> {
         let read = async {
             let _permit = self.reads.acquire().await.ok()?;
             let mut statement = cluster.read.clone();
             statement.set_consistency(level);
             // The outer deadline abandons the answer; this one frees the connection's slot too.
-            statement.set_request_timeout(Some(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))));
+            statement.set_request_timeout(Some(
+                deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)),
+            ));
             let answer = cluster.session.execute_unpaged(&statement, (key.entity(), groups)).await;
             let rows = answer.inspect_err(|error| log_failed("read", error)).ok()?.into_rows_result().ok()?;
             let rows = rows.rows::<(String, Option<Vec<u8>>)>().ok()?;
@@ -102,13 +111,18 @@ impl Cassandra {
                 let ttl = time_to_live(change.expires_us);
                 let mut statement = cluster.insert.clone();
                 statement.set_consistency(level);
-                let values = (entity, group, &row.bytes()[..], event_us, i32::from(change.schema_version), event_us, ttl);
+                let values =
+                    (entity, group, &row.bytes()[..], event_us, i32::from(change.schema_version), event_us, ttl);
                 timeout(self.settings.write_timeout, cluster.session.execute_unpaged(&statement, values)).await
             }
             Stored::Deleted { .. } => {
                 let mut statement = cluster.delete.clone();
                 statement.set_consistency(level);
-                timeout(self.settings.write_timeout, cluster.session.execute_unpaged(&statement, (event_us, entity, group))).await
+                timeout(
+                    self.settings.write_timeout,
+                    cluster.session.execute_unpaged(&statement, (event_us, entity, group)),
+                )
+                .await
             }
         };
         match written {
@@ -146,7 +160,8 @@ impl Store for Cassandra {
                 async move {
                     let first = &rows[indices[0]];
                     let groups = indices.iter().map(|&index| rows[index].key.group()).collect();
-                    let found = self.read_entity(cluster, &first.key, groups, read_level(first.consistency), deadline).await;
+                    let found =
+                        self.read_entity(cluster, &first.key, groups, read_level(first.consistency), deadline).await;
                     (indices, found)
                 }
             })
@@ -174,7 +189,12 @@ impl Store for Cassandra {
                 async move { (index, self.write_one(cluster, change).await) }
             })
             .collect();
-        writes.for_each(|(index, result)| { results[index] = result; std::future::ready(()) }).await;
+        writes
+            .for_each(|(index, result)| {
+                results[index] = result;
+                std::future::ready(())
+            })
+            .await;
         results
     }
 }
@@ -245,8 +265,13 @@ async fn prepare(builder: SessionBuilder, settings: &CassandraSettings) -> Resul
     // A checked identifier: nothing of it can leave its place in the statement.
     let keyspace = &settings.keyspace;
     if settings.create_schema {
-        let replication = format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {}}}", settings.replication_factor.max(1));
-        session.query_unpaged(format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}"), ()).await?;
+        let replication = format!(
+            "{{'class': 'NetworkTopologyStrategy', 'replication_factor': {}}}",
+            settings.replication_factor.max(1)
+        );
+        session
+            .query_unpaged(format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}"), ())
+            .await?;
         let table = format!(
             "CREATE TABLE IF NOT EXISTS {keyspace}.features (
                 entity_key text, fg_id text, v blob, event_us bigint, seq bigint, schema_ver int,

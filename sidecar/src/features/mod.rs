@@ -41,7 +41,7 @@ pub use settings::{
     CassandraSettings, FeatureSettings, InvalidSettings, MemorySettings, RedisSettings, SqliteSettings, StoreSettings,
     TlsSettings,
 };
-pub use write::{Event, WriteError, Written};
+pub use write::{Event, RejectedEvent, WriteError, Written};
 
 use cassandra::Cassandra;
 use flight::Flights;
@@ -75,7 +75,11 @@ impl Features {
     /// Checks the settings and starts; a Redis or Cassandra that is away is waited for in the background.
     /// To be called at start, within a tokio runtime: a SQLite file is opened at once. Dropping the value
     /// ends all its tasks.
-    pub fn open(settings: &FeatureSettings, region: &Name, registry: &mut Registry) -> Result<Arc<Self>, InvalidSettings> {
+    pub fn open(
+        settings: &FeatureSettings,
+        region: &Name,
+        registry: &mut Registry,
+    ) -> Result<Arc<Self>, InvalidSettings> {
         let metrics = Arc::new(Metrics::register(registry));
         let memory = Arc::new(Memory::new(settings.memory));
         let flights = Flights::default();

@@ -183,7 +183,12 @@ impl Features {
     }
 
     /// One round in L2, then one in L3 for what is left. Answers are in the order of `rows`.
-    async fn round(&self, rows: &[Pending], call: Call, publish: &(impl Fn(Vec<(usize, Resolved)>) + Sync)) -> Vec<Resolved> {
+    async fn round(
+        &self,
+        rows: &[Pending],
+        call: Call,
+        publish: &(impl Fn(Vec<(usize, Resolved)>) + Sync),
+    ) -> Vec<Resolved> {
         let mut answers: Vec<Option<Resolved>> = vec![None; rows.len()];
         let mut known: Vec<Option<(Row, Tier)>> = rows.iter().map(|row| row.known.clone()).collect();
         let mut failed = vec![FailedTiers::default(); rows.len()];

@@ -3,6 +3,9 @@
 //! The rule: what Redis says is checked like any stranger's word, it is never waited for longer than its
 //! slice of the deadline, and it never loses a later event to an earlier one (the writes compare event
 //! times in Lua). One `MGET` for all rows of a call; in a cluster one for each entity, all at once.
+//!
+//! Alone, a row and the word about it are one script. In a cluster they lie in different slots and are
+//! two: a writer that dies between them leaves other processes' L1 with the old row until `memory.keep`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,11 +13,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fred::clients::{Client, Pool, SubscriberClient};
 use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
+use fred::types::config::ClusterDiscoveryPolicy;
 use fred::types::config::{
     Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, Server, ServerConfig, TcpConfig, TlsConfig,
     TlsConnector, TlsHostMapping, UnresponsiveConfig,
 };
-use fred::types::config::ClusterDiscoveryPolicy;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -115,7 +118,13 @@ impl Redis {
     }
 
     /// Keeps each event unless a later one is there. `announce`: the region hears of it.
-    pub async fn write(&self, puts: &[Put], announce: bool, now_us: i64, deadline: Instant) -> Vec<Result<(), RedisFailed>> {
+    pub async fn write(
+        &self,
+        puts: &[Put],
+        announce: bool,
+        now_us: i64,
+        deadline: Instant,
+    ) -> Vec<Result<(), RedisFailed>> {
         if !self.is_connected() {
             return vec![Err(RedisFailed); puts.len()];
         }
@@ -126,7 +135,12 @@ impl Redis {
             .map(|(index, put)| async move { (index, self.put(put, together, now_us, deadline).await) })
             .collect();
         let mut results = vec![Err(RedisFailed); puts.len()];
-        writes.for_each(|(index, result)| { results[index] = result; std::future::ready(()) }).await;
+        writes
+            .for_each(|(index, result)| {
+                results[index] = result;
+                std::future::ready(())
+            })
+            .await;
         if announce && self.settings.cluster {
             for (puts, results) in puts.chunks(NAMES).zip(results.chunks_mut(NAMES)) {
                 if self.announce(puts, deadline).await.is_err() {
@@ -221,7 +235,7 @@ fn succeeded<E>(result: Result<Result<i64, fred::error::Error>, E>) -> Result<()
 pub(super) fn keep_connected<C: ClientLike + 'static>(client: C) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
-            let ended = client.connect().await;
+            let ended = AbortOnDropHandle::new(client.connect()).await;
             if let Ok(Err(error)) = ended {
                 tracing::warn!(kind = error.kind().to_str(), "redis: the connection ended");
             }

@@ -71,6 +71,8 @@ impl Default for RedisSettings {
     }
 }
 
+// One value for each process: its size matters to nobody.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum StoreSettings {
     Cassandra(CassandraSettings),

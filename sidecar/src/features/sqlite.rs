@@ -83,7 +83,11 @@ impl Sqlite {
     }
 
     /// Tells `listener` of what is written to the file, until the handle is dropped.
-    pub fn listen<T: Send + Sync + 'static>(&self, listener: Listener<T>, hearing: bool) -> Result<AbortOnDropHandle<()>, InvalidSettings> {
+    pub fn listen<T: Send + Sync + 'static>(
+        &self,
+        listener: Listener<T>,
+        hearing: bool,
+    ) -> Result<AbortOnDropHandle<()>, InvalidSettings> {
         let connection = connect(&self.settings.path).map_err(InvalidSettings::Sqlite)?;
         Ok(AbortOnDropHandle::new(tokio::spawn(poll(connection, self.writer.clone(), listener, hearing))))
     }
@@ -105,7 +109,7 @@ impl Store for Sqlite {
         // A read that is no longer waited for ends by itself and keeps its permit until then.
         let read = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let Some(connection) = readers.lock().pop() else { return None };
+            let connection = readers.lock().pop()?;
             let answers = read(&connection, &rows_owned, deadline);
             readers.lock().push(connection);
             Some(answers)
@@ -147,7 +151,9 @@ fn read(connection: &Connection, rows: &[Wanted], deadline: Instant) -> Vec<Answ
             return Answer::Failed;
         }
         let found = connection.prepare_cached(READ).and_then(|mut statement| {
-            statement.query_row(params![row.key.entity(), row.key.group(), now_us], |row| row.get::<_, Vec<u8>>(0)).optional()
+            statement
+                .query_row(params![row.key.entity(), row.key.group(), now_us], |row| row.get::<_, Vec<u8>>(0))
+                .optional()
         });
         match found {
             Ok(Some(bytes)) => Answer::Found(bytes.into()),
@@ -173,7 +179,15 @@ fn write(connection: &mut Connection, changes: &[Change]) -> rusqlite::Result<Ve
             let (entity, group) = (change.key.entity(), change.key.group());
             let (bytes, deleted) = (change.stored.bytes(), matches!(change.stored, Stored::Deleted { .. }));
             let event_us = change.stored.event_us();
-            upsert.execute(params![entity, group, &bytes[..], deleted, event_us, change.schema_version, change.expires_us])?;
+            upsert.execute(params![
+                entity,
+                group,
+                &bytes[..],
+                deleted,
+                event_us,
+                change.schema_version,
+                change.expires_us
+            ])?;
             name.execute([change.key.as_str()])?;
             let now: Option<Vec<u8>> = read.query_row(params![entity, group, i64::MIN], |row| row.get(0)).optional()?;
             answers.push(now.map_or(Answer::Absent, |bytes| Answer::Found(bytes.into())));
@@ -248,12 +262,17 @@ struct Changes {
 fn changes_after(connection: &Connection, seen: Option<u64>) -> rusqlite::Result<Changes> {
     let Some(seen) = seen else {
         let last: Option<i64> = connection.query_row("SELECT max(number) FROM changes", [], |row| row.get(0))?;
-        return Ok(Changes { from_start: Some(last.and_then(|last| u64::try_from(last).ok()).unwrap_or(0)), names: Vec::new() });
+        return Ok(Changes {
+            from_start: Some(last.and_then(|last| u64::try_from(last).ok()).unwrap_or(0)),
+            names: Vec::new(),
+        });
     };
-    let mut statement = connection.prepare_cached("SELECT number, name FROM changes WHERE number > ?1 ORDER BY number LIMIT 10000")?;
+    let mut statement =
+        connection.prepare_cached("SELECT number, name FROM changes WHERE number > ?1 ORDER BY number LIMIT 10000")?;
     let seen = i64::try_from(seen).unwrap_or(i64::MAX);
     let rows = statement.query_map([seen], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
-    let names: rusqlite::Result<Vec<_>> = rows.map(|row| row.map(|(number, name)| (u64::try_from(number).unwrap_or(0), name))).collect();
+    let names: rusqlite::Result<Vec<_>> =
+        rows.map(|row| row.map(|(number, name)| (u64::try_from(number).unwrap_or(0), name))).collect();
     Ok(Changes { from_start: None, names: names? })
 }
 

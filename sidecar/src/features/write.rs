@@ -114,6 +114,13 @@ impl Features {
         Ok(Written { count, expired })
     }
 
+    /// Which events cannot be accepted, and why; nothing is written.
+    pub fn rejected(&self, snapshot: &Snapshot, events: &[Event]) -> Vec<(usize, RejectedEvent)> {
+        let now_us = now_us();
+        let fault = |(index, event)| Some((index, self.check(snapshot, event, now_us).err()?));
+        events.iter().enumerate().filter_map(fault).collect()
+    }
+
     fn check(&self, snapshot: &Snapshot, event: &Event, now_us: i64) -> Result<(Arc<Group>, Change), RejectedEvent> {
         let group = self.groups.get(snapshot, &event.group);
         let group = group.ok_or_else(|| RejectedEvent::UnknownGroup(event.group.clone()))?;

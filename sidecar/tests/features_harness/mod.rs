@@ -243,7 +243,8 @@ impl Server {
     }
 
     pub fn redis_cli(&self, arguments: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-c", "-p", &self.port.to_string()]).args(arguments).output().unwrap();
+        let output =
+            Command::new("redis-cli").args(["-c", "-p", &self.port.to_string()]).args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
