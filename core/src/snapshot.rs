@@ -107,12 +107,7 @@ impl Snapshot {
         }
     }
 
-    fn check_model(
-        &self,
-        model: &Model,
-        missing: &Missing<'_>,
-        fault: &mut dyn FnMut(String, String),
-    ) {
+    fn check_model(&self, model: &Model, missing: &Missing<'_>, fault: &mut dyn FnMut(String, String)) {
         let mut regions: BTreeMap<&Name, &Name> = BTreeMap::new();
         for (index, name) in model.pools.iter().enumerate() {
             match self.pools.get(name) {

@@ -126,7 +126,10 @@ async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_beh
     let bundle = std::fs::read(root().join(endpoints["trust_bundle"].as_str().expect("a path"))).expect("a bundle");
     let dev = Dev::start(&dir, &[], START);
     let endpoints = read_endpoints(&dir);
-    assert_eq!(std::fs::read(root().join(endpoints["trust_bundle"].as_str().expect("a path"))).expect("a bundle"), bundle);
+    assert_eq!(
+        std::fs::read(root().join(endpoints["trust_bundle"].as_str().expect("a path"))).expect("a bundle"),
+        bundle
+    );
     let answer = client_of(&endpoints, "acme").post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_scores("again", &scores(&answer), &cases()[..1]);
 

@@ -26,7 +26,11 @@ async fn a_killed_sidecar_costs_clients_next_to_nothing() {
         let (found, expected) = (scores(answer)[0], expected[number % expected.len()]);
         // Features of the pod that is gone lie in the shared store: nothing gets worse.
         let degraded = answer.header("spillway-degraded");
-        if (found - expected).abs() <= 1e-5 && degraded.is_empty() { Ok(()) } else { Err(format!("{found} for {expected} {degraded}")) }
+        if (found - expected).abs() <= 1e-5 && degraded.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{found} for {expected} {degraded}"))
+        }
     });
     tokio::time::sleep(Duration::from_secs(2)).await;
     let killed = Instant::now();
@@ -40,7 +44,10 @@ async fn a_killed_sidecar_costs_clients_next_to_nothing() {
         let sidecar = &region.sidecars[0];
         spillway_tests::harness::metrics::Metrics::of(sidecar.admin).sum("spillway_sidecar_requests_total", &[])
     };
-    eventually("the new process gets its requests again", Duration::from_secs(20), async || (took_over() > 10.0).then_some(())).await;
+    eventually("the new process gets its requests again", Duration::from_secs(20), async || {
+        (took_over() > 10.0).then_some(())
+    })
+    .await;
     let shots = load.stop().await;
 
     let failed = failures(&shots);

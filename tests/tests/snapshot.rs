@@ -132,8 +132,9 @@ async fn t62_a_bad_snapshot_is_refused_whole_and_the_last_good_one_serves() {
         ("no protobuf", "malformed", b"not a snapshot at all".to_vec()),
     ] {
         let label = format!("reason=\"{reason}\"");
-        let counted =
-            || admins.iter().map(|admin| Metrics::of(*admin).sum("spillway_snapshot_rejected_total", &[&label])).collect();
+        let counted = || {
+            admins.iter().map(|admin| Metrics::of(*admin).sum("spillway_snapshot_rejected_total", &[&label])).collect()
+        };
         let before: Vec<f64> = counted();
         replace(&region.snapshot(), &bytes);
         eventually(&format!("{what} is refused as {reason} by all"), SOON, async || {
