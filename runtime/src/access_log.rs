@@ -1,26 +1,30 @@
 //! One JSON line per request, also when it was cancelled.
 //!
-//! The rule: a request never waits for the log. Lines go through a bounded queue to one writer; what
-//! does not fit is dropped and counted. A line holds no line break, no control character and nothing
-//! that changes the direction of text, whatever the fields hold.
+//! The rule: a request never waits for the log. Lines gather in bounded memory, and one writer takes them
+//! in batches; what does not fit is dropped and counted. A line holds no line break, no control character
+//! and nothing that changes the direction of text, whatever the fields hold.
 
+use std::cell::RefCell;
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 
 use crate::telemetry::Metrics;
 
-/// Lines that may wait for the writer: at 40,000 requests per second, 0.4 s of a stalled disk.
-const QUEUE: usize = 16_384;
+/// Bytes that may wait for the writer: at 40,000 requests per second, 0.4 s of a stalled disk.
+const WAITING: usize = 8 << 20;
+/// The writer sleeps so long after it was woken: waking it for each line costs more than the line.
+const GATHER: Duration = Duration::from_millis(10);
+/// Buffers that have grown beyond this in a burst are given back.
+const KEPT: usize = 1 << 20;
 
 /// Where lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,20 +36,30 @@ pub enum AccessLogSettings {
 
 /// Cheap to clone; all clones write to the same place. The writer ends when the last clone is gone.
 #[derive(Clone, Debug)]
-pub struct AccessLog(Arc<Shared>);
+pub struct AccessLog(Option<Arc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
-    lines: Option<SyncSender<Line>>,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    queue: Arc<Queue>,
     dropped: Counter,
 }
 
-#[derive(Debug)]
-enum Line {
-    Text(Vec<u8>),
-    /// Answered when all lines before it are written.
-    Flush(SyncSender<()>),
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    /// For the writer: there are lines, or no more will come.
+    filled: Condvar,
+    /// For those who flush.
+    written: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<u8>,
+    /// Batches begun and written: the lines that wait are of batch `begun`.
+    begun: u64,
+    written: u64,
+    closed: bool,
 }
 
 impl AccessLog {
@@ -61,7 +75,7 @@ impl AccessLog {
 
     /// Writes nothing and counts nothing.
     pub fn off() -> Self {
-        Self(Arc::new(Shared { lines: None, writer: Mutex::default(), dropped: Counter::default() }))
+        Self(None)
     }
 
     fn to(place: Box<dyn Write + Send>, metrics: &Metrics) -> io::Result<Self> {
@@ -69,10 +83,14 @@ impl AccessLog {
         let dropped = metrics.register("access_log_dropped", help, Counter::default());
         let help = "Access log writes that failed";
         let failures = metrics.register("access_log_failures", help, Counter::default());
-        let (lines, queue) = sync_channel(QUEUE);
+        let queue = Arc::new(Queue::default());
         let writer = std::thread::Builder::new().name("access-log".into());
-        let writer = writer.spawn(move || write(queue, BufWriter::with_capacity(64 << 10, place), &failures))?;
-        Ok(Self(Arc::new(Shared { lines: Some(lines), writer: Mutex::new(Some(writer)), dropped })))
+        // Not joined: it may be stuck on a disk. `flush` is the bounded way to see everything written.
+        writer.spawn({
+            let queue = queue.clone();
+            move || queue.write(place, &failures)
+        })?;
+        Ok(Self(Some(Arc::new(Shared { queue, dropped }))))
     }
 
     /// A record that is written when it is dropped.
@@ -82,31 +100,83 @@ impl AccessLog {
 
     /// Writes one record.
     pub fn write(&self, record: &impl Serialize) {
-        let Some(lines) = &self.0.lines else { return };
-        let mut text = Vec::with_capacity(512);
-        let written = record.serialize(&mut Serializer::with_formatter(&mut text, Plain(CompactFormatter)));
-        text.push(b'\n');
-        if written.is_err() || lines.try_send(Line::Text(text)).is_err() {
-            self.0.dropped.inc();
+        thread_local!(static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        let Some(shared) = &self.0 else { return };
+        let kept = LINE.with_borrow_mut(|line| {
+            line.clear();
+            let written = record.serialize(&mut Serializer::with_formatter(&mut *line, Plain(CompactFormatter)));
+            line.push(b'\n');
+            written.is_ok() && shared.queue.push(line)
+        });
+        if !kept {
+            shared.dropped.inc();
         }
     }
 
     /// Waits until all lines so far are written, at most this long. Blocks.
     pub fn flush(&self, within: Duration) {
-        let Some(lines) = &self.0.lines else { return };
-        let (done, written) = sync_channel(1);
-        if lines.try_send(Line::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(within);
+        if let Some(shared) = &self.0 {
+            shared.queue.flush(Instant::now() + within);
         }
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // The writer ends when its queue does. It may be stuck on a disk, so it is not waited for:
-        // `flush` is the bounded way to see everything written.
-        self.lines = None;
-        self.writer.lock().take();
+        self.queue.state.lock().closed = true;
+        self.queue.filled.notify_one();
+    }
+}
+
+impl Queue {
+    /// Whether there was room.
+    fn push(&self, line: &[u8]) -> bool {
+        let mut state = self.state.lock();
+        if state.lines.len() + line.len() > WAITING {
+            return false;
+        }
+        let first = state.lines.is_empty();
+        state.lines.extend_from_slice(line);
+        drop(state);
+        if first {
+            self.filled.notify_one();
+        }
+        true
+    }
+
+    fn flush(&self, until: Instant) {
+        let mut state = self.state.lock();
+        let last = state.begun + u64::from(!state.lines.is_empty());
+        while state.written < last && !self.written.wait_until(&mut state, until).timed_out() {}
+    }
+
+    fn write(&self, mut place: impl Write, failures: &Counter) {
+        let mut batch = Vec::new();
+        let mut state = self.state.lock();
+        loop {
+            while state.lines.is_empty() && !state.closed {
+                self.filled.wait(&mut state);
+            }
+            if state.lines.is_empty() {
+                return;
+            }
+            if !state.closed {
+                drop(state);
+                std::thread::sleep(GATHER);
+                state = self.state.lock();
+            }
+            std::mem::swap(&mut state.lines, &mut batch);
+            state.begun += 1;
+            drop(state);
+            if place.write_all(&batch).and_then(|()| place.flush()).is_err() {
+                failures.inc();
+            }
+            batch.clear();
+            batch.shrink_to(KEPT);
+            state = self.state.lock();
+            state.written = state.begun;
+            self.written.notify_all();
+        }
     }
 }
 
@@ -134,29 +204,6 @@ impl<R: Serialize> DerefMut for Entry<R> {
 impl<R: Serialize> Drop for Entry<R> {
     fn drop(&mut self) {
         self.log.write(&self.record);
-    }
-}
-
-fn write(queue: Receiver<Line>, mut place: impl Write, failures: &Counter) {
-    // A batch is written when the queue is empty: promptly when calm, in large pieces when busy.
-    while let Ok(first) = queue.recv() {
-        let mut next = Some(first);
-        while let Some(line) = next {
-            let written = match &line {
-                Line::Text(text) => place.write_all(text),
-                Line::Flush(_) => place.flush(),
-            };
-            if written.is_err() {
-                failures.inc();
-            }
-            if let Line::Flush(done) = line {
-                let _ = done.try_send(());
-            }
-            next = queue.try_recv().ok();
-        }
-        if place.flush().is_err() {
-            failures.inc();
-        }
     }
 }
 
@@ -250,11 +297,13 @@ mod tests {
         let stalled = lock.lock();
         let metrics = Metrics::new("test");
         let log = AccessLog::to(Box::new(Stalled(lock.clone())), &metrics).unwrap();
-        // Beyond the queue, the writer holds one line and its buffer of 64 KiB.
-        for status in 0..(QUEUE + 4_000) as u16 {
-            log.write(&Record { path: "x".repeat(100), status });
+        // The writer may hold as much as waits for it.
+        let path = "x".repeat(10_000);
+        for _ in 0..=2 * WAITING / path.len() {
+            log.write(&Record { path: path.clone(), status: 200 });
         }
-        assert!(log.0.dropped.get() > 0);
+        assert!(log.0.as_ref().unwrap().dropped.get() > 0);
+        log.flush(Duration::from_millis(50));
         drop(stalled);
     }
 }

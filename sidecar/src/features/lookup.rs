@@ -131,7 +131,7 @@ impl FeatureError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::UnknownGroup(_) => "unknown-feature-group",
-            Self::Key { .. } => "invalid-entity",
+            Self::Key { .. } => "invalid-entity-id",
             Self::TooMany { .. } => "limit-exceeded",
         }
     }
