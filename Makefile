@@ -5,25 +5,24 @@ export SPILLWAY_TOOLS ?= $(CURDIR)/.tools
 TOOLS := $(SPILLWAY_TOOLS)/bin
 SPILLWAY := target/debug/spillway
 
-.PHONY: help dev dev-servers build test lint unit scenarios bench figures format
+.PHONY: help dev dev-servers build test lint unit scenarios clean-clone bench figures format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 dev: build ## a whole region on this machine, until Ctrl-C
-	@exec $(SPILLWAY) dev
+	@exec $(SPILLWAY) dev $(DEV_ARGS)
 
 dev-servers: build ## the same with real Redis, Cassandra and Triton
-	@exec $(SPILLWAY) dev --with-servers
+	@exec $(SPILLWAY) dev --with-servers $(DEV_ARGS)
 
 build:
 	@test -x $(SPILLWAY) || tests/servers/install.sh build
 	@test -x $(SPILLWAY) || echo "Building Spillway and its 430 dependencies: about 5 minutes on 2 cores, once. cargo says how far it is."
 	@cargo build --locked -p spillway
 
-test: ## install what is missing, then lints, unit tests and scenario tests on real servers
-	@tests/servers/install.sh
-	@$(MAKE) --no-print-directory lint unit scenarios
+test: ## lints, unit tests and scenario tests on real servers; installs what is missing
+	@tests/measured.sh path.make_test $(MAKE) --no-print-directory lint unit scenarios
 
 lint: ## formatting, clippy, licences and bans
 	@tests/servers/install.sh tools
@@ -32,13 +31,16 @@ lint: ## formatting, clippy, licences and bans
 	PATH="$(TOOLS):$$PATH" cargo deny --locked check bans licenses sources
 
 unit: ## the tests beside the code
-	@tests/servers/install.sh tools
+	@tests/servers/install.sh
 	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace --exclude spillway-tests
 
 scenarios: ## real processes and real servers
 	@tests/servers/install.sh
 	cargo build --locked -p spillway
 	PATH="$(TOOLS):$$PATH" cargo nextest run --locked -p spillway-tests
+
+clean-clone: ## `make dev` as a new user meets it: from a clone with nothing built to the first prediction
+	@tests/clean_clone.sh
 
 bench: ## CPU per request beside Envoy, and feature look-ups; writes tests/bench/RESULTS.md
 	@tests/servers/install.sh tools envoy redis cassandra
