@@ -1,7 +1,7 @@
 //! Who may do what: a principal, a model, an action; denied unless a policy allows it.
 
 use crate::identity::{Role, SpiffeId};
-use crate::resource::{Action, Model};
+use crate::resource::{AccessPolicy, Action, Model, Subject};
 use crate::snapshot::Snapshot;
 use crate::units::Name;
 
@@ -53,12 +53,22 @@ pub fn authorize(snapshot: &Snapshot, principal: &Principal, model: &str, action
     let allowed = snapshot.policies.values().any(|policy| {
         policy.actions.contains(&action)
             && policy.models.iter().any(|pattern| pattern.matches(model))
-            && policy
-                .subjects
-                .iter()
-                .any(|subject| subject.tenant == principal.tenant && subject.clients.matches(principal.client.as_str()))
+            && is_subject(policy, principal)
     });
     if allowed { Ok(()) } else { Err(Denied::NotAllowed) }
+}
+
+/// Whether there is any model with which a principal may do this: asked before memory is spent on a
+/// request that does not say its model yet.
+pub fn authorize_some(snapshot: &Snapshot, principal: &Principal, action: Action) -> Result<(), Denied> {
+    let allowed = |policy: &AccessPolicy| policy.actions.contains(&action) && is_subject(policy, principal);
+    if snapshot.policies.values().any(|policy| allowed(policy)) { Ok(()) } else { Err(Denied::NotAllowed) }
+}
+
+fn is_subject(policy: &AccessPolicy, principal: &Principal) -> bool {
+    let is =
+        |subject: &Subject| subject.tenant == principal.tenant && subject.clients.matches(principal.client.as_str());
+    policy.subjects.iter().any(is)
 }
 
 /// The models that a principal may see, for listings.
@@ -122,6 +132,20 @@ spec: {subjects: [{tenant: acme}, {tenant: globex}], models: ['*'], actions: [me
         ] {
             let principal = principal_of(id).unwrap();
             assert_eq!(authorize(&snapshot, &principal, model, action).is_ok(), allowed, "{id} {model} {action:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_use_some_model_is_known_before_the_model_is() {
+        let snapshot = snapshot();
+        for (id, action, allowed) in [
+            ("spiffe://td/tenant/acme/client/web-1", Action::Infer, true),
+            ("spiffe://td/tenant/acme/client/batch", Action::Infer, false),
+            ("spiffe://td/tenant/globex/client/web-1", Action::Infer, false),
+            ("spiffe://td/tenant/globex/client/web-1", Action::Metadata, true),
+        ] {
+            let principal = principal_of(id).unwrap();
+            assert_eq!(authorize_some(&snapshot, &principal, action).is_ok(), allowed, "{id} {action:?}");
         }
     }
 }

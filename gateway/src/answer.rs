@@ -39,6 +39,8 @@ const BYPASS: HeaderValue = HeaderValue::from_static("spillway; fwd=bypass");
 const OK: HeaderValue = HeaderValue::from_static("0");
 /// Headers of an answer, about.
 const HEADERS: usize = 14;
+/// Bytes that a reader must take within [`WRITE_TIME`]: 6.4 KiB a second.
+const SLICE: usize = 64 << 10;
 /// Bytes of a message for the caller.
 const MAX_MESSAGE: usize = 1_024;
 
@@ -68,7 +70,7 @@ pub async fn reply(session: &mut Session, exchange: &mut Exchange, reply: Reply)
             head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
             exchange.sent += body.len();
             downstream.write_response_header(Box::new(head)).await?;
-            downstream.write_response_body(body, true).await?;
+            write_body(downstream, body, true).await?;
         }
         Reply::Rest(body) => {
             head.insert_header(CONTENT_TYPE, HeaderValue::from_static(body.content_type()))?;
@@ -95,9 +97,18 @@ pub async fn reply(session: &mut Session, exchange: &mut Exchange, reply: Reply)
 async fn write_segments(downstream: &mut ServerSession, segments: Vec<Bytes>, end: bool) -> Written {
     let last = segments.len().saturating_sub(1);
     for (index, segment) in segments.into_iter().enumerate() {
-        downstream.write_response_body(segment, end && index == last).await?;
+        write_body(downstream, segment, end && index == last).await?;
     }
     Ok(())
+}
+
+/// Writes a piece of a body, of any size. [`WRITE_TIME`] is for each slice of it: an honest slow reader
+/// of much gets through, one that takes a byte now and then does not.
+pub async fn write_body(downstream: &mut ServerSession, mut body: Bytes, end: bool) -> Written {
+    while body.len() > SLICE {
+        downstream.write_response_body(body.split_to(SLICE), false).await?;
+    }
+    downstream.write_response_body(body, end).await
 }
 
 pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> Written {

@@ -1,17 +1,22 @@
 //! A request's body, read whole: within its limit, and not slower than a minimum.
 //!
 //! The rule: a declared length over the limit is refused before a byte is read, an undeclared one as
-//! soon as it is passed. A body in one piece is not copied.
+//! soon as it is passed. What is kept is counted ([`crate::memory`]). A body in one piece is not copied.
 
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use pingora_proxy::Session;
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::caller;
 use crate::errors::Refusal;
+use crate::exchange::Exchange;
 use crate::head::Head;
+use crate::infer::gone;
+use crate::memory::{Memory, counted};
 
 /// A body may take this long whatever its size.
 const GRACE: Duration = Duration::from_secs(5);
@@ -22,8 +27,8 @@ const TOTAL: Duration = Duration::from_secs(60);
 /// A gRPC message's flag and length.
 pub const FRAME_HEADER: usize = 5;
 
-/// Reads the body of a request, of at most `limit` bytes.
-pub async fn read(session: &mut Session, head: &Head, limit: usize) -> Result<Bytes, Refusal> {
+/// Reads the body of a request, of at most `limit` bytes, which the exchange keeps count of.
+pub async fn read(session: &mut Session, exchange: &mut Exchange, head: &Head, limit: usize) -> Result<Bytes, Refusal> {
     if head.content_length.is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge { limit });
     }
@@ -46,6 +51,7 @@ pub async fn read(session: &mut Session, head: &Head, limit: usize) -> Result<By
         if whole.len() + pieces.len() + piece.len() > limit {
             return Err(Refusal::BodyTooLarge { limit });
         }
+        exchange.keep(piece.len())?;
         if whole.is_empty() && pieces.is_empty() {
             whole = piece;
         } else {
@@ -58,6 +64,15 @@ pub async fn read(session: &mut Session, head: &Head, limit: usize) -> Result<By
         }
     }
     Ok(if pieces.is_empty() { whole } else { pieces.freeze() })
+}
+
+/// The next bytes of a client's stream; while they are not wanted, only whether it is still there.
+pub async fn from_client(session: &mut Session, wanted: bool) -> Result<Option<Bytes>, Refusal> {
+    if wanted {
+        return session.downstream_session.read_request_body().await.map_err(|_| Refusal::Cancelled);
+    }
+    gone(session).await;
+    Err(Refusal::Cancelled)
 }
 
 /// Takes in what is left of a body that nobody wants, if that is little. Over HTTP/2 a refusal is
@@ -102,15 +117,23 @@ fn frame_header(buffer: &[u8]) -> Option<(u8, usize)> {
     Some((flag, usize::try_from(u32::from_be_bytes(length)).ok()?))
 }
 
-/// Cuts a stream of bytes into gRPC frames.
-#[derive(Debug, Default)]
+/// Cuts a stream of bytes into gRPC frames. Its bytes are counted, and those of its frames until each
+/// is dropped.
+#[derive(Debug)]
 pub struct Frames {
     buffer: BytesMut,
+    memory: Arc<Memory>,
 }
 
 impl Frames {
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub fn new(memory: Arc<Memory>) -> Self {
+        Self { buffer: BytesMut::new(), memory }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.memory.take(bytes.len())?;
         self.buffer.extend_from_slice(bytes);
+        Ok(())
     }
 
     /// The next whole frame, its header included.
@@ -123,12 +146,19 @@ impl Frames {
             return Err(Refusal::BodyTooLarge { limit });
         }
         let whole = FRAME_HEADER + length;
-        Ok((self.buffer.len() >= whole).then(|| self.buffer.split_to(whole).freeze()))
+        let there = self.buffer.len() >= whole;
+        Ok(there.then(|| counted(self.buffer.split_to(whole).freeze(), self.memory.clone())))
     }
 
     /// Whether a frame has begun and not ended.
     pub fn is_cut(&self) -> bool {
-        self.buffer.has_remaining()
+        !self.buffer.is_empty()
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.memory.give_back(self.buffer.len());
     }
 }
 
@@ -150,10 +180,10 @@ mod tests {
     fn frames_come_out_whole_however_they_arrive() {
         let wire = [0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 5, 6];
         for piece in 1..wire.len() {
-            let mut frames = Frames::default();
+            let mut frames = Frames::new(Arc::new(Memory::new(wire.len())));
             let mut lengths = Vec::new();
             for part in wire.chunks(piece) {
-                frames.push(part);
+                frames.push(part).unwrap();
                 while let Some(frame) = frames.next(10).unwrap() {
                     lengths.push(frame.len());
                 }
@@ -165,8 +195,22 @@ mod tests {
 
     #[test]
     fn t25_a_frame_that_declares_too_much_is_refused_at_its_header() {
-        let mut frames = Frames::default();
-        frames.push(&[0, 0xff, 0xff, 0xff, 0xff]);
+        let mut frames = Frames::new(Arc::new(Memory::new(100)));
+        frames.push(&[0, 0xff, 0xff, 0xff, 0xff]).unwrap();
         assert!(matches!(frames.next(1 << 20), Err(Refusal::BodyTooLarge { .. })));
+    }
+
+    #[test]
+    fn a_streams_bytes_are_counted_until_its_frames_are_dropped() {
+        let memory = Arc::new(Memory::new(16));
+        let mut frames = Frames::new(memory.clone());
+        frames.push(&[0, 0, 0, 0, 2, 7, 8, 0, 0, 0]).unwrap();
+        let frame = frames.next(10).unwrap().unwrap();
+        assert_eq!(memory.taken(), 10);
+        assert!(matches!(frames.push(&[0; 7]), Err(Refusal::Overloaded)));
+        drop(frame);
+        assert_eq!(memory.taken(), 3);
+        drop(frames);
+        assert_eq!(memory.taken(), 0);
     }
 }

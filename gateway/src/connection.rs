@@ -30,7 +30,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::errors::HeadFault;
 use crate::framing::{Body, BodyLength, HeadScan, check_head};
-use crate::h2_heads::HeadWatch;
+use crate::h2_frames::FrameWatch;
 
 /// A peer must take some bytes within this time while we have some for it.
 pub const WRITE_TIME: Duration = Duration::from_secs(10);
@@ -51,6 +51,8 @@ pub struct Caller {
     pub address: SocketAddr,
     /// Asks the connection's task to close it.
     pub close: Notify,
+    /// Tells the connection's task of a flood of HTTP/2 frames.
+    pub flooded: Notify,
     /// What is wrong with the framing of the current request's body.
     pub fault: OnceLock<HeadFault>,
 }
@@ -65,7 +67,7 @@ pub struct Connection {
     tls: Option<TlsStream<TcpStream>>,
     raw_fd: RawFd,
     http2: bool,
-    heads: HeadWatch,
+    frames: FrameWatch,
     buffer: BytesMut,
     /// Bytes of `buffer` that are the current head.
     head: usize,
@@ -96,7 +98,8 @@ pub enum NextHead {
 impl Connection {
     pub fn new(accepted: Accepted<TcpStream>, address: SocketAddr) -> Result<Self, pingora_core::BError> {
         let Accepted { stream: mut tls, peer, protocol } = accepted;
-        let caller = Arc::new(Caller { peer, address, close: Notify::new(), fault: OnceLock::new() });
+        let caller =
+            Arc::new(Caller { peer, address, close: Notify::new(), flooded: Notify::new(), fault: OnceLock::new() });
         let (tcp, session) = tls.get_mut();
         let raw_fd = tcp.as_raw_fd();
         session.set_buffer_limit(Some(WRITE_BUFFER));
@@ -115,7 +118,7 @@ impl Connection {
             tls: Some(tls),
             raw_fd,
             http2,
-            heads: HeadWatch::default(),
+            frames: FrameWatch::default(),
             buffer: BytesMut::new(),
             head: 0,
             body: Body::new(BodyLength::Declared(0)),
@@ -238,12 +241,17 @@ impl Connection {
     }
 
     fn poll_http2(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.frames.is_flood() {
+            // Nothing more is read: the connection's task says goodbye and ends it.
+            self.caller.flooded.notify_one();
+            return Poll::Pending;
+        }
         let before = into.filled().len();
         let read = self.tls()?.poll_read(cx, into);
         if read.is_ready() {
-            self.heads.see(&into.filled()[before..]);
+            self.frames.see(&into.filled()[before..], std::time::Instant::now);
         }
-        if !self.heads.is_open() {
+        if !self.frames.is_open() {
             self.head_timer = None;
             return read;
         }

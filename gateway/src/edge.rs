@@ -14,7 +14,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{BError, Error, ErrorType};
 use pingora_proxy::{ProxyHttp, Session};
 use spillway_core::policy::{Principal, principal};
-use spillway_runtime::telemetry::{Span, Status, TraceParent};
+use spillway_runtime::telemetry::TraceParent;
 
 use crate::answer::{self, Reply};
 use crate::connection::caller;
@@ -53,13 +53,14 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool, BError> {
         let parent = TraceParent::read(&session.req_header().headers);
-        let mut span = self.shared.traces.span("gateway.request", &parent);
-        let written = match self.serve(session, exchange, &span).await {
+        let span = self.shared.traces.span("gateway.request", &parent);
+        let trace = span.as_parent();
+        exchange.span = Some(span);
+        let written = match self.serve(session, exchange, trace).await {
             Ok(Some(reply)) => answer::reply(session, exchange, reply).await,
             Ok(None) => Ok(()),
             Err(refusal) => self.refuse(session, exchange, &refusal).await,
         };
-        describe(&mut span, exchange);
         if written.is_err() {
             // The client is gone, or takes nothing: the record says so.
             exchange.outcome = None;
@@ -79,7 +80,7 @@ impl Edge {
         &self,
         session: &mut Session,
         exchange: &mut Exchange,
-        span: &Span,
+        trace: TraceParent,
     ) -> Result<Option<Reply>, Refusal> {
         let request = session.req_header();
         if Head::is_grpc(request) {
@@ -91,7 +92,6 @@ impl Edge {
         let id = read.as_ref().ok().and_then(|head| head.request_id.clone());
         exchange.request_id = Some(id.unwrap_or_else(new_request_id));
         let head = read?;
-        let trace = span.as_parent();
         exchange.trace_id = trace.trace_id();
         let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
         trusted.map_err(|_| Refusal::Untrusted)?;
@@ -121,7 +121,7 @@ impl Edge {
                 match method {
                     GrpcMethod::ModelInfer => infer::grpc(&self.shared, session, exchange, &asking).await.map(Some),
                     GrpcMethod::ModelStreamInfer => {
-                        stream::serve(&self.shared, session, exchange, &asking).await.map(|()| None)
+                        stream::serve(&self.shared, session, exchange, asking, &self.fleet).await.map(|()| None)
                     }
                     other => local::grpc(&self.shared, session, exchange, &asking, other).await.map(Some),
                 }
@@ -145,23 +145,4 @@ impl Edge {
 fn new_request_id() -> HeaderValue {
     let id = format!("{:032x}", rand::random::<u128>());
     HeaderValue::from_maybe_shared(bytes::Bytes::from(id)).unwrap_or(HeaderValue::from_static("-"))
-}
-
-fn describe(span: &mut Span, exchange: &Exchange) {
-    if !span.is_recording() {
-        return;
-    }
-    span.set("rpc.system", exchange.protocol.name());
-    span.set("rpc.method", exchange.route);
-    span.set("spillway.model", exchange.model.clone());
-    if let Some(pod) = &exchange.pod {
-        span.set("spillway.pod", pod.to_string());
-    }
-    if let Some(outcome) = &exchange.outcome {
-        span.set("http.response.status_code", i64::from(outcome.status.as_u16()));
-        if !outcome.code.is_empty() {
-            span.set("spillway.error", outcome.code.to_string());
-        }
-        span.status(if outcome.status.is_server_error() { Status::Error("server error") } else { Status::Ok });
-    }
 }

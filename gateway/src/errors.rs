@@ -32,6 +32,8 @@ pub enum HeadFault {
     ContentLength,
     #[error("transfer-encoding must be 'chunked', given once, on HTTP/1.1")]
     TransferEncoding,
+    #[error("the request's authority, host, path or length can be read in two ways")]
+    Ambiguous,
     #[error("content-length and transfer-encoding are both given")]
     BothLengths,
     #[error("the chunked body is malformed")]
@@ -54,6 +56,7 @@ impl HeadFault {
                 "invalid-header"
             }
             Self::Host => "invalid-host",
+            Self::Ambiguous => "ambiguous-request",
             Self::ContentLength | Self::TransferEncoding | Self::BothLengths => "invalid-framing",
             Self::Chunk => "invalid-chunk",
             Self::TooManyChunks => "too-many-chunks",
@@ -97,10 +100,14 @@ pub enum Refusal {
     DuplicateHeader(&'static str),
     #[error("the content type must be {expected}")]
     ContentType { expected: &'static str },
-    #[error("compressed requests are not accepted; send them with no content-encoding and no grpc-encoding")]
+    #[error(
+        "this compression is not accepted; REST inference takes gzip and deflate, all else no content-encoding and no grpc-encoding"
+    )]
     Compressed,
     #[error("the body has more than {limit} bytes")]
     BodyTooLarge { limit: usize },
+    #[error("the body is not what its content-encoding says")]
+    Coding,
     #[error("the body arrived too slowly")]
     BodyTooSlow,
     #[error("a gRPC message must be one whole length-prefixed frame")]
@@ -125,6 +132,8 @@ pub enum Refusal {
     Deadline,
     #[error("not ready")]
     NotReady,
+    #[error("too many bytes of requests and answers are in memory")]
+    Overloaded,
     #[error("no pod that serves this model can be reached")]
     NoPod,
     #[error("the pod that had the request went away")]
@@ -161,6 +170,10 @@ impl Refusal {
             Self::ContentType { .. } => (415, Code::InvalidArgument, "unsupported-content-type".into()),
             Self::Compressed => (415, Code::Unimplemented, "unsupported-encoding".into()),
             Self::BodyTooLarge { .. } => (413, Code::ResourceExhausted, "body-too-large".into()),
+            Self::Invalid(fault @ InvalidRequest::TooLarge { .. }) => {
+                (413, Code::ResourceExhausted, fault.code().into())
+            }
+            Self::Coding => (400, Code::InvalidArgument, "invalid-encoding".into()),
             Self::BodyTooSlow => (408, Code::DeadlineExceeded, "body-too-slow".into()),
             Self::Frame => (400, Code::InvalidArgument, "invalid-frame".into()),
             Self::Invalid(fault) => (400, Code::InvalidArgument, fault.code().into()),
@@ -171,6 +184,7 @@ impl Refusal {
             Self::OtherPool(_) => (400, Code::FailedPrecondition, "other-pool".into()),
             Self::Deadline => (504, Code::DeadlineExceeded, "deadline-exceeded".into()),
             Self::NotReady => (503, Code::Unavailable, "not-ready".into()),
+            Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
             Self::UnknownService => (404, Code::NotFound, "unknown-service".into()),
             Self::NoPod => (503, Code::Unavailable, "no-pod".into()),
@@ -188,7 +202,7 @@ impl Refusal {
     pub fn reason(&self) -> &'static str {
         match self.answer().code {
             Cow::Borrowed(code) => code,
-            // A sidecar's code is its own.
+            // A code that is not of the list: what a sidecar says is not to make series.
             Cow::Owned(_) => "sidecar",
         }
     }
@@ -205,6 +219,7 @@ impl Refusal {
             | Self::ContentType { .. }
             | Self::Compressed
             | Self::BodyTooLarge { .. }
+            | Self::Coding
             | Self::Frame
             | Self::Invalid(_)
             | Self::Denied(_)
@@ -213,6 +228,7 @@ impl Refusal {
             | Self::OtherPool(_)
             | Self::Deadline
             | Self::NotReady
+            | Self::Overloaded
             | Self::NotImplemented
             | Self::UnknownService
             | Self::NoPod
@@ -222,6 +238,56 @@ impl Refusal {
             | Self::Cancelled => false,
         }
     }
+}
+
+/// The `spillway-error` codes of sidecars, and what stands in for a code that is missing.
+const SIDECAR_CODES: [&str; 41] = [
+    "bad-model-answer",
+    "binary-size-mismatch",
+    "body-too-large",
+    "data-length-mismatch",
+    "deadline-exceeded",
+    "duplicate-tensor",
+    "features-unavailable",
+    "invalid-element",
+    "invalid-entity-id",
+    "invalid-frame",
+    "invalid-header-length",
+    "invalid-json",
+    "invalid-parameter",
+    "invalid-protobuf",
+    "invalid-request",
+    "invalid-shape",
+    "json-too-deep",
+    "limit-exceeded",
+    "missing-entity",
+    "missing-feature",
+    "missing-input",
+    "mixed-contents",
+    "model-failed",
+    "model-overloaded",
+    "model-rejected",
+    "model-unavailable",
+    "not-a-gateway",
+    "not-ready",
+    "output-not-json",
+    "permission-denied",
+    "raw-count-mismatch",
+    "shared-memory",
+    "sidecar-error",
+    "tensor-mismatch",
+    "two-entities",
+    "unknown-datatype",
+    "unknown-feature-group",
+    "unknown-model",
+    "unknown-tensor",
+    "unknown-version",
+    "unnamed-tensor",
+];
+
+/// A sidecar's code, as one of the list where it is one.
+pub fn sidecar_code(code: &str) -> Cow<'static, str> {
+    SIDECAR_CODES.into_iter().find(|known| *known == code).map_or_else(|| Cow::Owned(code.to_owned()), Cow::Borrowed)
 }
 
 /// The HTTP status of a sidecar's refusal.
@@ -257,6 +323,18 @@ mod tests {
             let answer = Refusal::Sidecar { status, code: "x".into(), message: String::new() }.answer();
             assert_eq!((answer.status.as_u16(), answer.grpc, &*answer.code), (http, status, "x"));
         }
+    }
+
+    #[test]
+    fn t56_a_sidecars_codes_are_counted_by_name_and_others_as_one() {
+        let reason = |code: &str| {
+            let refusal = Refusal::Sidecar { status: Code::Internal, code: sidecar_code(code), message: String::new() };
+            assert_eq!(refusal.answer().code, code, "the caller sees it as it is");
+            refusal.reason()
+        };
+        assert_eq!(reason("missing-feature"), "missing-feature");
+        assert_eq!(reason("model-unavailable"), "model-unavailable");
+        assert_eq!(reason("made-up-17"), "sidecar");
     }
 
     #[test]

@@ -11,11 +11,13 @@ use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use spillway_core::policy::Principal;
 use spillway_core::units::Name;
+use spillway_runtime::telemetry::{Span, Status};
 use tonic::Code;
 
 use crate::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
 use crate::gateway::Shared;
+use crate::memory::Kept;
 
 /// What the client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +76,9 @@ pub struct Exchange {
     pub upstream: Duration,
     pub making: Making,
     pub outcome: Option<Outcome>,
+    /// It ends with the exchange.
+    pub span: Option<Span>,
+    kept: Kept,
 }
 
 impl Exchange {
@@ -98,6 +103,8 @@ impl Exchange {
             upstream: Duration::ZERO,
             making: Making::default(),
             outcome: None,
+            span: None,
+            kept: Kept::default(),
         }
     }
 
@@ -106,6 +113,11 @@ impl Exchange {
         let mut exchange = Self::begin(shared.clone());
         exchange.caller = Some(caller.clone());
         exchange.refuse(&Refusal::Head(fault));
+    }
+
+    /// Counts bytes of a body that stay in memory until the end of the exchange.
+    pub fn keep(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.kept.add(&self.shared.memory, bytes)
     }
 
     /// Counts a refusal and makes it the outcome.
@@ -123,9 +135,11 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.kept.give_back(&self.shared.memory);
         if self.outcome.is_none() {
             self.refuse(&Refusal::Cancelled);
         }
+        describe(self);
         let Some(Outcome { status, grpc, code }) = self.outcome.take() else { return };
         let shared = &self.shared;
         let took = self.began.elapsed();
@@ -163,6 +177,24 @@ impl Drop for Exchange {
             auth_us: self.auth.as_micros() as u64,
             upstream_us: self.upstream.as_micros() as u64,
         });
+    }
+}
+
+/// A span says how its request ended, also when that was in the middle.
+fn describe(exchange: &mut Exchange) {
+    let Some(mut span) = exchange.span.take().filter(Span::is_recording) else { return };
+    span.set("rpc.system", exchange.protocol.name());
+    span.set("rpc.method", exchange.route);
+    span.set("spillway.model", exchange.model.clone());
+    if let Some(pod) = &exchange.pod {
+        span.set("spillway.pod", pod.to_string());
+    }
+    if let Some(outcome) = &exchange.outcome {
+        span.set("http.response.status_code", i64::from(outcome.status.as_u16()));
+        if !outcome.code.is_empty() {
+            span.set("spillway.error", outcome.code.to_string());
+        }
+        span.status(if outcome.status.is_server_error() { Status::Error("server error") } else { Status::Ok });
     }
 }
 

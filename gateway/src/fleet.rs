@@ -61,26 +61,40 @@ impl Health {
 }
 
 /// The health of all pods of the region, shared by threads.
+///
+/// Only the pods of the newest Snapshot count: threads that still look at an older one keep the entries
+/// of pods that are gone, and nobody asks those any more.
 #[derive(Debug, Default)]
-pub struct HealthBook(Mutex<HashMap<PodKey, Arc<Health>>>);
+pub struct HealthBook(Mutex<HashMap<PodKey, Entry>>);
+
+#[derive(Debug, Default)]
+struct Entry {
+    health: Arc<Health>,
+    /// Is in the newest Snapshot.
+    current: bool,
+}
 
 impl HealthBook {
     pub fn of(&self, key: &PodKey) -> Arc<Health> {
-        self.0.lock().entry(key.clone()).or_default().clone()
+        self.0.lock().entry(key.clone()).or_default().health.clone()
     }
 
-    /// Forgets the pods that are not in the region any more. What a thread still looks at stays, or it
-    /// would look at something that nobody writes.
-    pub fn keep(&self, keys: &[PodKey]) {
-        self.0.lock().retain(|key, health| keys.contains(key) || Arc::strong_count(health) > 1);
+    /// Says which pods are in the region now, and forgets the others once no thread looks at them.
+    pub fn keep<'a>(&self, keys: impl Iterator<Item = &'a PodKey>) {
+        let mut entries = self.0.lock();
+        entries.values_mut().for_each(|entry| entry.current = false);
+        for key in keys {
+            entries.entry(key.clone()).or_default().current = true;
+        }
+        entries.retain(|_, entry| entry.current || Arc::strong_count(&entry.health) > 1);
     }
 
     pub fn any_serving(&self) -> bool {
-        self.0.lock().values().any(|health| health.is_serving())
+        self.0.lock().values().any(|entry| entry.current && entry.health.is_serving())
     }
 
     pub fn failed(&self) -> usize {
-        self.0.lock().values().filter(|health| !health.may_serve()).count()
+        self.0.lock().values().filter(|entry| entry.current && !entry.health.may_serve()).count()
     }
 }
 
@@ -110,7 +124,8 @@ impl PoolLinks {
     /// less loaded of two. Pods that look dead come last.
     pub fn pick(&self, entities: &Entities, random: u64, tried: Option<&PodLink>) -> Option<&Arc<PodLink>> {
         let untried = |pod: &&Arc<PodLink>| tried.is_none_or(|tried| tried.key != pod.key);
-        if let Entities::One(entity) = entities {
+        // However it is named: by the parameter, or by an entity input of one row.
+        if let [entity] = entities.ids() {
             let hash = key_hash(entity);
             let owner = self.ring.owner(hash).map(|index| &self.pods[index]);
             if let Some(owner) = owner.filter(untried).filter(|pod| pod.looks_alive()) {
@@ -197,10 +212,18 @@ impl Fleet {
         self.links.values()
     }
 
+    /// Whether a pod is in this fleet, at this address.
+    pub fn has(&self, key: &PodKey) -> bool {
+        self.links.contains_key(key)
+    }
+
     /// The pods that serve a model in this region.
     pub fn pool(&self, model: &Model) -> Option<&PoolLinks> {
-        let (name, _) = self.snapshot.pool_of(model, &self.region)?;
-        self.pools.get(name)
+        self.pools.get(self.pool_name(model)?)
+    }
+
+    pub fn pool_name(&self, model: &Model) -> Option<&Name> {
+        self.snapshot.pool_of(model, &self.region).map(|(name, _)| name)
     }
 }
 

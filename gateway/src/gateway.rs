@@ -8,12 +8,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use pingora_core::apps::HttpServerOptions;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
@@ -28,12 +26,12 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
-use crate::connection::IDLE_TIME;
 use crate::edge::Edge;
 use crate::fleet::{Fleet, HealthBook};
 use crate::framing::MAX_HEAD;
 use crate::health;
-use crate::listener::{Door, bind};
+use crate::listener::{Door, Places, bind};
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::settings::{GatewaySettings, Limits};
 
@@ -60,6 +58,8 @@ pub struct Shared {
     pub traces: Traces,
     pub workload: Arc<Workload>,
     pub book: HealthBook,
+    /// What the bodies of requests and answers take.
+    pub memory: Arc<Memory>,
     pub drain: Drain,
     pub upstream_metrics: UpstreamMetrics,
 }
@@ -133,6 +133,7 @@ impl Gateway {
             traces,
             workload: workload.clone(),
             book: HealthBook::default(),
+            memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
         });
@@ -140,14 +141,14 @@ impl Gateway {
         let admin = Admin::bind(&settings.common.admin).await.map_err(failed("admin"))?;
         let https = sockets.first().map_or(Ok(settings.listen), |socket| socket.local_addr());
         let (https, admin_address) = (https.map_err(failed("listen"))?, admin.address().map_err(failed("admin"))?);
-        let open = Arc::new(AtomicUsize::new(0));
+        let places = Places::default();
         let mut workers = Vec::with_capacity(sockets.len());
         for (index, socket) in sockets.into_iter().enumerate() {
             let worker = Worker {
                 shared: shared.clone(),
                 subscription: subscription.clone(),
                 trust_bundle: settings.common.identity.trust_bundle.clone(),
-                open: open.clone(),
+                places: places.clone(),
             };
             workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
         }
@@ -206,6 +207,7 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             "bodyBytes": settings.limits.request.body,
             "tensors": settings.limits.request.tensors,
             "answerBytes": settings.limits.answer,
+            "bodiesInMemoryBytes": settings.limits.memory,
         },
     });
     Pages { metrics: registry, readiness, config: Arc::new(move || config.clone()), drain: shared.drain.clone() }
@@ -216,7 +218,7 @@ struct Worker {
     shared: Arc<Shared>,
     subscription: Arc<Subscription>,
     trust_bundle: PathBuf,
-    open: Arc<AtomicUsize>,
+    places: Places,
 }
 
 impl Worker {
@@ -233,7 +235,7 @@ impl Worker {
     }
 
     async fn serve(self, listener: TcpListener) {
-        let Self { shared, subscription, trust_bundle, open } = self;
+        let Self { shared, subscription, trust_bundle, places } = self;
         let mut changed = subscription.changed();
         let fleet = |before: Option<&Fleet>| {
             let Shared { region, workload, book, upstream_metrics, .. } = &*shared;
@@ -251,16 +253,13 @@ impl Worker {
             ServerConf { ca_file: Some(trust_bundle.display().to_string()), threads: 1, ..ServerConf::default() };
         let mut app = http_proxy(&Arc::new(conf), Edge { shared: shared.clone(), fleet: current.clone() });
         app.h2_options = Some(h2_options());
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(IDLE_TIME);
-        app.server_options = Some(options);
         let drain = shared.drain.clone();
         let door = Door {
             workload: shared.workload.clone(),
             shared: shared.clone(),
             app: Arc::new(app),
             drain: drain.clone(),
-            open,
+            places,
         };
         let accept = Arc::new(door).serve(listener);
         tokio::select! {

@@ -30,9 +30,30 @@ pub struct Head {
     pub expects_continue: bool,
     /// The caller's, if it is a plain word.
     pub request_id: Option<HeaderValue>,
+    content_encoding: Option<Coding>,
     compressed: bool,
     /// `Inference-Header-Content-Length`, or what is wrong with it: only REST inference minds.
     header_length: Option<Result<usize, InvalidRequest>>,
+}
+
+/// What a body is compressed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    Gzip,
+    /// The zlib format (RFC 9110, section 8.4.1.2).
+    Deflate,
+    /// One that is not undone here.
+    Other,
+}
+
+impl Coding {
+    fn of(value: &HeaderValue) -> Self {
+        match value.as_bytes().trim_ascii() {
+            coding if coding.eq_ignore_ascii_case(b"gzip") || coding.eq_ignore_ascii_case(b"x-gzip") => Self::Gzip,
+            coding if coding.eq_ignore_ascii_case(b"deflate") => Self::Deflate,
+            _ => Self::Other,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +89,13 @@ impl Head {
                 "content-length" => {
                     head.content_length = value.to_str().ok().and_then(|text| text.parse().ok());
                 }
-                "content-encoding" | "grpc-encoding" => head.compressed |= value.as_bytes() != b"identity",
+                "content-encoding" if value.as_bytes() == b"identity" => {}
+                "content-encoding" => {
+                    // Codings can be stacked, by a second header or a list: neither is undone here.
+                    let stacked = head.content_encoding.is_some();
+                    head.content_encoding = Some(if stacked { Coding::Other } else { Coding::of(value) });
+                }
+                "grpc-encoding" => head.compressed |= value.as_bytes() != b"identity",
                 "grpc-timeout" => {
                     seen.once(Seen::GRPC_TIMEOUT, "grpc-timeout")?;
                     head.asked.grpc_timeout = duration(value, parse_grpc_timeout);
@@ -96,7 +123,16 @@ impl Head {
     }
 
     pub fn check_uncompressed(&self) -> Result<(), Refusal> {
-        if self.compressed { Err(Refusal::Compressed) } else { Ok(()) }
+        if self.compressed || self.content_encoding.is_some() { Err(Refusal::Compressed) } else { Ok(()) }
+    }
+
+    /// How the body is compressed, where it may be.
+    pub fn coding(&self) -> Result<Option<Coding>, Refusal> {
+        match self.content_encoding {
+            Some(Coding::Other) => Err(Refusal::Compressed),
+            _ if self.compressed => Err(Refusal::Compressed),
+            coding => Ok(coding),
+        }
     }
 
     /// Where the JSON of a REST inference request ends, if binary tensors follow it.
@@ -220,6 +256,23 @@ mod tests {
         for bad in ["", "a b", "a\"b", "\u{e9}", &"a".repeat(129)] {
             assert!(read(&[("x-request-id", bad)]).unwrap().request_id.is_none(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn t30_one_coding_that_is_known_is_taken_and_stacks_are_not() {
+        let coding = |values: &[&str]| {
+            let headers: Vec<_> = values.iter().map(|value| ("content-encoding", *value)).collect();
+            read(&headers).unwrap().coding().map_err(|refusal| refusal.answer().status.as_u16())
+        };
+        assert_eq!(coding(&[]), Ok(None));
+        assert_eq!(coding(&["identity"]), Ok(None));
+        assert_eq!(coding(&["GZip"]), Ok(Some(Coding::Gzip)));
+        assert_eq!(coding(&["deflate"]), Ok(Some(Coding::Deflate)));
+        for bad in [&["zstd"][..], &["gzip, gzip"], &["gzip", "gzip"], &["gzip", "br"], &[""]] {
+            assert_eq!(coding(bad), Err(415), "{bad:?}");
+        }
+        assert!(read(&[("content-encoding", "gzip")]).unwrap().check_uncompressed().is_err());
+        assert_eq!(read(&[("grpc-encoding", "gzip")]).unwrap().coding().unwrap_err().answer().status, 415);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::body::message;
-use crate::fleet::{Fleet, PodKey, PodLink};
+use crate::fleet::{Fleet, PodLink};
 use crate::gateway::Shared;
 use crate::local::frame;
 
@@ -33,21 +33,24 @@ const MAX_ANSWER: usize = 1 << 10;
 pub async fn watch(shared: Arc<Shared>, subscription: Arc<Subscription>) {
     let Shared { region, workload, book, upstream_metrics, metrics, drain, .. } = &*shared;
     let mut fleet: Option<Fleet> = None;
+    let mut changed = subscription.changed();
     loop {
         let snapshot = subscription.current();
         if fleet.as_ref().is_none_or(|fleet| !Arc::ptr_eq(&fleet.snapshot, &snapshot)) {
             let next = Fleet::new(snapshot, region, workload, book, upstream_metrics, fleet.as_ref());
-            let keys: Vec<PodKey> = next.links().map(|link| link.key.clone()).collect();
-            book.keep(&keys);
             fleet = Some(next);
         }
         let Some(fleet) = &fleet else { return };
+        // Each time: threads let go of pods that are gone when they have served what they began.
+        book.keep(fleet.links().map(|link| &link.key));
         let mut checks: FuturesUnordered<_> = fleet.links().map(|link| check(link)).collect();
         while checks.next().await.is_some() {}
         metrics.pods_unhealthy.set(i64::try_from(book.failed()).unwrap_or(i64::MAX));
         let every = if book.any_serving() { EVERY } else { FIRST_EVERY };
         tokio::select! {
             () = tokio::time::sleep(every) => {}
+            // New pods are asked at once, and the old ones' answers do not speak for them.
+            Ok(()) = changed.changed() => {}
             () = drain.stopped() => return,
         }
     }

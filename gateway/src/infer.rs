@@ -12,7 +12,7 @@ use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
 use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
-use spillway_core::policy::authorize;
+use spillway_core::policy::{authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 
@@ -22,6 +22,7 @@ use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::gateway::Shared;
+use crate::inflate::inflate;
 use crate::pod_call::{PodAnswer, PodCall};
 
 /// REST, JSON or binary.
@@ -35,11 +36,19 @@ pub async fn rest(
 ) -> Result<Reply, Refusal> {
     let found = find(asking, exchange, model, version, Action::Infer)?;
     exchange.auth = exchange.began.elapsed();
-    asking.head.check_uncompressed()?;
+    let coding = asking.head.coding()?;
     let header_length = asking.head.header_length()?;
-    let body = body::read(session, &asking.head, shared.limits.request.body).await?;
+    let limit = shared.limits.request.body;
+    let mut body = body::read(session, exchange, &asking.head, limit).await?;
     exchange.received = body.len();
+    if let Some(coding) = coding {
+        body = inflate(coding, body, limit, |bytes| exchange.keep(bytes)).await?;
+    }
     let mut request = decode_request(body, header_length, model, version, &shared.limits.request)?;
+    if header_length.is_none() {
+        // Text became tensors of their own; binary ones are slices of the body.
+        exchange.keep(request.inputs.iter().map(|input| input.data.len()).sum())?;
+    }
     let forms = OutputForms::take(&mut request);
     let frame = oip::frame(&request);
     let answer = call(shared, session, exchange, asking, &found, &request, frame).await?;
@@ -55,8 +64,10 @@ pub async fn grpc(
     asking: &Asking,
 ) -> Result<Reply, Refusal> {
     asking.head.check_uncompressed()?;
+    // Only its body says which model it is for.
+    authorize_some(&asking.fleet.snapshot, &asking.principal, Action::Infer)?;
     let limits = &shared.limits.request;
-    let frame = body::read(session, &asking.head, limits.body.saturating_add(body::FRAME_HEADER)).await?;
+    let frame = body::read(session, exchange, &asking.head, limits.body.saturating_add(body::FRAME_HEADER)).await?;
     exchange.received = frame.len();
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;

@@ -6,9 +6,10 @@
 //! * [`settings`]: the process's own file.
 //! * [`gateway`]: load, bind, run, drain.
 //! * [`listener`], [`connection`]: own accept loop and TLS under Pingora's HTTP.
-//! * [`framing`], [`h2_heads`]: what may stand on the wire, without I/O.
-//! * [`head`], [`route`], [`body`]: one request, read strictly.
-//! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
+//! * [`h2_connection`]: streams out of an HTTP/2 connection.
+//! * [`framing`], [`h2_frames`]: what may stand on the wire, without I/O.
+//! * [`head`], [`route`], [`body`], [`inflate`], [`memory`]: one request, read strictly, within bounds.
+//! * [`infer`], [`stream`], [`finals`], [`local`]: one prediction, a stream of them, what needs no pod.
 //! * [`fleet`], [`health`], [`pod_call`]: the pods, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`exchange`], [`metrics`]: what is recorded.
@@ -19,15 +20,19 @@ mod connection;
 mod edge;
 mod errors;
 mod exchange;
+mod finals;
 mod fleet;
 mod framing;
 mod gateway;
-mod h2_heads;
+mod h2_connection;
+mod h2_frames;
 mod head;
 mod health;
 mod infer;
+mod inflate;
 mod listener;
 mod local;
+mod memory;
 mod metrics;
 mod pod_call;
 mod route;

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, Type};
 use spillway_runtime::drain::Drain;
-use spillway_runtime::tls::{self, Offer, Workload};
-use tokio::net::{TcpListener, TcpStream};
+use spillway_runtime::tls::{Arrival, Arrivals, Handshakes, Offer, Workload};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -24,15 +24,15 @@ use crate::connection::{Connection, NextHead};
 use crate::edge::Edge;
 use crate::exchange::Exchange;
 use crate::gateway::Shared;
+use crate::h2_connection;
 
-/// A handshake must be done after this.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 /// What was asked to close may finish its answers within this.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 /// Waiting connections of one socket.
 const BACKLOG: i32 = 1_024;
-/// How long accepting rests when the process has no file descriptors left.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// When we stop, an HTTP/1.1 connection may still bring a request within this: its answer says that it
+/// was the last. HTTP/1.1 has no other farewell, and what is just being sent would meet a reset.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// The farthest that a timer is set; certificates are renewed long before.
 const FAR: Duration = Duration::from_secs(365 * 86_400);
 
@@ -60,8 +60,15 @@ pub struct Door {
     pub app: Arc<HttpProxy<Edge>>,
     pub workload: Arc<Workload>,
     pub drain: Drain,
-    /// Open connections of all threads.
+    /// Of all threads.
+    pub places: Places,
+}
+
+/// Connections of all threads: those that are open, and those that are on their way to it.
+#[derive(Clone, Default)]
+pub struct Places {
     pub open: Arc<AtomicUsize>,
+    pub handshakes: Handshakes,
 }
 
 /// Counts an open connection until it is dropped.
@@ -69,7 +76,7 @@ struct Place(Arc<Door>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.places.open.fetch_sub(1, Ordering::Relaxed);
         self.0.shared.metrics.connections.dec();
     }
 }
@@ -77,29 +84,13 @@ impl Drop for Place {
 impl Door {
     /// Accepts until draining begins.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let draining = self.drain.draining();
-        tokio::pin!(draining);
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = &mut draining => return,
-            };
-            match accepted {
-                Ok((tcp, address)) => {
-                    if let Some(place) = self.take_place() {
-                        tokio::spawn(self.clone().handle(tcp, address, place));
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            }
-        }
+        let arrivals = Arrivals::new(listener, self.places.handshakes.clone(), self.drain.clone());
+        let handle = |arrival| drop(tokio::spawn(self.clone().handle(arrival)));
+        arrivals.serve(handle, |reason| self.shared.metrics.handshake_failed(reason)).await;
     }
 
     fn take_place(self: &Arc<Self>) -> Option<Place> {
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let before = self.places.open.fetch_add(1, Ordering::Relaxed);
         self.shared.metrics.connections.inc();
         let place = Place(self.clone());
         if before >= self.shared.limits.connections {
@@ -109,31 +100,31 @@ impl Door {
         Some(place)
     }
 
-    async fn handle(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, _place: Place) {
-        // Small answers leave at once; a socket that refuses this option still works.
-        let _ = tcp.set_nodelay(true);
-        match tls::accept(&self.workload, tcp, Offer::H2AndHttp1, HANDSHAKE_TIME).await {
-            Ok(accepted) => match Connection::new(accepted, address) {
-                Ok(connection) => self.converse(connection).await,
-                Err(error) => tracing::error!(%error, "a connection could not be set up"),
-            },
+    async fn handle(self: Arc<Self>, arrival: Arrival) {
+        let address = arrival.address;
+        let (accepted, _work) = match arrival.greet(&self.workload, Offer::H2AndHttp1).await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%address, %error, "no connection came to be");
-                self.shared.metrics.handshake_failed(error.reason());
+                return self.shared.metrics.handshake_failed(error.reason());
             }
+        };
+        let Some(_place) = self.take_place() else { return };
+        match Connection::new(accepted, address) {
+            Ok(connection) => self.converse(connection).await,
+            Err(error) => tracing::error!(%error, "a connection could not be set up"),
         }
     }
 
     /// Serves a connection to its end, or ends it: on drain, on request, or with its certificate.
     async fn converse(&self, connection: Connection) {
-        let _work = self.drain.work();
         let caller = connection.caller().clone();
         let (stop, stopping) = watch::channel(false);
         let serve = async {
             if connection.is_http2() {
-                self.app.process_new(Box::new(connection), &stopping).await;
+                h2_connection::serve(&self.app, &self.shared, connection, stopping).await;
             } else {
-                self.converse_http1(connection, stopping.clone()).await;
+                self.converse_http1(connection, stopping).await;
             }
         };
         let draining = self.drain.draining();
@@ -144,7 +135,8 @@ impl Door {
         let mut closing = false;
         loop {
             tokio::select! {
-                () = &mut serve => return,
+                // What is served from now on is told of a drain that has begun already.
+                biased;
                 () = &mut draining, if !closing => {}
                 () = caller.close.notified(), if !closing => end.as_mut().reset(Instant::now() + CLOSE_TIME),
                 () = &mut end => {
@@ -154,6 +146,7 @@ impl Door {
                     end.as_mut().reset(Instant::now() + CLOSE_TIME);
                 }
                 () = &mut stopped => return,
+                () = &mut serve => return,
             }
             closing = true;
             // Fails only when `serve` is over, which the next turn sees.
@@ -163,9 +156,13 @@ impl Door {
 
     async fn converse_http1(&self, mut connection: Connection, mut stopping: ShutdownWatch) {
         loop {
+            let stopped = async {
+                let _ = stopping.wait_for(|stop| *stop).await;
+                tokio::time::sleep(LAST_REQUEST).await;
+            };
             let next = tokio::select! {
                 next = connection.next_head() => next,
-                _ = stopping.wait_for(|stop| *stop) => return,
+                () = stopped => return,
             };
             match next {
                 NextHead::Ready => {}

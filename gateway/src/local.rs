@@ -73,7 +73,7 @@ pub async fn grpc(
     method: GrpcMethod,
 ) -> Result<Reply, Refusal> {
     asking.head.check_uncompressed()?;
-    let frame = body::read(session, &asking.head, MAX_MESSAGE).await?;
+    let frame = body::read(session, exchange, &asking.head, MAX_MESSAGE).await?;
     exchange.received = frame.len();
     let message = body::message(&frame)?;
     let invalid =

@@ -34,6 +34,7 @@ pub struct Metrics {
     rejected: Family<Reason, Counter>,
     upstream_failures: Family<Reason, Counter>,
     handshake_failures: Family<Reason, Counter>,
+    connections_ended: Family<Reason, Counter>,
     pub in_flight: Gauge,
     pub connections: Gauge,
     pub retries: Counter,
@@ -58,6 +59,8 @@ impl Metrics {
             rejected: registry.family("gateway_rejected", "Requests refused, by reason"),
             upstream_failures: registry.family("gateway_upstream_failures", "Calls to pods that failed, by reason"),
             handshake_failures: registry.family("gateway_handshake_failures", "Connections refused, by reason"),
+            connections_ended: registry
+                .family("gateway_connections_ended", "HTTP/2 connections ended for what came over them, by reason"),
             in_flight: registry.register("gateway_in_flight", "Requests being served", Gauge::default()),
             connections: registry.register("gateway_connections", "Open client connections", Gauge::default()),
             retries: registry.register("gateway_retries", "Calls repeated on another pod", Counter::default()),
@@ -91,5 +94,9 @@ impl Metrics {
 
     pub fn handshake_failed(&self, reason: &'static str) {
         self.handshake_failures.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub fn connection_ended(&self, reason: &'static str) {
+        self.connections_ended.get_or_create(&Reason { reason }).inc();
     }
 }

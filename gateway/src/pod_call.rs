@@ -3,6 +3,7 @@
 //! The rule: what goes upstream is set here and nowhere else; nothing of the client's headers is in it.
 //! A call is repeated once, on another pod, and only if the first cannot have seen it.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -18,7 +19,7 @@ use tonic::Code;
 
 use crate::answer::{ERROR, GRPC_MESSAGE, GRPC_STATUS, SERVER_TIMING, percent_decoded};
 use crate::body::message;
-use crate::errors::Refusal;
+use crate::errors::{Refusal, sidecar_code};
 use crate::exchange::Exchange;
 use crate::fleet::{PodLink, PoolLinks};
 use crate::head::REQUEST_ID;
@@ -162,6 +163,7 @@ async fn read(response: Response<UpstreamBody>, exchange: &mut Exchange, limit: 
                 if whole.len() + pieces.len() + data.len() > limit {
                     return Err(Refusal::BadAnswer);
                 }
+                exchange.keep(data.len())?;
                 if whole.is_empty() && pieces.is_empty() {
                     whole = data;
                 } else {
@@ -190,20 +192,20 @@ pub fn check_status(trailers: &HeaderMap, head: &HeaderMap) -> Result<(), Refusa
     }
     let status = Code::from_bytes(status.as_bytes());
     let code = trailers.get(ERROR).or_else(|| head.get(ERROR)).and_then(|code| code.to_str().ok());
-    let code = code.filter(|code| code.len() <= MAX_CODE).map_or_else(|| default_code(status), str::to_owned);
+    let code = code.filter(|code| code.len() <= MAX_CODE).map_or_else(|| default_code(status), sidecar_code);
     let message = trailers.get(GRPC_MESSAGE).map(|text| percent_decoded(text.as_bytes())).unwrap_or_default();
-    Err(Refusal::Sidecar { status, code: code.into(), message })
+    Err(Refusal::Sidecar { status, code, message })
 }
 
-fn default_code(status: Code) -> String {
-    match status {
+fn default_code(status: Code) -> Cow<'static, str> {
+    let code = match status {
         Code::DeadlineExceeded => "deadline-exceeded",
         Code::Unavailable => "model-unavailable",
         Code::NotFound => "unknown-model",
         Code::InvalidArgument => "invalid-request",
         _ => "sidecar-error",
-    }
-    .to_owned()
+    };
+    code.into()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
 use spillway_core::inference::Limits as RequestLimits;
-use spillway_core::units::{ByteSize, Name};
+use spillway_core::units::{ByteSize, InvalidUnit, Name};
 use spillway_runtime::settings::{CommonSettings, Field, FromNode, or_default, required};
 
 /// Threads beyond this would only wait for each other.
@@ -32,20 +32,27 @@ pub struct Limits {
     pub connections: usize,
     /// `body` (of a request; default 16MiB), `tensors` (inputs or outputs; default 64).
     pub request: RequestLimits,
-    /// `answer`: bytes of a pod's answer; default 64MiB.
+    /// `answer`: bytes of a pod's answer; default what a sidecar answers at most, 65MiB.
     pub answer: usize,
+    /// `bodiesInMemory`: bytes that bodies of requests and answers take at a time; default 512MiB.
+    pub memory: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 10_000, request: RequestLimits::default(), answer: 64 << 20 }
+        Self {
+            connections: 10_000,
+            request: RequestLimits::OF_CLIENTS,
+            answer: RequestLimits::OF_SIDECARS.body,
+            memory: 512 << 20,
+        }
     }
 }
 
 impl Limits {
-    /// What a pod may answer: like a request, but larger.
+    /// What a pod may answer.
     pub fn of_answers(&self) -> RequestLimits {
-        RequestLimits { body: self.answer, tensor: self.answer, ..self.request }
+        RequestLimits { body: self.answer, tensor: self.answer, ..RequestLimits::OF_SIDECARS }
     }
 }
 
@@ -82,16 +89,40 @@ impl FromNode for Limits {
             None => Some(or),
         };
         let connections = count("connections", default.connections, 1_000_000);
-        let tensors = count("tensors", default.request.tensors, 1_024);
-        let body = or_default(&fields, "body", || ByteSize(default.request.body as u64));
+        let tensors = count("tensors", default.request.tensors, RequestLimits::LARGEST_REQUEST.tensors as i64);
+        let body = match fields.optional("body") {
+            Some(field) => field.parse(body_size),
+            None => Some(default.request.body),
+        };
         let answer = or_default(&fields, "answer", || ByteSize(default.answer as u64));
+        let needed = body.unwrap_or_default().max(answer.map_or(0, ByteSize::bytes));
+        let memory = match fields.optional("bodiesInMemory") {
+            Some(field) => field.parse(|text| memory_size(text, needed)),
+            None => Some(default.memory.max(needed)),
+        };
         fields.finish();
-        let body = body?.bytes();
+        let body = body?;
         Some(Self {
             connections: connections?,
             request: RequestLimits { body, tensor: body, tensors: tensors?, ..default.request },
             answer: answer?.bytes(),
+            memory: memory?,
         })
+    }
+}
+
+/// Sidecars take no more.
+fn body_size(text: &str) -> Result<usize, InvalidUnit> {
+    match ByteSize::parse(text)?.bytes() {
+        size if size <= RequestLimits::LARGEST_REQUEST.body => Ok(size),
+        _ => Err(InvalidUnit("at most 64MiB")),
+    }
+}
+
+fn memory_size(text: &str, needed: usize) -> Result<usize, InvalidUnit> {
+    match ByteSize::parse(text)?.bytes() {
+        size if size >= needed => Ok(size),
+        _ => Err(InvalidUnit("at least the larger of 'body' and 'answer'")),
     }
 }
 
@@ -124,5 +155,26 @@ snapshot: snapshot
         for field in ["limits.body", "limits.tensor", "threads", "extra"] {
             assert!(fields.contains(&field), "{field} in {fields:?}");
         }
+    }
+
+    #[test]
+    fn limits_that_could_not_be_kept_are_faults() {
+        let with = |limits: &str| parse::<GatewaySettings>(&format!("{FILE}limits: {{{limits}}}\n"));
+        let limits = with("body: 64MiB, tensors: 1024, bodiesInMemory: 65MiB").unwrap().limits;
+        assert_eq!((limits.request.body, limits.request.tensor, limits.memory), (64 << 20, 64 << 20, 65 << 20));
+        for bad in ["body: 65MiB", "tensors: 1025", "bodiesInMemory: 64MiB", "answer: 80MiB, bodiesInMemory: 79MiB"] {
+            assert!(with(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_sidecar_takes_and_answers_fits_the_gateways_limits() {
+        let sidecar = RequestLimits::LARGEST_REQUEST;
+        let request = Limits::default().request;
+        assert!(request.body <= sidecar.body && request.tensors <= sidecar.tensors);
+        assert!(request.text <= sidecar.text && request.parameters <= sidecar.parameters);
+        let (answers, models) = (Limits::default().of_answers(), RequestLimits::OF_MODELS);
+        assert!(answers.body > models.body && answers.tensors >= models.tensors);
+        assert!(answers.parameters > models.parameters && answers.text >= models.text);
     }
 }

@@ -1,58 +1,81 @@
 //! `ModelStreamInfer`: many requests and answers on one stream, between one client and one pod.
 //!
-//! The rule: every request is decoded, checked and authorised like a unary one before it is passed on.
-//! One that is not valid is answered on the stream, as Triton does; one that is not allowed ends it.
-//! Each side is slowed down to the other's pace, and its end or reset reaches the other.
+//! The rule: every request is decoded, checked and authorised like a unary one, against the Snapshot of
+//! its own moment, before it is passed on. One that is not valid is answered on the stream, as Triton
+//! does; one that is not allowed ends it. Each side is slowed down to the other's pace, and its end or
+//! reset reaches the other.
 //!
 //! ```text
 //! client --frames--> checked --room for one--> pod
 //! client <--frames-- pod
 //! ```
+//!
+//! Until the pod has answered the call itself it has one request, which another pod gets if it never
+//! saw it. A pod that the fleet loses answers what it has; then the stream ends, to be opened anew.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use pingora_proxy::Session;
-use spillway_core::deadline::SHORTEST_USEFUL;
-use spillway_core::resource::Action;
-use spillway_core::units::Name;
-use spillway_proto::inference::{ModelInferResponse, ModelStreamInferResponse};
+use spillway_core::deadline::{SHORTEST_USEFUL, allowed};
+use spillway_core::inference::Entities;
+use spillway_core::policy::{authorize_some, principal};
+use spillway_core::resource::{Action, Model};
+use spillway_proto::inference::infer_parameter::ParameterChoice;
+use spillway_proto::inference::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 use spillway_runtime::oip;
 use spillway_runtime::upstream::{Aborted, OipBody, OipSender, UpstreamBody, UpstreamError};
 use tokio::time::Instant;
 
-use crate::answer::{ERROR, Written, head, ok_trailers, status_trailers, text};
-use crate::body::{Frames, message};
+use crate::answer::{ERROR, Written, head, ok_trailers, status_trailers, text, write_body};
+use crate::body::{Frames, from_client, message};
 use crate::connection::{WRITE_TIME, caller};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::fleet::PodLink;
+use crate::finals::Finals;
+use crate::fleet::{Fleet, PodLink};
 use crate::gateway::Shared;
-use crate::infer::{check, find, gone};
+use crate::infer::{check, find};
 use crate::local::frame;
 use crate::pod_call::{check_status, failed, request};
 
 /// The longest that a stream may be asked to last. Its requests have their own, shorter deadlines.
 const LONGEST: Duration = Duration::from_secs(3_600);
+/// A pod tells of a deadline that passed in its answer, and then the stream goes on. Only one that says
+/// nothing for so long after it is given up.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Serves a stream and writes its end. An error is returned only while nothing was written.
 pub async fn serve(
     shared: &Shared,
     session: &mut Session,
     exchange: &mut Exchange,
-    asking: &Asking,
+    asking: Asking,
+    fleets: &ArcSwap<Fleet>,
 ) -> Result<(), Refusal> {
     asking.head.check_uncompressed()?;
-    let asked = asking.head.asked.grpc_timeout.filter(|time| !time.is_zero());
-    let until = Instant::from_std(exchange.began) + asked.unwrap_or(LONGEST).min(LONGEST);
-    let mut stream =
-        Stream { shared, asking, frames: Frames::default(), pool: None, answered: false, quiet_until: until, until };
+    authorize_some(&asking.fleet.snapshot, &asking.principal, Action::Infer)?;
+    let until = Instant::from_std(exchange.began) + allowed(asking.head.asked, LONGEST, LONGEST);
+    let mut stream = Stream {
+        shared,
+        fleets,
+        asking,
+        frames: Frames::new(shared.memory.clone()),
+        finals: Finals::default(),
+        link: None,
+        leaving: false,
+        answered: false,
+        quiet_until: until,
+        until,
+    };
     let outcome = stream.run(session, exchange).await;
     let written = match outcome {
         Ok(()) => stream.end(session, exchange).await,
@@ -67,16 +90,35 @@ pub async fn serve(
 
 struct Stream<'a> {
     shared: &'a Shared,
-    asking: &'a Asking,
+    /// The newest fleet is in it.
+    fleets: &'a ArcSwap<Fleet>,
+    /// Its fleet and principal are those of the last request.
+    asking: Asking,
     /// What the client sent and was not looked at.
     frames: Frames,
+    finals: Finals,
     /// Where the stream goes, once its first request said so.
-    pool: Option<Name>,
+    link: Option<Arc<PodLink>>,
+    /// The fleet has lost that pod: it gets nothing more.
+    leaving: bool,
     /// The head of the answer was written.
     answered: bool,
-    /// The pod must say something until then, or its next request's deadline has passed.
+    /// The pod must say something until then, or it is given up.
     quiet_until: Instant,
     until: Instant,
+}
+
+/// A request that may be passed on.
+struct Checked {
+    frame: Bytes,
+    model: Arc<Model>,
+    entities: Entities,
+}
+
+/// A call to a pod that has not answered.
+struct Call {
+    sender: Option<OipSender>,
+    head: BoxFuture<'static, Result<Response<UpstreamBody>, UpstreamError>>,
 }
 
 /// What comes next.
@@ -93,70 +135,104 @@ enum Event {
 
 impl Stream<'_> {
     async fn run(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Refusal> {
-        let Some((first, link)) = self.first(session, exchange).await? else { return Ok(()) };
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left < SHORTEST_USEFUL {
-            return Err(Refusal::Deadline);
-        }
-        exchange.pod = Some(link.key.pod.clone());
-        let asked = self.asking.head.asked.grpc_timeout.map(|_| left);
-        let (sender, body) = OipBody::stream();
-        let call = link.upstream.call(request("ModelStreamInfer", exchange, &self.asking.trace, asked, body));
-        tokio::pin!(call);
-        let mut sender = Some(sender);
-        let mut waiting = Some(first);
+        let Some(first) = self.first(session, exchange).await? else { return Ok(()) };
+        let (mut link, mut call) = self.call(&first, None, exchange)?;
+        let mut waiting = Some(first.frame.clone());
+        // Until it is known that it need not be sent again.
+        let mut first = Some(first);
         let mut client_ended = false;
         let mut pod: Option<(HeaderMap, UpstreamBody)> = None;
-        let mut answers = Frames::default();
+        let mut answers = Frames::new(self.shared.memory.clone());
         loop {
-            if waiting.is_none() && sender.is_some() {
-                waiting = self.take(session, exchange).await?.map(|(frame, _)| frame);
+            let open = pod.is_some() && call.sender.is_some();
+            if open && waiting.is_none() && !self.leaving {
+                waiting = self.take(session, exchange).await?.map(|checked| checked.frame);
             }
-            if waiting.is_none()
-                && client_ended
-                && let Some(sender) = sender.take()
-            {
+            if open && waiting.is_none() && (client_ended || self.leaving) {
                 // The pod may have ended first; its answer says so.
-                let _ = sender.finish().await;
+                finish(call.sender.take()).await;
             }
-            let wants_more = waiting.is_none() && !client_ended;
+            let wants_more = pod.is_some() && waiting.is_none() && !client_ended && !self.leaving;
             let event = tokio::select! {
                 piece = next_piece(&mut pod), if pod.is_some() => Event::Pod(piece),
-                head = &mut call, if pod.is_none() => Event::Head(head),
-                taken = offer(&sender, &waiting), if waiting.is_some() && sender.is_some() => Event::Taken(taken),
+                head = &mut call.head, if pod.is_none() => Event::Head(head),
+                taken = offer(&call.sender, &waiting), if waiting.is_some() && call.sender.is_some() => {
+                    Event::Taken(taken)
+                }
                 bytes = from_client(session, wants_more) => Event::Client(bytes),
                 () = tokio::time::sleep_until(self.until.min(self.quiet_until)) => Event::Deadline,
             };
             match event {
                 Event::Client(bytes) => client_ended = self.received(exchange, bytes?)?,
                 Event::Taken(Ok(())) => waiting = None,
-                Event::Taken(Err(Aborted)) => sender = None,
+                Event::Taken(Err(Aborted)) => call.sender = None,
                 Event::Head(Ok(response)) => {
                     let (head, body) = response.into_parts();
                     pod = Some((head.headers, body));
+                    first = None;
+                }
+                Event::Head(Err(error)) => {
+                    let refusal = failed(&link, &error, exchange);
+                    let again = first.as_ref().filter(|_| error.never_processed() && exchange.retries == 0);
+                    let Some(first) = again else { return Err(refusal) };
+                    exchange.retries += 1;
+                    self.shared.metrics.retries.inc();
+                    (link, call) = self.call(first, Some(&link), exchange)?;
+                    waiting = Some(first.frame.clone());
                 }
                 Event::Pod(Some(Ok(piece))) => match piece.into_data() {
                     Ok(data) => {
                         self.quiet_until = self.until;
-                        answers.push(&data);
+                        answers.push(&data)?;
                         let limit = self.shared.limits.answer;
                         while let Some(answer) = answers.next(limit).map_err(|_| Refusal::BadAnswer)? {
-                            self.write(session, exchange, answer).await?;
+                            if self.finals.passes(&answer) {
+                                self.write(session, exchange, answer).await?;
+                            }
                         }
                     }
                     Err(piece) => {
                         let trailers = piece.into_trailers().unwrap_or_default();
-                        return check_status(&trailers, &trailers);
+                        return self.ended(check_status(&trailers, &trailers));
                     }
                 },
                 // No trailers: the status stands in the head, or there is none.
                 Event::Pod(None) => {
-                    return pod.as_ref().map_or(Err(Refusal::BadAnswer), |(head, _)| check_status(head, head));
+                    let status = pod.as_ref().map_or(Err(Refusal::BadAnswer), |(head, _)| check_status(head, head));
+                    return self.ended(status);
                 }
-                Event::Head(Err(error)) | Event::Pod(Some(Err(error))) => return Err(failed(&link, &error, exchange)),
+                Event::Pod(Some(Err(error))) => return Err(failed(&link, &error, exchange)),
                 Event::Deadline => return Err(Refusal::Deadline),
             }
         }
+    }
+
+    /// What the pod's end means to the client: where the stream moves on, it is not the client's own.
+    fn ended(&self, status: Result<(), Refusal>) -> Result<(), Refusal> {
+        if self.leaving { status.and(Err(Refusal::PodLost)) } else { status }
+    }
+
+    /// Calls a pod for the stream; `tried` is one that it must not be.
+    fn call(
+        &mut self,
+        first: &Checked,
+        tried: Option<&PodLink>,
+        exchange: &mut Exchange,
+    ) -> Result<(Arc<PodLink>, Call), Refusal> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left < SHORTEST_USEFUL {
+            return Err(Refusal::Deadline);
+        }
+        let pool = self.asking.fleet.pool(&first.model).ok_or(Refusal::NoPod)?;
+        let link = pool.pick(&first.entities, rand::random(), tried).ok_or(Refusal::NoPod)?.clone();
+        exchange.pod = Some(link.key.pod.clone());
+        let asked = (allowed(self.asking.head.asked, Duration::MAX, Duration::MAX) < LONGEST).then_some(left);
+        let (sender, body) = OipBody::stream();
+        let request = request("ModelStreamInfer", exchange, &self.asking.trace, asked, body);
+        let upstream = link.upstream.clone();
+        let head = Box::pin(async move { upstream.call(request).await });
+        self.link = Some(link.clone());
+        Ok((link, Call { sender: Some(sender), head }))
     }
 
     /// Takes in what the client sent. Whether that was its end.
@@ -164,7 +240,7 @@ impl Stream<'_> {
         match bytes {
             Some(bytes) => {
                 exchange.received += bytes.len();
-                self.frames.push(&bytes);
+                self.frames.push(&bytes)?;
                 Ok(false)
             }
             None if self.frames.is_cut() => Err(Refusal::Frame),
@@ -174,14 +250,10 @@ impl Stream<'_> {
 
     /// Reads the first request that is valid, which says what pod gets the stream. `None`: the client
     /// ended before it.
-    async fn first(
-        &mut self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-    ) -> Result<Option<(Bytes, Arc<PodLink>)>, Refusal> {
+    async fn first(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<Option<Checked>, Refusal> {
         loop {
-            if let Some((frame, link)) = self.take(session, exchange).await? {
-                return Ok(Some((frame, link)));
+            if let Some(checked) = self.take(session, exchange).await? {
+                return Ok(Some(checked));
             }
             let read = tokio::time::timeout_at(self.until, from_client(session, true)).await;
             if self.received(exchange, read.map_err(|_| Refusal::Deadline)??)? {
@@ -190,47 +262,60 @@ impl Stream<'_> {
         }
     }
 
-    /// The next whole and valid request that has arrived, and a pod for it. Others are answered here.
-    async fn take(
-        &mut self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-    ) -> Result<Option<(Bytes, Arc<PodLink>)>, Refusal> {
+    /// The next whole and valid request that has arrived. Others are answered here.
+    async fn take(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<Option<Checked>, Refusal> {
         let limits = self.shared.limits.request;
-        while let Some(framed) = self.frames.next(limits.body)? {
-            let request = match oip::decode_message(message(&framed)?, &limits) {
+        while let Some(frame) = self.frames.next(limits.body)? {
+            let request = match oip::decode_message(message(&frame)?, &limits) {
                 Ok(request) => request,
                 Err(invalid) => {
                     self.answer_invalid(session, exchange, String::new(), &invalid.into()).await?;
                     continue;
                 }
             };
-            // Its certificate may have ended since the stream began.
-            let caller = caller(session).ok_or(Refusal::Untrusted)?;
-            let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
-            trusted.map_err(|_| Refusal::Untrusted)?;
-            let judged = find(self.asking, exchange, &request.model, &request.version, Action::Infer)
-                .and_then(|model| Ok((check(&model, &request)?, model)));
+            self.judge_anew(session)?;
+            let judged = find(&self.asking, exchange, &request.model, &request.version, Action::Infer)
+                .and_then(|model| Ok((check(&model, &request)?, self.goes_here(&model, exchange)?, model)));
             let (entities, model) = match judged {
-                Ok(judged) => judged,
-                Err(refusal @ Refusal::Denied(_)) => return Err(refusal),
+                Ok((entities, (), model)) => (entities, model),
+                Err(refusal @ (Refusal::Denied(_) | Refusal::NoPod)) => return Err(refusal),
                 Err(refusal) => {
                     self.answer_invalid(session, exchange, request.id, &refusal).await?;
                     continue;
                 }
             };
             exchange.auth = if exchange.auth.is_zero() { exchange.began.elapsed() } else { exchange.auth };
-            let pool = self.asking.fleet.pool(&model).ok_or(Refusal::NoPod)?;
-            let link = pool.pick(&entities, rand::random(), None).ok_or(Refusal::NoPod)?;
-            if self.pool.get_or_insert_with(|| link.key.pool.clone()) != &link.key.pool {
-                let link_is_taken = Refusal::OtherPool(exchange.model.clone());
-                self.answer_invalid(session, exchange, request.id, &link_is_taken).await?;
-                continue;
+            self.quiet_until = self.quiet_until.min(Instant::now() + model.max_deadline + GRACE);
+            if self.link.as_ref().is_some_and(|link| !self.asking.fleet.has(&link.key)) {
+                self.leaving = true;
+                return Ok(None);
             }
-            self.quiet_until = self.quiet_until.min(Instant::now() + model.max_deadline);
-            return Ok(Some((framed, link.clone())));
+            self.finals.asked(&request);
+            return Ok(Some(Checked { frame, model, entities }));
         }
         Ok(None)
+    }
+
+    /// Certificates end, tenants and policies are revoked, models and pods move while a stream lasts.
+    fn judge_anew(&mut self, session: &Session) -> Result<(), Refusal> {
+        let caller = caller(session).ok_or(Refusal::Untrusted)?;
+        let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
+        trusted.map_err(|_| Refusal::Untrusted)?;
+        let fleet = self.fleets.load();
+        if !Arc::ptr_eq(&fleet, &self.asking.fleet) {
+            self.asking.principal = principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?;
+            self.asking.fleet = fleet.clone();
+        }
+        Ok(())
+    }
+
+    /// Whether the model's requests go to the pool that the stream goes to, if it goes anywhere yet.
+    fn goes_here(&self, model: &Model, exchange: &Exchange) -> Result<(), Refusal> {
+        let pool = self.asking.fleet.pool_name(model).ok_or(Refusal::NoPod)?;
+        match &self.link {
+            Some(link) if link.key.pool != *pool => Err(Refusal::OtherPool(exchange.model.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// Tells the client about one of its requests; the stream goes on.
@@ -242,17 +327,21 @@ impl Stream<'_> {
         refusal: &Refusal,
     ) -> Result<(), Refusal> {
         self.shared.metrics.rejected(refusal.reason());
-        let answer = ModelStreamInferResponse {
-            error_message: text(refusal),
-            infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
-        };
+        let code = ParameterChoice::StringParam(refusal.answer().code.into_owned());
+        let parameters = [(ERROR.to_string(), InferParameter { parameter_choice: Some(code) })].into();
+        let head = ModelInferResponse { id, parameters, ..ModelInferResponse::default() };
+        let answer = ModelStreamInferResponse { error_message: text(refusal), infer_response: Some(head) };
         self.write(session, exchange, frame(&answer)).await
     }
 
     async fn write(&mut self, session: &mut Session, exchange: &mut Exchange, frame: Bytes) -> Result<(), Refusal> {
         self.write_head(session, exchange).await.map_err(|_| Refusal::Cancelled)?;
         exchange.sent += frame.len();
-        session.downstream_session.write_response_body(frame, false).await.map_err(|_| Refusal::Cancelled)
+        let began = Instant::now();
+        let written = write_body(&mut session.downstream_session, frame, false).await;
+        // While the client took its time, nobody listened to the pod.
+        self.quiet_until = (self.quiet_until + began.elapsed()).min(self.until);
+        written.map_err(|_| Refusal::Cancelled)
     }
 
     async fn write_head(&mut self, session: &mut Session, exchange: &Exchange) -> Written {
@@ -291,20 +380,17 @@ impl Stream<'_> {
     }
 }
 
-/// The client's next bytes; while they are not wanted, only whether it is still there.
-async fn from_client(session: &mut Session, wanted: bool) -> Result<Option<Bytes>, Refusal> {
-    if wanted {
-        return session.downstream_session.read_request_body().await.map_err(|_| Refusal::Cancelled);
-    }
-    gone(session).await;
-    Err(Refusal::Cancelled)
-}
-
 /// Gives the pod the waiting request. A cancelled offer has given nothing.
 async fn offer(sender: &Option<OipSender>, waiting: &Option<Bytes>) -> Result<(), Aborted> {
     match (sender, waiting) {
         (Some(sender), Some(frame)) => sender.send(frame.clone()).await,
         _ => std::future::pending().await,
+    }
+}
+
+async fn finish(sender: Option<OipSender>) {
+    if let Some(sender) = sender {
+        let _ = sender.finish().await;
     }
 }
 

@@ -77,6 +77,9 @@ async fn every_protocol_gives_the_same_prediction() {
     let response: ModelInferResponse = grpc.decode();
     assert_eq!((response.id.as_str(), &response.raw_output_contents[0]), ("call-7", &doubled()));
     assert_eq!(grpc.answer.header("spillway-degraded"), "1 stale-feature");
+    assert_eq!(grpc.answer.headers.get_all("spillway-region").iter().count(), 1);
+    let region = response.parameters["spillway-region"].parameter_choice.clone();
+    assert_eq!(region, Some(ParameterChoice::StringParam("eu".into())));
 
     let line = world.logged("\"request_id\":\"abc-1\"").await;
     assert_eq!(
@@ -107,6 +110,26 @@ async fn an_entity_always_goes_to_its_own_pod() {
     }
     let distinct: std::collections::BTreeSet<_> = pods.values().collect();
     assert_eq!(distinct.len(), 2, "both pods have some");
+
+    // A list of one names the same entity.
+    for (entity, pod) in &pods {
+        let named =
+            InferInputTensor { name: "site".into(), datatype: "BYTES".into(), shape: vec![1], ..Default::default() };
+        let x = InferInputTensor { name: "x".into(), datatype: "FP32".into(), shape: vec![1], ..Default::default() };
+        let length = u32::try_from(entity.len()).unwrap().to_le_bytes();
+        let listed = ModelInferRequest {
+            inputs: vec![named, x],
+            raw_input_contents: vec![
+                [&length[..], entity.as_bytes()].concat().into(),
+                Bytes::from_static(&[0, 0, 0x80, 0x3f]),
+            ],
+            ..request(None)
+        };
+        let grpc = Grpc::call(&http2, INFER, &[], frame(&listed)).await;
+        let response: ModelInferResponse = grpc.decode();
+        let answered = response.parameters["pod"].parameter_choice.clone();
+        assert_eq!(answered, Some(ParameterChoice::StringParam(pod.clone())), "{entity}");
+    }
     world.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! What happens to connections and streams over time: certificates that end, roots that go, drains.
+//! What happens to connections over time: certificates that end, roots that go, drains.
 
 mod support;
 
@@ -6,31 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use spillway_core::identity::TrustDomain;
-use spillway_proto::inference::infer_parameter::ParameterChoice;
-use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::*;
 use spillway_runtime::authority::Authority;
 use support::*;
-
-const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
-const HEADERS: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
-
-fn request(model: &str, id: &str, entity: &str) -> Bytes {
-    let entity = InferParameter { parameter_choice: Some(ParameterChoice::StringParam(entity.into())) };
-    frame(&ModelInferRequest {
-        model_name: model.into(),
-        id: id.into(),
-        parameters: [("entity_id".to_owned(), entity)].into(),
-        inputs: vec![InferInputTensor {
-            name: "x".into(),
-            datatype: "FP32".into(),
-            shape: vec![1],
-            ..Default::default()
-        }],
-        raw_input_contents: vec![Bytes::copy_from_slice(&1.0_f32.to_le_bytes())],
-        ..Default::default()
-    })
-}
 
 fn live() -> http::Request<()> {
     Http2::request("GET", "/v2/health/live", &[])
@@ -111,8 +89,7 @@ async fn a_drain_lets_requests_end_and_says_goodbye() {
     let mut idle = world.http1().await;
     assert_eq!(idle.exchange(&h1_request("GET", "/v2/health/ready", &[], b"")).await.status, 200);
     let mut send = http2.send.clone().ready().await.unwrap();
-    let mut headers = HEADERS.to_vec();
-    headers.push(("grpc-timeout", "1S"));
+    let headers = [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "1S")];
     let path = "/inference.GRPCInferenceService/ModelInfer";
     let (response, mut stream) = send.send_request(Http2::request("POST", path, &headers), false).unwrap();
     stream.send_data(request("double", "1", "hangs"), true).unwrap();
@@ -130,103 +107,48 @@ async fn a_drain_lets_requests_end_and_says_goodbye() {
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
-/// The answers on a stream, until its end.
-struct Answers {
-    incoming: h2::RecvStream,
-    buffer: Vec<u8>,
-}
-
-impl Answers {
-    async fn next(&mut self) -> Option<ModelStreamInferResponse> {
-        loop {
-            if let Some(length) = self.buffer.get(1..5) {
-                let whole = 5 + u32::from_be_bytes(length.try_into().unwrap()) as usize;
-                if self.buffer.len() >= whole {
-                    let frame: Vec<u8> = self.buffer.drain(..whole).collect();
-                    return Some(prost::Message::decode(&frame[5..]).unwrap());
-                }
-            }
-            let data = tokio::time::timeout(Duration::from_secs(10), self.incoming.data()).await.expect("an answer")?;
-            let data = data.ok()?;
-            self.incoming.flow_control().release_capacity(data.len()).unwrap();
-            self.buffer.extend_from_slice(&data);
+#[tokio::test]
+async fn a_connection_that_came_before_the_drain_is_served() {
+    let world = World::start().await;
+    let client = world.client("acme");
+    let mut connected = Vec::new();
+    for _ in 0..4 {
+        connected.push(tokio::net::TcpStream::connect(world.gateway.https).await.unwrap());
+    }
+    world.drain.start();
+    for (index, tcp) in connected.into_iter().enumerate() {
+        if index % 2 == 0 {
+            let mut http1 = Http1::over(tcp, &client).await.unwrap();
+            let answer = http1.exchange(&h1_request("GET", "/v2/health/live", &[], b"")).await;
+            assert_eq!((answer.status, answer.header("connection")), (200, "close"));
+            assert!(http1.is_closed().await);
+        } else {
+            let http2 = Http2::over(tcp, &client).await.unwrap();
+            assert_eq!(http2.exchange(live(), Bytes::new()).await.unwrap().status, 200);
         }
     }
-
-    async fn status(&mut self) -> (String, String) {
-        let trailers = self.incoming.trailers().await.unwrap().unwrap();
-        let text = |name: &str| trailers.get(name).map_or(String::new(), |value| value.to_str().unwrap().to_owned());
-        (text("grpc-status"), text("spillway-error"))
-    }
-}
-
-async fn open(http2: &Http2, headers: &[(&str, &str)], first: Bytes) -> (h2::SendStream<Bytes>, Answers) {
-    let mut all = HEADERS.to_vec();
-    all.extend_from_slice(headers);
-    let mut send = http2.send.clone().ready().await.unwrap();
-    let (response, mut stream) = send.send_request(Http2::request("POST", STREAM, &all), false).unwrap();
-    stream.send_data(first, false).unwrap();
-    let response = tokio::time::timeout(Duration::from_secs(10), response).await.expect("a head").unwrap();
-    assert_eq!(response.status(), 200);
-    (stream, Answers { incoming: response.into_body(), buffer: Vec::new() })
+    world.gateway.finish().await;
 }
 
 #[tokio::test]
-async fn a_stream_answers_each_request_and_tells_of_bad_ones() {
+async fn readiness_is_that_of_the_pods_of_now() {
     let world = World::start().await;
     let http2 = world.http2().await;
-    let (mut stream, mut answers) = open(&http2, &[], request("double", "0", "a")).await;
-    assert_eq!(answers.next().await.unwrap().infer_response.unwrap().id, "0");
-    for index in 1..50 {
-        stream.send_data(request("double", &index.to_string(), "a"), false).unwrap();
-    }
-    for index in 1..50 {
-        assert_eq!(answers.next().await.unwrap().infer_response.unwrap().id, index.to_string());
-    }
-    // A request that is not valid is told of; the stream goes on.
-    stream.send_data(request("unknown", "bad", "a"), false).unwrap();
-    let told = answers.next().await.unwrap();
-    assert_eq!(told.infer_response.unwrap().id, "bad");
-    assert!(told.error_message.contains("no model 'unknown'"), "{}", told.error_message);
-    // Half a request, then the rest.
-    let whole = request("double", "halved", "a");
-    stream.send_data(whole.slice(..7), false).unwrap();
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    stream.send_data(whole.slice(7..), true).unwrap();
-    assert_eq!(answers.next().await.unwrap().infer_response.unwrap().id, "halved");
-    assert!(answers.next().await.is_none());
-    assert_eq!(answers.status().await, ("0".into(), String::new()));
-    assert_eq!(world.seen().len(), 51);
-    let pods: std::collections::BTreeSet<String> = world.seen().into_iter().map(|seen| seen.pod).collect();
-    assert_eq!(pods.len(), 1, "one stream, one pod");
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn a_stream_ends_where_it_is_not_allowed_and_with_its_deadline() {
-    let world = World::start().await;
-    let globex = Http2::connect(world.gateway.https, &world.client("globex")).await.unwrap();
-    let grpc = Grpc::call(&globex, STREAM, &[], request("double", "0", "a")).await;
-    assert_eq!((grpc.status, grpc.code.as_str()), (7, "not-allowed"));
-    assert!(world.seen().is_empty());
-
-    let http2 = world.http2().await;
-    let (_stream, mut answers) = open(&http2, &[("grpc-timeout", "300m")], request("double", "0", "a")).await;
-    assert_eq!(answers.next().await.unwrap().infer_response.unwrap().id, "0");
-    assert!(answers.next().await.is_none());
-    assert_eq!(answers.status().await, ("4".into(), "deadline-exceeded".into()));
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn a_client_that_resets_its_stream_resets_the_pods() {
-    let world = World::start().await;
-    let http2 = world.http2().await;
-    let (mut stream, mut answers) = open(&http2, &[("x-request-id", "reset-1")], request("double", "0", "hangs")).await;
-    assert_eq!(answers.next().await.unwrap().infer_response.unwrap().id, "0");
-    stream.send_reset(h2::Reason::CANCEL);
-    until("the pod is told", async || world.sidecars.iter().any(|sidecar| sidecar.cancelled() == 1)).await;
-    assert_eq!(world.logged("reset-1").await["cancelled"], true);
+    // An open stream keeps the pods of before in use.
+    let (_stream, mut answers) = open(&http2, &[], request("double", "0", "a")).await;
+    assert!(answers.next().await.is_some());
+    // Pods of the same names at addresses where nobody is.
+    let moved: Vec<(String, String)> = world
+        .sidecars
+        .iter()
+        .enumerate()
+        .map(|(index, sidecar)| (sidecar.address.to_string(), format!("127.0.0.1:{}", index + 1)))
+        .collect();
+    let moved: Vec<(&str, &str)> = moved.iter().map(|(from, to)| (from.as_str(), to.as_str())).collect();
+    world.publish(2, &moved).await;
+    until("it says that it is not ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 503")).await;
+    assert_eq!(world.metric("spillway_gateway_pods_unhealthy").await, 2);
+    drop((_stream, answers));
     world.stop().await;
 }
 

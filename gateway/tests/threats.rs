@@ -324,7 +324,7 @@ async fn until_logged(world: &World, id: &str) -> serde_json::Value {
 #[tokio::test]
 async fn t30_t31_compressed_bodies_and_chunk_floods_are_refused() {
     let world = World::start().await;
-    for encoding in ["gzip", "zstd", "deflate", "br"] {
+    for encoding in ["zstd", "br", "gzip, gzip", "compress"] {
         let header = format!("content-encoding: {encoding}");
         let answer = world.http1().await.exchange(&h1_request("POST", INFER, &[&header], JSON)).await;
         assert_eq!((answer.status, answer.header("spillway-error")), (415, "unsupported-encoding"));

@@ -1,7 +1,8 @@
 //! The port that operators and probes look at: `/livez`, `/readyz`, `/metrics`, `/config`, `POST /drain`.
 //!
 //! The rule: only loopback gets an answer unless the settings say otherwise, and no client can hold
-//! more than a little of the process. It does not serve traffic.
+//! more than a little of the process. What changes the process takes more than reading does: it is for
+//! loopback alone, and needs a header that no web page can have a browser send. It does not serve traffic.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -28,6 +29,10 @@ const CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The whole life of a connection: a scraper that stays comes again.
 const CONNECTION_LIFE: Duration = Duration::from_secs(60);
+
+/// Says that a change is meant. A browser asks before it sends such a header for a page of another
+/// origin, and gets no leave.
+const MEANT: &str = "x-spillway-admin";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminSettings {
@@ -118,12 +123,16 @@ impl Admin {
             };
             // At the bound, the newest goes: its client sees a closed connection and comes again.
             let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
-            let allowed = self.remote || from.ip().to_canonical().is_loopback();
+            let access = match from.ip().to_canonical().is_loopback() {
+                true => Access::Change,
+                false if self.remote => Access::Read,
+                false => Access::None,
+            };
             let pages = pages.clone();
             tokio::spawn(async move {
                 let stopped = pages.drain.clone();
                 tokio::select! {
-                    _ = tokio::time::timeout(CONNECTION_LIFE, connection(stream, allowed, pages)) => {}
+                    _ = tokio::time::timeout(CONNECTION_LIFE, connection(stream, access, pages)) => {}
                     () = stopped.stopped() => {}
                 }
                 drop(slot);
@@ -132,9 +141,20 @@ impl Admin {
     }
 }
 
-async fn connection(stream: TcpStream, allowed: bool, pages: Pages) {
+/// What a client may do, by where it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    None,
+    Read,
+    Change,
+}
+
+async fn connection(stream: TcpStream, access: Access, pages: Pages) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = if allowed { answer(&request, &pages) } else { text(StatusCode::FORBIDDEN, "forbidden\n") };
+        let response = match access {
+            Access::None => text(StatusCode::FORBIDDEN, "forbidden\n"),
+            Access::Read | Access::Change => answer(&request, access, &pages),
+        };
         async move { Ok::<_, Infallible>(response) }
     });
     // A client that breaks off is its own affair.
@@ -146,7 +166,7 @@ async fn connection(stream: TcpStream, allowed: bool, pages: Pages) {
         .await;
 }
 
-fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> Response<Full<Bytes>> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match (request.uri().path(), reads) {
         ("/livez", true) => text(StatusCode::OK, "ok\n"),
@@ -157,6 +177,12 @@ fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
         },
         ("/config", true) => json(StatusCode::OK, &(pages.config)()),
         ("/drain", false) if request.method() == Method::POST => {
+            if access != Access::Change {
+                return text(StatusCode::FORBIDDEN, "only from loopback\n");
+            }
+            if request.headers().get(MEANT).is_none_or(|meant| meant != "drain") {
+                return text(StatusCode::FORBIDDEN, "send the header x-spillway-admin: drain\n");
+            }
             tracing::info!("asked to drain by the admin port");
             pages.drain.start();
             text(StatusCode::ACCEPTED, "draining\n")

@@ -3,6 +3,8 @@ use prometheus_client::metrics::counter::Counter;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+const DRAIN: &str = "POST /drain HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-spillway-admin: drain\r\n\r\n";
+
 struct Running {
     address: SocketAddr,
     pages: Pages,
@@ -57,8 +59,15 @@ async fn the_pages_say_how_the_process_is() {
 async fn a_drain_can_be_asked_for_and_watched() {
     let Running { address, pages, warm } = running(AdminSettings::default()).await;
     warm.store(true, Ordering::Relaxed);
-    let post = "POST /drain HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    assert_eq!(ask(address, post).await.0, 202);
+    for without in ["", "x-spillway-admin: \r\n", "x-spillway-admin: stop\r\n", "origin: http://evil\r\n"] {
+        let post = format!("POST /drain HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{without}\r\n");
+        assert_eq!(ask(address, &post).await.0, 403, "{without}");
+        assert!(pages.drain.is_serving());
+    }
+    let preflight = "OPTIONS /drain HTTP/1.1\r\nhost: x\r\norigin: http://evil\r\nconnection: close\r\n\r\n";
+    let (status, answer) = ask(address, preflight).await;
+    assert!(status == 405 && !answer.contains("access-control"), "{answer}");
+    assert_eq!(ask(address, DRAIN).await.0, 202);
     assert!(!pages.drain.is_serving());
     let (status, answer) = get(address, "/readyz").await;
     assert!(status == 503 && answer.contains("drain"), "{answer}");
@@ -84,11 +93,8 @@ async fn t58_who_is_not_on_loopback_is_refused_unless_settings_allow() {
         for path in ["/livez", "/metrics", "/config"] {
             assert_eq!(get(from_elsewhere, path).await.0, expected, "{path}");
         }
-        if !remote {
-            let post = "POST /drain HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
-            assert_eq!(ask(from_elsewhere, post).await.0, 403);
-            assert!(pages.drain.is_serving());
-        }
+        assert_eq!(ask(from_elsewhere, DRAIN).await.0, 403, "who may read may not drain");
+        assert!(pages.drain.is_serving());
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
         assert_eq!(get(loopback, "/livez").await.0, 200);
     }

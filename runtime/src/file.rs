@@ -58,6 +58,13 @@ impl Watched {
         Ok(Some(contents))
     }
 
+    /// Has the next look return the contents whether they changed or not: for a reader that could not use
+    /// them when they came, and may now.
+    pub fn forget(&mut self) {
+        self.stamps.clear();
+        self.digests.clear();
+    }
+
     fn stamps(&self) -> io::Result<Vec<Stamp>> {
         let stamp = |path: &PathBuf| {
             let metadata = fs::metadata(path)?;
@@ -122,6 +129,10 @@ mod tests {
         fs::write(&path, b"two").unwrap();
         assert_eq!(watched.changed().unwrap().unwrap(), [b"two".to_vec()]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(watched.changed().unwrap().is_none());
+        watched.forget();
+        assert_eq!(watched.changed().unwrap().unwrap(), [b"two".to_vec()]);
+        assert!(watched.changed().unwrap().is_none());
     }
 
     #[test]

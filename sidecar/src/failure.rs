@@ -38,6 +38,8 @@ pub enum Failure {
     /// The peer may not call this sidecar.
     #[error("only a gateway of this region may call")]
     NotAGateway,
+    #[error("this peer may not call the feature service")]
+    NotForFeatures,
     #[error("the peer's certificate is not trusted any more: {0}")]
     Untrusted(#[source] PeerError),
 }
@@ -53,6 +55,7 @@ impl Failure {
             Self::NotReady => (Code::Unavailable, "model-unavailable", text),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "deadline-exceeded", text),
             Self::NotAGateway => (Code::PermissionDenied, "not-a-gateway", text),
+            Self::NotForFeatures => (Code::PermissionDenied, "permission-denied", text),
             Self::Untrusted(_) => {
                 (Code::PermissionDenied, "untrusted", "the certificate is not trusted any more".into())
             }

@@ -59,12 +59,7 @@ impl FeatureService {
     /// Whether a peer may write, and read what is kept: the control plane and the gateways of our own
     /// region and trust domain.
     pub fn may_write(&self, peer: &SpiffeId) -> bool {
-        let Role::Sidecar { region: own, .. } = &self.own.role else { return false };
-        let near = match &peer.role {
-            Role::Control { region, .. } | Role::Gateway { region, .. } => region == own,
-            Role::Sidecar { .. } | Role::Client { .. } => false,
-        };
-        near && peer.trust_domain == self.own.trust_domain
+        may_call(&self.own, peer)
     }
 
     fn admit<T>(&self, request: &Request<T>, items: usize) -> Result<(), Status> {
@@ -85,6 +80,16 @@ impl FeatureService {
         }
         Ok(())
     }
+}
+
+/// [`FeatureService::may_write`] for who has no service at hand; `own` is the sidecar's identity.
+pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
+    let Role::Sidecar { region: here, .. } = &own.role else { return false };
+    let near = match &peer.role {
+        Role::Control { region, .. } | Role::Gateway { region, .. } => region == here,
+        Role::Sidecar { .. } | Role::Client { .. } => false,
+    };
+    near && peer.trust_domain == own.trust_domain
 }
 
 #[tonic::async_trait]
@@ -111,7 +116,7 @@ impl Service for FeatureService {
                     return Ok(Response::new(PutResponse { written, rejections }));
                 }
                 Err(WriteError::Rejected(rejected)) => rejected,
-                Err(error @ WriteError::Unavailable { .. }) => return Err(unavailable(&error)),
+                Err(error) => return Err(not_written(&error)),
             }
         } else {
             self.features.rejected(&snapshot, &events)
@@ -174,7 +179,7 @@ impl Service for FeatureService {
                 || refusal(Code::InvalidArgument, "invalid-row", "the keys cannot be accepted"),
                 |(index, fault)| invalid_item(*index, &fault.to_string()),
             )),
-            Err(error @ WriteError::Unavailable { .. }) => Err(unavailable(&error)),
+            Err(error) => Err(not_written(&error)),
         }
     }
 }
@@ -274,8 +279,14 @@ fn invalid_item(index: usize, reason: &str) -> Status {
     refusal(Code::InvalidArgument, "invalid-row", &format!("item {index}: {reason}"))
 }
 
-fn unavailable(error: &WriteError) -> Status {
-    refusal(Code::Unavailable, "features-unavailable", &error.to_string())
+fn not_written(error: &WriteError) -> Status {
+    let (status, code) = match error {
+        WriteError::Rejected(_) => (Code::InvalidArgument, "invalid-row"),
+        WriteError::Unavailable { .. } => (Code::Unavailable, "features-unavailable"),
+        // Not to be retried before the operator has changed something.
+        WriteError::Refused { .. } => (Code::FailedPrecondition, "store-refused"),
+    };
+    refusal(status, code, &error.to_string())
 }
 
 fn refusal(code: Code, error: &'static str, message: &str) -> Status {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spillway_core::deadline::{self, Asked, SHORTEST_USEFUL};
 use spillway_core::inference::{InferRequest, InferResponse, Limits, Parameter, check};
+use spillway_core::units::Name;
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse};
 use spillway_runtime::oip;
 use spillway_runtime::telemetry::TraceParent;
@@ -17,7 +18,8 @@ use crate::failure::Failure;
 use crate::features::Features;
 use crate::join::{For, JoinError, Joined};
 use crate::metrics::{ByModel, ByReason, SidecarMetrics};
-use crate::model::served::{Lookup, Models, ServedModel, all_outputs};
+use crate::model::served::{Lookup, Models, ServedModel};
+use crate::model::start::all_outputs;
 use crate::model::{Call, ModelError};
 use crate::record::{OK, Record, Recorder};
 
@@ -43,6 +45,8 @@ pub struct Context {
 
 /// Serves inference for all models of this pod.
 pub struct Inference {
+    /// Where this pod is, for the answers to say.
+    pub region: Name,
     pub models: Arc<Models>,
     /// None: requests must bring all inputs.
     pub features: Option<Arc<Features>>,
@@ -86,7 +90,7 @@ impl Inference {
         let answer = prepared.served.backend.infer(&prepared.request, &call).await;
         drop(span);
         record.model_took(called.elapsed());
-        prepared.finish(answer, &self.metrics, record)
+        prepared.finish(answer, self, record)
     }
 
     /// Everything before the model.
@@ -134,7 +138,7 @@ impl Prepared {
     pub fn finish(
         &self,
         answer: Result<InferResponse, ModelError>,
-        metrics: &SidecarMetrics,
+        Inference { region, metrics, .. }: &Inference,
         record: &mut Record,
     ) -> Result<ModelInferResponse, Failure> {
         let name = self.served.name.as_str();
@@ -152,6 +156,7 @@ impl Prepared {
         answer.id.clone_from(&self.request.id);
         // What is said about how the answer was made is ours to say.
         answer.parameters.0.retain(|(name, _)| !name.starts_with(OWN));
+        answer.parameters.set("spillway-region", Parameter::Text(region.to_string()));
         answer.parameters.set("spillway-model-version", Parameter::Text(self.request.version.clone()));
         if let Some(reason) = self.degraded() {
             answer.parameters.set("spillway-degraded", Parameter::Text(format!("1 {reason}")));

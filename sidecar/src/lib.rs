@@ -3,7 +3,7 @@
 //! One request's way, in reading order:
 //!
 //! * [`server`]: the port; who may come in.
-//! * [`service`]: the gRPC service, translated; [`stream`]: many requests on one stream.
+//! * [`service`]: the gRPC service, translated; [`stream`]: many requests on one stream, in order ([`turns`]).
 //! * [`inference`]: what happens to a request; [`join`]: features into it; [`features`]: their tiers.
 //! * [`model`]: the model's backend, its manifest checked, warmed up.
 //! * [`failure`]: what callers see when it fails; [`record`], [`metrics`]: what operators see.
@@ -23,6 +23,7 @@ pub mod service;
 pub mod settings;
 pub mod sidecar;
 pub mod stream;
+pub mod turns;
 
 pub use settings::SidecarSettings;
 pub use sidecar::{Sidecar, StartError, run};

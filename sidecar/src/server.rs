@@ -1,8 +1,9 @@
 //! The port of this pod: TLS, who may come in, HTTP/2 within bounds, the end of a connection.
 //!
 //! The rule: a connection is a verified peer from its first byte, and the peer is judged again for
-//! every call: its certificate against the bundle of now, its role against the service it calls. Every
-//! count and size that a peer chooses has a bound here.
+//! every call, before its body is read: its certificate against the bundle of now, its role against the
+//! service it calls. Who is not trusted any more, or may call nothing at all, loses the connection too.
+//! Every count, size and silence that a peer chooses has a bound here.
 
 use std::convert::Infallible;
 use std::io;
@@ -11,25 +12,26 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use spillway_core::identity::{Role, SpiffeId};
 use spillway_runtime::drain::Drain;
-use spillway_runtime::tls::{Offer, Peer, Workload, accept};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use spillway_runtime::tls::{Arrival, Arrivals, Handshakes, Offer, Peer, Workload};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore, watch};
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
 
 use crate::failure::Failure;
+use crate::feature_service::may_call as may_call_features;
 use crate::metrics::{ByRefusal, Counted, SidecarMetrics};
 
 /// Gateways of one region keep a few connections each.
 const CONNECTIONS: usize = 1_024;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls at once on one connection; more wait at the gateway.
 const STREAMS: u32 = 1_024;
 const HEADER_LIST: u32 = 16 << 10;
@@ -39,10 +41,15 @@ const SEND_BUFFER: usize = 1 << 20;
 /// A gateway that vanished is noticed after the sum of both.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection without a call for so long gives its slot back, also one that never began to speak HTTP/2.
+/// Gateways ask for our health each second.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a connection that is to end may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Resets that we make, or that come before we accepted: more end the connection (CVE-2023-44487, CVE-2025-8671).
 const RESETS: usize = 64;
 
-/// Service paths that judge their peer themselves.
+/// Its peers are others than those of inference.
 const FEATURE_SERVICE: &str = "/spillway.feature.v1.FeatureService/";
 
 /// A bound port; nothing is answered before [`Server::serve`].
@@ -72,38 +79,18 @@ impl Server {
     pub async fn serve(self, routes: Routes, guard: Guard) {
         let routes = routes.prepare();
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = guard.drain.draining() => return,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, most likely: accepting again at once would spin.
-                    tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                guard.refused_connection("too-many-connections");
-                continue;
-            };
-            let (routes, guard) = (routes.clone(), guard.clone());
-            tokio::spawn(async move {
-                guard.connection(stream, routes).await;
-                drop(slot);
-            });
-        }
+        let arrivals = Arrivals::new(self.listener, Handshakes::default(), guard.drain.clone());
+        let serve = |arrival| {
+            let (routes, guard, slots) = (routes.clone(), guard.clone(), Arc::clone(&slots));
+            tokio::spawn(async move { guard.connection(arrival, routes, &slots).await });
+        };
+        arrivals.serve(serve, |reason| guard.refused_connection(reason)).await;
     }
 }
 
 impl Guard {
-    async fn connection(&self, stream: TcpStream, routes: Routes) {
-        // Refused only by a socket that is closed already; the handshake then says so.
-        let _ = stream.set_nodelay(true);
-        let accepted = match accept(&self.workload, stream, Offer::H2, HANDSHAKE_TIMEOUT).await {
+    async fn connection(&self, arrival: Arrival, routes: Routes, slots: &Semaphore) {
+        let (accepted, _work) = match arrival.greet(&self.workload, Offer::H2).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 self.refused_connection(error.reason());
@@ -111,13 +98,26 @@ impl Guard {
                 return;
             }
         };
-        let _work = self.drain.work();
+        let Ok(_slot) = slots.try_acquire() else { return self.refused_connection("too-many-connections") };
         let _counted = Counted::new(&self.metrics.connections);
+        let (calls, unwelcome) = (Calls::default(), Arc::new(Notify::new()));
         let guard = self.clone();
         let peer = accepted.peer;
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (guard, peer, mut routes) = (guard.clone(), Arc::clone(&peer), routes.clone());
-            async move { Ok::<_, Infallible>(guard.call(request, peer, &mut routes).await) }
+        let service = service_fn({
+            let (calls, unwelcome) = (calls.clone(), Arc::clone(&unwelcome));
+            move |request: Request<Incoming>| {
+                let (guard, peer, mut routes) = (guard.clone(), Arc::clone(&peer), routes.clone());
+                let (call, unwelcome) = (calls.begin(), Arc::clone(&unwelcome));
+                async move {
+                    let response = guard.call(request, peer, &mut routes, &unwelcome).await;
+                    // Open until the last of its answer, or its reset.
+                    let held = move |frame| {
+                        let _open = &call;
+                        frame
+                    };
+                    Ok::<_, Infallible>(response.map(|body| Body::new(body.map_frame(held))))
+                }
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -133,19 +133,33 @@ impl Guard {
             .serve_connection(TokioIo::new(accepted.stream), service);
         let mut connection = std::pin::pin!(connection);
         // How a connection ends is its peer's affair; what mattered of it was counted per call.
-        tokio::select! {
+        let unwelcome = tokio::select! {
             _ = connection.as_mut() => return,
-            () = self.drain.draining() => connection.as_mut().graceful_shutdown(),
-        }
+            () = self.drain.draining() => false,
+            () = calls.idle(IDLE) => false,
+            () = unwelcome.notified() => true,
+        };
+        connection.as_mut().graceful_shutdown();
         tokio::select! {
             _ = connection.as_mut() => {}
             () = self.drain.stopped() => {}
+            () = calls.idle(FAREWELL) => {}
+            () = tokio::time::sleep(FAREWELL), if unwelcome => {}
         }
     }
 
-    async fn call(&self, mut request: Request<Incoming>, peer: Arc<Peer>, routes: &mut Routes) -> Response<Body> {
+    async fn call(
+        &self,
+        mut request: Request<Incoming>,
+        peer: Arc<Peer>,
+        routes: &mut Routes,
+        unwelcome: &Notify,
+    ) -> Response<Body> {
         if let Err(failure) = self.judge(&peer, request.uri().path()) {
             self.metrics.calls_refused.get_or_create(&ByRefusal { reason: failure.code() }).inc();
+            if matches!(failure, Failure::Untrusted(_)) || !may_call_anything(&self.workload.id(), &peer.id) {
+                unwelcome.notify_one();
+            }
             return failure.status().into_http();
         }
         request.extensions_mut().insert(peer);
@@ -157,10 +171,11 @@ impl Guard {
 
     fn judge(&self, peer: &Peer, path: &str) -> Result<(), Failure> {
         self.workload.still_trusted(peer, SystemTime::now()).map_err(Failure::Untrusted)?;
-        if path.starts_with(FEATURE_SERVICE) || is_own_gateway(&self.workload.id(), &peer.id) {
-            return Ok(());
+        let own = self.workload.id();
+        if path.starts_with(FEATURE_SERVICE) {
+            return if may_call_features(&own, &peer.id) { Ok(()) } else { Err(Failure::NotForFeatures) };
         }
-        Err(Failure::NotAGateway)
+        if is_own_gateway(&own, &peer.id) { Ok(()) } else { Err(Failure::NotAGateway) }
     }
 
     fn refused_connection(&self, reason: &'static str) {
@@ -178,9 +193,60 @@ fn is_own_gateway(own: &SpiffeId, peer: &SpiffeId) -> bool {
     }
 }
 
+fn may_call_anything(own: &SpiffeId, peer: &SpiffeId) -> bool {
+    is_own_gateway(own, peer) || may_call_features(own, peer)
+}
+
+/// How many calls of one connection are open.
+#[derive(Clone, Debug, Default)]
+struct Calls(Arc<watch::Sender<usize>>);
+
+/// Open until dropped.
+#[derive(Debug)]
+struct OpenCall(Arc<watch::Sender<usize>>);
+
+impl Calls {
+    fn begin(&self) -> OpenCall {
+        self.0.send_modify(|open| *open += 1);
+        OpenCall(Arc::clone(&self.0))
+    }
+
+    /// Returns when no call has been open for so long.
+    async fn idle(&self, time: Duration) {
+        let mut open = self.0.subscribe();
+        loop {
+            // Fails only without a sender, and `self` is one.
+            let _ = open.wait_for(|open| *open == 0).await;
+            if tokio::time::timeout(time, open.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_when_no_call_was_open_for_the_time() {
+        let (calls, time) = (Calls::default(), Duration::from_millis(50));
+        let began = std::time::Instant::now();
+        let call = calls.begin();
+        let idle = calls.idle(time);
+        let end = async {
+            tokio::time::sleep(2 * time).await;
+            drop((calls.begin(), call));
+        };
+        tokio::join!(idle, end);
+        assert!(began.elapsed() >= 3 * time, "{:?}", began.elapsed());
+    }
 
     #[test]
     fn only_gateways_of_the_own_region_and_trust_domain_may_call() {

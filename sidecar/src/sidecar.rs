@@ -28,15 +28,16 @@ use crate::features::{Features, InvalidSettings};
 use crate::inference::Inference;
 use crate::metrics::{ByModel, SidecarMetrics};
 use crate::model::onnx::Compute;
-use crate::model::served::{Backends, Models};
+use crate::model::served::Models;
+use crate::model::start::Backends;
 use crate::model::triton::{self, InvalidEndpoint};
 use crate::record::Recorder;
 use crate::server::{Guard, Server};
 use crate::service::Service;
 use crate::settings::SidecarSettings;
 
-/// The largest message: the tensors of one request and as much again for everything around them.
-const MESSAGE: usize = 20 << 20;
+/// How long feature stores that do not answer may keep a sidecar from starting without them.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(5);
 /// How long the last lines and spans may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -108,6 +109,9 @@ impl Sidecar {
             Some(features) => Some(Features::open(features, &settings.region, &mut metrics.registry())?),
             None => None,
         };
+        if let Some(features) = &features {
+            features.first_attempt(FIRST_ATTEMPT).await;
+        }
         let log = match &settings.common.access_log {
             Some(log) => AccessLog::open(log, &metrics).map_err(StartError::AccessLog)?,
             None => AccessLog::off(),
@@ -122,11 +126,12 @@ impl Sidecar {
             compute: Compute::for_this_machine(own.compute_waiting.clone()),
         };
         let inference = Arc::new(Inference {
+            region: settings.region.clone(),
             models: Models::new(settings.pool.clone(), backends, own.clone()),
             features,
             metrics: own.clone(),
             recorder: Recorder { log, traces, metrics: own },
-            limits: Limits::default(),
+            limits: Limits::LARGEST_REQUEST,
         });
         let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
         let server = Server::bind(settings.listen).await.map_err(bound("listen", settings.listen))?;
@@ -151,7 +156,7 @@ impl Sidecar {
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let guard = Guard { workload: Arc::clone(&workload), metrics: inference.metrics.clone(), drain: drain.clone() };
         let service = GrpcInferenceServiceServer::new(Service::new(Arc::clone(&inference), Arc::clone(&workload)))
-            .max_decoding_message_size(MESSAGE)
+            .max_decoding_message_size(Limits::LARGEST_REQUEST.message())
             .max_encoding_message_size(usize::MAX);
         let mut routes = Routes::new(service).add_service(health);
         if let Some(features) = &inference.features {

@@ -1,12 +1,13 @@
 //! One client's inference stream: many requests and answers, each treated like a unary call.
 //!
 //! ```text
-//! requests -> prepare (in order, a few at once) -> one stream per model -> answers, as they come
-//!                 \--- failure ------------------------- in-band error --/
+//! requests -> prepare (a few at once) -> in order -> one stream per model -> answers, as they come
+//!                 \--- failure, deadline ----------------- in-band error --/
 //! ```
 //!
 //! The rule: each request has its own deadline, record and answer; an error of one is told in its
-//! answer and the stream goes on. At most [`MOST_OPEN`] requests are without their last answer: the
+//! answer and the stream goes on. Every request's last message says that it is the last, also where
+//! its model has nothing more to say. At most [`MOST_OPEN`] requests are without their last answer: the
 //! next is not read before. The session ends with its client, and with it what the models still do.
 
 use std::collections::HashMap;
@@ -14,20 +15,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
-use spillway_core::inference::Parameter;
+use futures_util::stream::FuturesUnordered;
+use spillway_core::inference::InferRequest;
 use spillway_core::units::Name;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+use spillway_runtime::telemetry::{Span, Status as SpanStatus};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tonic::Status;
 
+use crate::turns::Turns;
 use crate::failure::{ERROR, Failure};
 use crate::inference::{Context, Inference, Prepared};
 use crate::metrics::Counted;
-use crate::model::triton::WANTS_EMPTY_FINAL;
+use crate::model::triton::{FINAL, WANTS_EMPTY_FINAL};
 use crate::model::{Call, ModelError, StreamAnswer, StreamRequest};
 use crate::record::{OK, Record};
 
@@ -46,6 +49,9 @@ pub struct Session {
     allowed: Allowed,
     /// Of the whole stream, if the client set one.
     deadline: Option<Instant>,
+    /// Of the whole stream; those of its requests and of the models' streams are its children.
+    span: Span,
+    turns: Turns<(Prepared, Record)>,
     open: HashMap<u64, Open>,
     next_key: u64,
     models: HashMap<Name, ToModel>,
@@ -65,13 +71,13 @@ struct Open {
     prepared: Prepared,
     record: Record,
     sent: Instant,
-    wants_empty_final: bool,
     /// Of the stream that it went into.
     stream: u64,
 }
 
-/// A request on its way to its model.
+/// What became of a request before its model.
 struct Arrival {
+    number: u64,
     id: String,
     record: Record,
     prepared: Result<Prepared, Failure>,
@@ -82,12 +88,15 @@ struct Over;
 
 impl Session {
     pub fn new(inference: Arc<Inference>, context: Context, answers: Answers, allowed: Allowed) -> Self {
+        let span = inference.recorder.traces.span("stream", &context.trace);
         Self {
             deadline: context.grpc_timeout.map(|timeout| context.arrived + timeout),
+            context: Context { trace: span.as_parent(), ..context },
+            span,
             inference,
-            context,
             answers,
             allowed,
+            turns: Turns::default(),
             open: HashMap::new(),
             next_key: 0,
             models: HashMap::new(),
@@ -103,11 +112,13 @@ impl Session {
     ) {
         let _counted = Counted::new(&self.inference.metrics.streams);
         let inference = Arc::clone(&self.inference);
-        let mut arrivals = FuturesOrdered::new();
+        let mut preparing = FuturesUnordered::new();
         let mut more = true;
-        while more || !arrivals.is_empty() || !self.open.is_empty() {
-            let room = self.open.len() + arrivals.len() < MOST_OPEN;
-            let next_deadline = self.open.values().map(|open| open.prepared.deadline).min();
+        while more || !self.turns.is_empty() || !self.open.is_empty() {
+            let room = self.open.len() + self.turns.len() < MOST_OPEN;
+            let next_deadline =
+                self.open.values().map(|open| open.prepared.deadline).chain(self.turns.next_deadline());
+            let next_deadline = next_deadline.min();
             let answers = self.answers.clone();
             let step = tokio::select! {
                 () = answers.closed() => Err(Over),
@@ -115,7 +126,9 @@ impl Session {
                 request = requests.next(), if more && room => match request {
                     Some(Ok(message)) => match (self.allowed)() {
                         Ok(()) => {
-                            arrivals.push_back(prepare(Arc::clone(&inference), self.context.clone(), message));
+                            let number = self.number();
+                            self.turns.came(number);
+                            preparing.push(prepare(Arc::clone(&inference), self.context.clone(), number, message));
                             Ok(())
                         }
                         Err(failure) => self.fail_stream(&failure).await,
@@ -127,7 +140,7 @@ impl Session {
                     }
                     None => { more = false; Ok(()) }
                 },
-                Some(arrival) = arrivals.next() => self.send_on(arrival).await,
+                Some(arrival) = preparing.next() => self.arrived(arrival).await,
                 Some(answer) = self.from_models.1.recv() => self.answered(answer).await,
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((number, result)) => self.model_ended(number, result).await,
@@ -141,26 +154,45 @@ impl Session {
         }
     }
 
+    /// Takes a request that is ready, or tells at once that it never will be; then sends on whose turn it is.
+    async fn arrived(&mut self, Arrival { number, id, record, prepared }: Arrival) -> Result<(), Over> {
+        match prepared {
+            Ok(prepared) => {
+                let deadline = prepared.deadline;
+                self.turns.ready(number, (prepared, record), deadline);
+            }
+            Err(failure) => {
+                self.turns.gone(number);
+                self.refuse(id, record, &failure).await?;
+            }
+        }
+        // It may have waited for those before it, and its client for room in the answers.
+        self.expire().await?;
+        while let Some((prepared, record)) = self.turns.next() {
+            self.send_on(prepared, record).await?;
+        }
+        Ok(())
+    }
+
     /// Hands a prepared request to its model's stream, which is opened when it is first needed.
-    async fn send_on(&mut self, arrival: Arrival) -> Result<(), Over> {
-        let Arrival { id, record, prepared } = arrival;
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(failure) => return self.refuse(id, record, &failure).await,
-        };
-        let key = self.next_key;
-        self.next_key += 1;
+    async fn send_on(&mut self, prepared: Prepared, record: Record) -> Result<(), Over> {
+        let key = self.number();
         let mut request = prepared.request.clone();
-        let wants_empty_final = request.parameters.remove(WANTS_EMPTY_FINAL) == Some(Parameter::Bool(true));
+        // We ask for it on our own account.
+        request.parameters.remove(WANTS_EMPTY_FINAL);
         let model = self.model(&prepared);
         let sent = model.requests.try_send(StreamRequest { key, request, deadline: prepared.deadline });
-        let open = Open { prepared, record, sent: Instant::now(), wants_empty_final, stream: model.number };
-        self.open.insert(key, open);
+        self.open.insert(key, Open { prepared, record, sent: Instant::now(), stream: model.number });
         if sent.is_err() {
             // Its stream ended at this moment; its end is not read yet.
             return self.fail(key, ModelError::Unavailable("the stream to the model has ended".into())).await;
         }
         Ok(())
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_key += 1;
+        self.next_key
     }
 
     fn model(&mut self, prepared: &Prepared) -> ToModel {
@@ -169,8 +201,7 @@ impl Session {
             return open.clone();
         }
         let (sender, requests) = mpsc::channel(MOST_OPEN);
-        let number = self.next_key;
-        self.next_key += 1;
+        let number = self.number();
         let to_model = ToModel { number, requests: sender };
         let answers = self.from_models.0.clone();
         let backend = Arc::clone(&prepared.served.backend);
@@ -187,17 +218,10 @@ impl Session {
         let Some(mut open) = self.open.remove(&key) else { return Ok(()) };
         open.record.model_took(open.sent.elapsed());
         let answer = match answer {
-            // The end of an answer that has no more parts; passed on only to those who asked for it.
+            // The end of an answer that has no more parts, or never had any: the gateway waits for it.
             Ok(empty) if last && empty.outputs.is_empty() => {
                 open.record.end(OK);
-                if !open.wants_empty_final {
-                    return Ok(());
-                }
-                let id = open.prepared.request.id.clone();
-                let head = spillway_runtime::oip::encode_response(&empty);
-                return self
-                    .send(ModelInferResponse { id, model_name: open.prepared.request.model.clone(), ..head })
-                    .await;
+                return self.send(end_of(&open.prepared.request)).await;
             }
             Ok(mut answer) => {
                 answer.id.clone_from(&open.prepared.request.id);
@@ -205,8 +229,9 @@ impl Session {
             }
             Err(error) => Err(error),
         };
-        match open.prepared.finish(answer, &self.inference.metrics, &mut open.record) {
-            Ok(message) => {
+        match open.prepared.finish(answer, &self.inference, &mut open.record) {
+            Ok(mut message) => {
+                message.parameters.insert(FINAL.to_owned(), bool_parameter(last));
                 open.record.end(OK);
                 if !last {
                     self.open.insert(key, open);
@@ -242,6 +267,9 @@ impl Session {
         for key in expired {
             self.fail(key, ModelError::DeadlineExceeded).await?;
         }
+        for (prepared, record) in self.turns.expired(now) {
+            self.refuse(prepared.request.id.clone(), record, &Failure::DeadlineExceeded).await?;
+        }
         Ok(())
     }
 
@@ -272,18 +300,34 @@ impl Session {
         for (_, mut open) in self.open.drain() {
             open.record.end(failure.code());
         }
+        self.span.status(SpanStatus::Error(failure.code()));
         let _ = self.answers.send(Err(failure.status())).await;
         Err(Over)
     }
 }
 
-async fn prepare(inference: Arc<Inference>, context: Context, message: ModelInferRequest) -> Arrival {
+async fn prepare(inference: Arc<Inference>, context: Context, number: u64, message: ModelInferRequest) -> Arrival {
     // The stream's own age is not the request's.
     let context = Context { arrived: Instant::now(), grpc_timeout: None, ..context };
     let id = message.id.clone();
     let mut record = inference.recorder.begin(&context);
     let prepared = inference.prepare(message, &context, &mut record).await;
-    Arrival { id, record, prepared }
+    Arrival { number, id, record, prepared }
+}
+
+/// What a model that sends no more outputs leaves to say: that it does not, as Triton puts it.
+fn end_of(request: &InferRequest) -> ModelInferResponse {
+    ModelInferResponse {
+        id: request.id.clone(),
+        model_name: request.model.clone(),
+        model_version: request.version.clone(),
+        parameters: [(FINAL.to_owned(), bool_parameter(true))].into(),
+        ..ModelInferResponse::default()
+    }
+}
+
+fn bool_parameter(value: bool) -> InferParameter {
+    InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(value)) }
 }
 
 async fn until(deadline: Option<Instant>) {

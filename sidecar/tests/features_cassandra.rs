@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use features_harness::*;
+use futures_util::future::join_all;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use spillway_core::feature::Missing;
@@ -47,9 +48,11 @@ async fn cassandra_serves_and_fails_as_said() {
     let session = SessionBuilder::new().known_node(server.address()).build().await.unwrap();
     the_last_event_wins(&alone, &session).await;
     many_entities_of_two_groups_in_one_round(&alone).await;
+    no_row_ends_later_than_cassandra_can_say(&alone, &session).await;
+    what_it_refuses_is_not_to_be_sent_again(&alone, &session).await;
     rows_end_with_their_retention(&alone, &session).await;
     what_is_wrong_in_the_table_is_never_read_as_values(&alone, &session).await;
-    it_is_slow(&server, &alone).await;
+    it_is_slow_or_talks_nonsense(&server, &alone).await;
 
     let redis = Server::redis("plain");
     let l2 = RedisSettings {
@@ -58,6 +61,15 @@ async fn cassandra_serves_and_fails_as_said() {
         ..RedisSettings::default()
     };
     let both = FeatureSettings { redis: Some(l2), ..alone.clone() };
+    an_answer_from_before_a_write_is_kept_nowhere(&server, &both).await;
+    let sidecars = [Sidecar::open(&both), Sidecar::open(&both)];
+    for sidecar in &sidecars {
+        sidecar.until_well().await;
+    }
+    the_last_event_is_left_in_every_tier(&sidecars, async || {
+        redis.redis_cli(&["flushall"]);
+    })
+    .await;
     it_hangs(&server, &both).await;
     it_refuses(&server, &both).await;
 }
@@ -99,7 +111,7 @@ async fn the_last_event_wins(settings: &FeatureSettings, session: &Session) {
 
 async fn many_entities_of_two_groups_in_one_round(settings: &FeatureSettings) {
     let sidecar = opened(settings).await;
-    let entities: Vec<String> = (0..100).map(|index| format!("many {index}")).collect();
+    let entities: Vec<String> = (0..512).map(|index| format!("many {index}")).collect();
     let mut events: Vec<Event> =
         entities.iter().enumerate().map(|(index, entity)| event(entity, Some(index as i64), now_us())).collect();
     for (index, entity) in entities.iter().enumerate() {
@@ -114,13 +126,42 @@ async fn many_entities_of_two_groups_in_one_round(settings: &FeatureSettings) {
     }
     sidecar.features.write(&sidecar.snapshot, &events).await.unwrap();
     let entities: Vec<&str> = entities.iter().map(String::as_str).collect();
+    let before = sidecar.reads("l3", "hit");
     let lookup = sidecar.look(&["site", "user"], &entities, DEADLINE).await;
+    assert_eq!((lookup.unavailable(), sidecar.reads("l3", "hit") - before), (0, 1_024));
     let layout = sidecar.features.layout(&sidecar.snapshot, &name("user")).unwrap();
-    for index in 0..100 {
+    for index in 0..512 {
         assert_eq!(sidecar.hits(lookup.get(index, 0)), Some(index as i64));
         let row = lookup.cell(index, 1).unwrap().row;
         assert_eq!(layout.value(row, 0), Some(FieldValue::Float(index as f64)));
     }
+}
+
+async fn no_row_ends_later_than_cassandra_can_say(settings: &FeatureSettings, session: &Session) {
+    let sidecar = Sidecar::with(settings, snapshot_of(1, "1h", "7300d"));
+    sidecar.features.first_attempt(Duration::from_secs(10)).await;
+    sidecar.put("long", 1, now_us()).await.unwrap();
+    assert_eq!(sidecar.hits(&sidecar.site("long").await), Some(1));
+    let query = "SELECT TTL(v) FROM features_test.features WHERE entity_key = 's:long' AND fg_id = 'site'";
+    let rows = session.query_unpaged(query, ()).await.unwrap().into_rows_result().unwrap();
+    let (ttl,) = rows.single_row::<(i32,)>().unwrap();
+    let ends = now_us() / SECOND + i64::from(ttl);
+    assert!((i64::from(i32::MAX) - 86_400..i64::from(i32::MAX)).contains(&ends), "{ends}");
+}
+
+async fn what_it_refuses_is_not_to_be_sent_again(settings: &FeatureSettings, session: &Session) {
+    let StoreSettings::Cassandra(store) = &settings.store else { panic!("cassandra") };
+    let elsewhere = CassandraSettings { keyspace: "refusing".into(), ..store.clone() };
+    let sidecar = opened(&FeatureSettings { store: StoreSettings::Cassandra(elsewhere), ..settings.clone() }).await;
+    sidecar.put("a", 1, now_us()).await.unwrap();
+    session.query_unpaged("ALTER TABLE refusing.features DROP schema_ver", ()).await.unwrap();
+    let refused = sidecar.put("a", 2, now_us()).await;
+    assert!(matches!(refused, Err(WriteError::Refused { refused: 1, of: 1 })), "{refused:?}");
+    assert_eq!(sidecar.metric("writes_total{tier=\"l3\",outcome=\"refused\"}"), 1);
+    assert_eq!(sidecar.hits(&sidecar.site("a").await), Some(1));
+    session.query_unpaged("ALTER TABLE refusing.features ADD schema_ver int", ()).await.unwrap();
+    eventually("it is taken again", async || sidecar.put("a", 2, now_us()).await.is_ok()).await;
+    assert_eq!(sidecar.hits(&sidecar.site("a").await), Some(2));
 }
 
 async fn rows_end_with_their_retention(settings: &FeatureSettings, session: &Session) {
@@ -162,7 +203,7 @@ async fn what_is_wrong_in_the_table_is_never_read_as_values(settings: &FeatureSe
     assert_eq!(sidecar.hits(&sidecar.site("wrong-short").await), Some(4));
 }
 
-async fn it_is_slow(server: &Server, settings: &FeatureSettings) {
+async fn it_is_slow_or_talks_nonsense(server: &Server, settings: &FeatureSettings) {
     let link = Link::to(server.address()).await;
     let StoreSettings::Cassandra(store) = &settings.store else { panic!("cassandra") };
     // The driver reaches every node at the port of its contact point: here, through the link.
@@ -177,6 +218,47 @@ async fn it_is_slow(server: &Server, settings: &FeatureSettings) {
     link.delay(Duration::ZERO);
     sidecar.until_answered().await;
     assert_eq!(sidecar.hits(&sidecar.site("slow").await), Some(1), "the error was not kept");
+    sidecar.put("nonsense", 1, now_us()).await.unwrap();
+    link.garble(true);
+    let began = Instant::now();
+    assert_eq!(sidecar.site("nonsense").await, Found::Unavailable);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    link.garble(false);
+    sidecar.until_answered().await;
+    assert_eq!(sidecar.hits(&sidecar.site("nonsense").await), Some(1));
+}
+
+/// A slow reader gets the row from before a write that passes it by.
+async fn an_answer_from_before_a_write_is_kept_nowhere(server: &Server, settings: &FeatureSettings) {
+    let writer = Sidecar::open(settings);
+    let link = Link::to(server.address()).await;
+    let StoreSettings::Cassandra(store) = &settings.store else { panic!("cassandra") };
+    let through = CassandraSettings { contact_points: vec![link.address.to_string()], ..store.clone() };
+    let reader = Sidecar::open(&FeatureSettings { store: StoreSettings::Cassandra(through), ..settings.clone() });
+    writer.until_well().await;
+    reader.until_well().await;
+    let now = now_us();
+    // Into the store alone, as if Redis had dropped it.
+    let alone = opened(&FeatureSettings { redis: None, ..settings.clone() }).await;
+    alone.put("passed by", 1, now).await.unwrap();
+    link.delay(Duration::from_millis(300));
+    let slow = async {
+        let found = reader.site("passed by").await;
+        (reader.hits(&found), tier(&found))
+    };
+    let write = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        writer.put("passed by", 2, now + 1).await.unwrap();
+    };
+    let (read, ()) = tokio::join!(slow, write);
+    assert_eq!(read, (Some(1), Some(Tier::L3)), "it had been asked before");
+    assert_eq!(reader.metric("fills_total{tier=\"l1\",outcome=\"refused\"}"), 1);
+    eventually("the late fill has come to Redis", async || {
+        reader.metric("fills_total{tier=\"l2\",outcome=\"filled\"}") == 1
+    })
+    .await;
+    let found = reader.site("passed by").await;
+    assert_eq!((reader.hits(&found), tier(&found)), (Some(2), Some(Tier::L2)));
 }
 
 async fn it_hangs(server: &Server, settings: &FeatureSettings) {
@@ -189,6 +271,18 @@ async fn it_hangs(server: &Server, settings: &FeatureSettings) {
     let lookup = sidecar.look(&["site"], &["unknown"], DEADLINE).await;
     assert_eq!((lookup.get(0, 0), lookup.failed_tiers), (&Found::Unavailable, FailedTiers { l2: false, l3: true }));
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // All who ask for a row share its failure: they do not queue up to wait one after the other.
+    let (began, before) = (Instant::now(), sidecar.reads("l3", "error"));
+    let found = join_all((0..20).map(|_| sidecar.site("unknown"))).await;
+    assert!(found.iter().all(|found| *found == Found::Unavailable));
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    assert_eq!(sidecar.reads("l3", "error") - before, 1);
+    // But one who had no time to wait does not speak for one who has.
+    let before = sidecar.reads("l3", "error");
+    let hasty = sidecar.look(&["site"], &["unknown"], Duration::from_millis(50));
+    let (hasty, patient) = tokio::join!(hasty, sidecar.site("unknown"));
+    assert_eq!((hasty.get(0, 0), &patient), (&Found::Unavailable, &Found::Unavailable));
+    assert_eq!(sidecar.reads("l3", "error") - before, 2);
     // What is known is served, past its freshness too, and said to be stale.
     eventually("the row is stale", async || {
         let lookup = sidecar.look(&["site"], &["known"], DEADLINE).await;

@@ -1,76 +1,16 @@
-//! L1, real Redis in its three forms, and SQLite behind it.
-//!
-//! The faults table, dependency Redis: refuse, hang, slow, wrong. Each says what a look-up gets, that it
-//! is in time, and that nothing wrong is kept.
+//! L1, real Redis in its three forms, and SQLite behind it: what is served, and who hears of what.
 
 mod features_harness;
 
 use std::time::{Duration, Instant};
 
+use features_harness::redis::*;
 use features_harness::*;
+use futures_util::future::join_all;
 use spillway_core::feature::Stored;
 use spillway_sidecar::features::*;
 
 const SECOND: i64 = 1_000_000;
-
-/// What a look-up may take although Redis fails: its own timeout, the store, and a slow machine.
-const SOON: Duration = Duration::from_millis(800);
-
-fn redis(address: String) -> RedisSettings {
-    RedisSettings { servers: vec![address], timeout: Duration::from_millis(100), ..RedisSettings::default() }
-}
-
-struct Region {
-    server: Server,
-    folder: tempfile::TempDir,
-    settings: FeatureSettings,
-}
-
-impl Region {
-    fn start(mode: &str) -> Self {
-        let server = Server::redis(mode);
-        let folder = tempfile::tempdir().unwrap();
-        let mut redis = redis(server.address());
-        redis.cluster = mode == "cluster";
-        if mode == "tls" {
-            let password = folder.path().join("password");
-            std::fs::write(&password, "spillway-password\n").unwrap();
-            redis.servers = vec![format!("localhost:{}", server.port)];
-            redis.username = Some("spillway".into());
-            redis.password_file = Some(password);
-            redis.tls = Some(TlsSettings { ca: server.folder.path().join("tls/ca.crt"), identity: None });
-        }
-        let settings = settings(sqlite(folder.path()), Some(redis));
-        Self { server, folder, settings }
-    }
-
-    async fn sidecar(&self) -> Sidecar {
-        let sidecar = Sidecar::open(&self.settings);
-        sidecar.until_well().await;
-        sidecar
-    }
-
-    /// Changes what lies under the key of an entity's row in `site`.
-    fn meddle(&self, entity: &str, command: impl FnOnce(&str) -> Vec<String>) -> String {
-        let arguments = command(&key(entity));
-        self.server.redis_cli(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    /// Overwrites a row in the store behind everyone's back.
-    fn set_aside_store(&self) -> rusqlite::Connection {
-        let store = rusqlite::Connection::open(self.folder.path().join("features.db")).unwrap();
-        store.execute_batch("ALTER TABLE features RENAME TO away").unwrap();
-        store
-    }
-}
-
-fn key(entity: &str) -> String {
-    format!("spillway:eu:f:{{s:{entity}}}:site")
-}
-
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
 
 async fn tiers_and_invalidation(mode: &str) {
     let region = Region::start(mode);
@@ -251,86 +191,6 @@ async fn nonsense_on_the_channel_flushes_and_harms_nothing() {
 }
 
 #[tokio::test]
-async fn redis_refuses_and_the_store_answers() {
-    let region = Region::start("plain");
-    let sidecar = region.sidecar().await;
-    sidecar.put("a", 1, now_us()).await.unwrap();
-    sidecar.put("b", 1, now_us()).await.unwrap();
-    region.server.kill();
-    eventually("the loss is noticed", async || !sidecar.features.hears()).await;
-    let began = Instant::now();
-    let lookup = sidecar.look(&["site"], &["b"], DEADLINE).await;
-    assert!(began.elapsed() < SOON);
-    assert_eq!((sidecar.hits(lookup.get(0, 0)), tier(lookup.get(0, 0))), (Some(1), Some(Tier::L3)));
-    assert_eq!(lookup.failed_tiers, FailedTiers { l2: true, l3: false });
-    assert!(sidecar.reads("l2", "error") > 0);
-    // A write meanwhile succeeds, and what Redis could not be told it is told later.
-    sidecar.put("a", 2, now_us()).await.unwrap();
-    assert_eq!(sidecar.hits(&sidecar.site("a").await), Some(2));
-    assert_eq!(sidecar.metric("writes_total{tier=\"l2\",outcome=\"failed\"}"), 1);
-    region.server.start();
-    sidecar.until_well().await;
-    eventually("Redis is told", async || sidecar.metric("repairs_total{outcome=\"repaired\"}") == 1).await;
-    assert_eq!(sidecar.hits(&sidecar.site("a").await), Some(2));
-}
-
-#[tokio::test]
-async fn redis_is_gone_at_the_start_and_comes() {
-    let region = Region::start("plain");
-    region.server.kill();
-    let sidecar = Sidecar::open(&region.settings);
-    sidecar.put("a", 1, now_us()).await.unwrap();
-    let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;
-    assert_eq!((sidecar.hits(lookup.get(0, 0)), lookup.failed_tiers.l2), (Some(1), true));
-    assert!(!sidecar.features.hears());
-    region.server.start();
-    sidecar.until_well().await;
-    let other = region.sidecar().await;
-    sidecar.put("a", 2, now_us()).await.unwrap();
-    assert_eq!(tier(&other.site("a").await), Some(Tier::L2));
-}
-
-#[tokio::test]
-async fn redis_hangs_and_the_store_answers_within_the_deadline() {
-    let region = Region::start("plain");
-    let sidecar = region.sidecar().await;
-    sidecar.put("a", 1, now_us()).await.unwrap();
-    let store = region.set_aside_store();
-    region.server.freeze();
-    // Both tiers fail: nothing is known, nothing is kept.
-    let began = Instant::now();
-    let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;
-    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    assert_eq!((lookup.get(0, 0), lookup.failed_tiers), (&Found::Unavailable, FailedTiers { l2: true, l3: true }));
-    store.execute_batch("ALTER TABLE away RENAME TO features").unwrap();
-    let began = Instant::now();
-    let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;
-    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    assert_eq!((sidecar.hits(lookup.get(0, 0)), lookup.failed_tiers), (Some(1), FailedTiers { l2: true, l3: false }));
-    region.server.thaw();
-    sidecar.until_well().await;
-}
-
-#[tokio::test]
-async fn redis_is_slow_and_the_store_answers() {
-    let region = Region::start("plain");
-    let link = Link::to(region.server.address()).await;
-    let mut settings = region.settings.clone();
-    settings.redis = Some(redis(link.address.to_string()));
-    let sidecar = Sidecar::open(&settings);
-    sidecar.until_well().await;
-    sidecar.put("a", 1, now_us()).await.unwrap();
-    link.delay(Duration::from_millis(400));
-    let began = Instant::now();
-    let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;
-    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    assert_eq!((sidecar.hits(lookup.get(0, 0)), tier(lookup.get(0, 0))), (Some(1), Some(Tier::L3)));
-    assert!(lookup.failed_tiers.l2);
-    link.delay(Duration::ZERO);
-    sidecar.until_well().await;
-}
-
-#[tokio::test]
 async fn a_cancelled_leader_hands_over() {
     let region = Region::start("plain");
     let link = Link::to(region.server.address()).await;
@@ -351,59 +211,92 @@ async fn a_cancelled_leader_hands_over() {
 }
 
 #[tokio::test]
-async fn t44_what_is_wrong_in_redis_is_never_read_as_values_and_is_mended() {
+async fn rows_of_512_entities_and_two_groups_are_one_question_to_redis() {
     let region = Region::start("plain");
-    let writer = region.sidecar().await;
-    let entity = |kind: &str| format!("wrong-{kind}");
-    let kinds = ["list", "garbage", "huge", "cut", "empty"];
-    let events: Vec<Event> = kinds.iter().map(|kind| event(&entity(kind), Some(7), now_us())).collect();
+    let (writer, reader) = (region.sidecar().await, region.sidecar().await);
+    let entities: Vec<String> = (0..512).map(|index| format!("e{index}")).collect();
+    let events: Vec<Event> =
+        entities.iter().enumerate().map(|(index, entity)| event(entity, Some(index as i64), now_us())).collect();
     writer.features.write(&writer.snapshot, &events).await.unwrap();
-    region.meddle(&entity("list"), |key| words(&["del", key]));
-    region.meddle(&entity("list"), |key| words(&["lpush", key, "x"]));
-    region.meddle(&entity("garbage"), |key| words(&["set", key, "not a row of ours at all"]));
-    region.meddle(&entity("huge"), |key| words(&["setrange", key, "1048576", "x"]));
-    region.meddle(&entity("cut"), |key| {
-        words(&["eval", "redis.call('SET', KEYS[1], string.sub(redis.call('GET', KEYS[1]), 1, -2))", "1", key])
-    });
-    region.meddle(&entity("empty"), |key| words(&["set", key, ""]));
+    let entities: Vec<&str> = entities.iter().map(String::as_str).collect();
+    reader.until_well().await;
+    let before = region.calls("mget");
+    let lookup = reader.look(&["site", "user"], &entities, DEADLINE).await;
+    assert_eq!(region.calls("mget") - before, 1);
+    assert_eq!((reader.reads("l2", "hit"), lookup.unavailable()), (512, 0));
+    for index in 0..512 {
+        assert_eq!(reader.hits(lookup.get(index, 0)), Some(index as i64));
+        assert!(is_absent(lookup.get(index, 1)));
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_look_ups_of_one_row_are_one_question_to_redis() {
+    let region = Region::start("plain");
+    let (sidecar, link) = region.linked().await;
+    sidecar.put("a", 1, now_us()).await.unwrap();
+    sidecar.until_well().await;
+    link.delay(Duration::from_millis(40));
+    let before = region.calls("mget");
+    let found = join_all((0..100).map(|_| sidecar.site("a"))).await;
+    assert!(found.iter().all(|found| sidecar.hits(found) == Some(1)));
+    assert_eq!(region.calls("mget") - before, 1);
+    assert_eq!(sidecar.metric("flights_total{outcome=\"shared\"}"), 99);
+}
+
+#[tokio::test]
+async fn an_absence_ends_with_a_write_in_every_sidecar() {
+    let mut region = Region::start("plain");
+    region.settings.memory.keep_absent = MemorySettings::MAX_KEEP_ABSENT;
+    let (writer, reader) = (region.sidecar().await, region.sidecar().await);
+    for sidecar in [&writer, &reader] {
+        assert!(is_absent(&sidecar.site("a").await));
+        assert!(is_absent(&sidecar.site("a").await));
+        assert_eq!(sidecar.reads("l1", "absent"), 1, "it is remembered");
+    }
+    let began = Instant::now();
+    writer.put("a", 1, now_us()).await.unwrap();
+    assert_eq!(writer.hits(&writer.site("a").await), Some(1), "at once in the sidecar that wrote");
+    eventually("the reader hears of it", async || reader.hits(&reader.site("a").await) == Some(1)).await;
+    assert!(began.elapsed() < MemorySettings::MAX_KEEP_ABSENT / 2, "long before it would forget by itself");
+}
+
+#[tokio::test]
+async fn a_write_goes_on_when_its_caller_has_left() {
+    let region = Region::start("plain");
     let reader = region.sidecar().await;
-    for kind in kinds {
-        let found = reader.site(&entity(kind)).await;
-        assert_eq!((reader.hits(&found), tier(&found)), (Some(7), Some(Tier::L3)), "{kind}");
-    }
-    assert_eq!(reader.reads("l2", "malformed"), 4, "a list reads as nothing there");
-    for kind in kinds {
-        eventually("it is mended", async || {
-            let fresh = Sidecar::open(&region.settings);
-            fresh.until_answered().await;
-            tier(&fresh.site(&entity(kind)).await) == Some(Tier::L2)
-        })
-        .await;
-    }
+    let (writer, link) = region.linked().await;
+    writer.put("a", 1, now_us()).await.unwrap();
+    eventually("the row is in memory", async || tier(&reader.site("a").await) == Some(Tier::L1)).await;
+    link.delay(Duration::from_millis(100));
+    let mut put = Box::pin(writer.put("a", 2, now_us()));
+    assert!(futures_util::poll!(&mut put).is_pending());
+    drop(put);
+    eventually("the reader hears of it", async || reader.hits(&reader.site("a").await) == Some(2)).await;
 }
 
 #[tokio::test]
-async fn a_wrong_password_leaves_the_store_to_answer() {
-    let region = Region::start("tls");
-    let mut settings = region.settings.clone();
-    let password = region.folder.path().join("wrong");
-    std::fs::write(&password, "wrong").unwrap();
-    settings.redis.as_mut().unwrap().password_file = Some(password.clone());
-    let sidecar = Sidecar::open(&settings);
-    sidecar.put("a", 1, now_us()).await.unwrap();
-    let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;
-    assert_eq!((sidecar.hits(lookup.get(0, 0)), lookup.failed_tiers.l2), (Some(1), true));
+async fn the_end_of_freshness_is_the_same_in_every_tier() {
+    let region = Region::start("plain");
+    let (writer, reader) = (region.sidecar().await, region.sidecar().await);
+    let event_us = now_us() - 7 * SECOND;
+    writer.put("a", 1, event_us).await.unwrap();
+    writer.put("b", 1, event_us).await.unwrap();
+    region.meddle("b", |key| words(&["del", key]));
+    reader.until_well().await;
+    let found = [reader.site("b").await, reader.site("a").await, reader.site("a").await];
+    for (found, tier) in found.iter().zip([Tier::L3, Tier::L2, Tier::L1]) {
+        let Found::Present(present) = found else { panic!("{found:?}") };
+        assert_eq!((present.tier, present.fresh_until_us), (tier, event_us + 60 * SECOND));
+    }
 }
 
-#[tokio::test]
-async fn a_certificate_of_another_root_is_refused() {
-    let region = Region::start("tls");
-    let other = Server::redis("tls");
-    let mut settings = region.settings.clone();
-    settings.redis.as_mut().unwrap().tls =
-        Some(TlsSettings { ca: other.folder.path().join("tls/ca.crt"), identity: None });
-    let sidecar = Sidecar::open(&settings);
-    sidecar.put("a", 1, now_us()).await.unwrap();
-    let lookup = sidecar.look(&["site"], &["a"], DEADLINE).await;
-    assert_eq!((sidecar.hits(lookup.get(0, 0)), lookup.failed_tiers.l2), (Some(1), true));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_and_readers_at_once_leave_the_last_event_in_every_tier() {
+    let region = Region::start("plain");
+    let sidecars = [region.sidecar().await, region.sidecar().await];
+    the_last_event_is_left_in_every_tier(&sidecars, async || {
+        region.server.redis_cli(&["flushall"]);
+    })
+    .await;
 }

@@ -25,7 +25,7 @@ struct Region {
     sidecar: Sidecar,
     authority: Authority,
     workload: Arc<Workload>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Region {
@@ -44,7 +44,7 @@ impl Region {
         sidecar.until_well().await;
         let snapshot = Arc::new(sidecar.snapshot.clone());
         let service = FeatureService::new(sidecar.features.clone(), own, Arc::new(move || snapshot.clone()));
-        Self { service, sidecar, authority, workload: Workload::load(&identity).unwrap(), _folder: folder }
+        Self { service, sidecar, authority, workload: Workload::load(&identity).unwrap(), folder: folder }
     }
 
     /// A peer as the server's handshake verifies it.
@@ -184,4 +184,21 @@ async fn only_the_control_plane_and_gateways_of_the_region_may_call() {
     assert_eq!(code(&nobody), (Code::PermissionDenied, "permission-denied"));
     let stranger = SpiffeId::parse("spiffe://elsewhere.test/region/eu/control/loader").unwrap();
     assert!(!region.service.may_write(&stranger));
+}
+
+#[tokio::test]
+async fn what_the_store_refuses_is_told_as_not_worth_a_retry() {
+    let region = Region::start().await;
+    let outside = rusqlite::Connection::open(region.folder.path().join("features.db")).unwrap();
+    outside.execute_batch("ALTER TABLE features RENAME TO away").unwrap();
+    let refused = region.put(vec![row(key("site", "", "a"), &[("hits", Kind::Int64Value(1))])]).await.unwrap_err();
+    assert_eq!(code(&refused), (Code::FailedPrecondition, "store-refused"));
+    let deletion = DeleteRequest { keys: vec![key("site", "", "a")], event_time_micros: now_us() };
+    let refused = region.service.delete(region.as_loader(deletion)).await.unwrap_err();
+    assert_eq!(code(&refused), (Code::FailedPrecondition, "store-refused"));
+    // A reader cannot know what is there, and may ask again.
+    let unknown = region.get(vec![key("site", "", "a")]).await.unwrap_err();
+    assert_eq!(code(&unknown), (Code::Unavailable, "features-unavailable"));
+    outside.execute_batch("ALTER TABLE away RENAME TO features").unwrap();
+    assert_eq!(region.put(vec![row(key("site", "", "a"), &[])]).await.unwrap().0, 1);
 }

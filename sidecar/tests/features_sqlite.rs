@@ -208,7 +208,30 @@ async fn a_hundred_misses_of_one_row_ask_the_store_once() {
     let found = join_all((0..100).map(|_| sidecar.site("a"))).await;
     assert!(found.iter().all(|found| sidecar.hits(found) == Some(1)));
     assert_eq!(sidecar.reads("l3", "hit"), 1);
-    assert_eq!(sidecar.metric("flights_total{outcome=\"shared\"}"), 99);
+    let shared = sidecar.metric("flights_total{outcome=\"shared\"}");
+    assert_eq!(shared + sidecar.reads("l1", "hit"), 99, "the others waited for it, or came when it was there");
+}
+
+#[tokio::test]
+async fn an_absence_is_remembered_shortly() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(sqlite(folder.path()), None);
+    settings.memory.keep_absent = Duration::from_millis(200);
+    let sidecar = Sidecar::open(&settings);
+    sidecar.until_well().await;
+    let before = sidecar.reads("l3", "absent");
+    let began = Instant::now();
+    assert!(is_absent(&sidecar.site("a").await));
+    assert!(is_absent(&sidecar.site("a").await));
+    if began.elapsed() < Duration::from_millis(200) {
+        assert_eq!(sidecar.reads("l3", "absent") - before, 1);
+    }
+    eventually("the store is asked again", async || {
+        assert!(is_absent(&sidecar.site("a").await));
+        sidecar.reads("l3", "absent") - before == 2
+    })
+    .await;
+    assert!(began.elapsed() >= Duration::from_millis(200));
 }
 
 #[tokio::test]
@@ -240,7 +263,7 @@ async fn a_store_that_is_broken_is_unavailable_not_absent_and_nothing_is_remembe
     let lookup = sidecar.look(&["site"], &["other"], DEADLINE).await;
     assert_eq!((lookup.get(0, 0), lookup.failed(), lookup.failed_tiers.l3), (&Found::Unavailable, true, true));
     eventually("what memory knows goes stale", async || is_stale(&sidecar.site("known").await)).await;
-    assert!(matches!(sidecar.put("new", 1, now_us()).await, Err(WriteError::Unavailable { written: 0, of: 1 })));
+    assert!(matches!(sidecar.put("new", 1, now_us()).await, Err(WriteError::Refused { refused: 1, of: 1 })));
     outside.execute_batch("ALTER TABLE away RENAME TO features").unwrap();
     assert_eq!(sidecar.hits(&sidecar.site("other").await), Some(2), "at once: the error was not kept");
     assert!(is_absent(&sidecar.site("new").await));

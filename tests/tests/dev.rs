@@ -20,6 +20,7 @@ use spillway_tests::harness::metrics;
 use spillway_tests::harness::process::binary;
 use spillway_tests::harness::region::text;
 use spillway_tests::harness::run_folder::RunFolder;
+use spillway_tests::harness::unmodified;
 use spillway_tests::root;
 
 const START: Duration = Duration::from_secs(60);
@@ -108,6 +109,7 @@ async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_beh
     let endpoints = read_endpoints(&dir);
     check_endpoints(&endpoints);
     let client = client_of(&endpoints, "acme");
+    unmodified::predict(client.address.port(), &identity_of(&endpoints, "acme"));
     sequential_calls(&client).await;
     let refused = client_of(&endpoints, "globex").post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_eq!(refused.status, 403);
@@ -197,15 +199,18 @@ fn check_endpoints(endpoints: &Value) {
     assert!(cases().iter().any(|case| case.entity == words(&endpoints["example_entity"])));
 }
 
-fn client_of(endpoints: &Value, tenant: &str) -> Client {
+fn identity_of(endpoints: &Value, tenant: &str) -> IdentitySettings {
     let path = |value: &Value| root().join(value.as_str().expect("a path"));
-    let identity = IdentitySettings {
+    IdentitySettings {
         certificate: path(&endpoints["clients"][tenant]["cert"]),
         key: path(&endpoints["clients"][tenant]["key"]),
         trust_bundle: path(&endpoints["trust_bundle"]),
-    };
+    }
+}
+
+fn client_of(endpoints: &Value, tenant: &str) -> Client {
     let https = endpoints["regions"][0]["gateway"]["https"].as_str().expect("an address");
-    Client::new(https.trim_start_matches("https://").parse().expect("an address"), &identity)
+    Client::new(https.trim_start_matches("https://").parse().expect("an address"), &identity_of(endpoints, tenant))
 }
 
 async fn sequential_calls(client: &Client) {

@@ -88,7 +88,7 @@ async fn a_gateway_told_to_end_finishes_what_was_begun() {
         });
     }
     eventually("all are on their way", Duration::from_secs(5), async || {
-        let arrived = region.sidecars_sum("spillway_sidecar_in_flight", &[]);
+        let arrived = region.sidecars_sum("spillway_sidecar_requests_in_flight", &[]);
         (arrived >= 24.0 || triton.seen().len() >= 24 + 6).then_some(())
     })
     .await;

@@ -44,7 +44,7 @@ async fn redis_refusing_hanging_slow_or_wrong_costs_time_but_no_answer() {
     right("good").await;
 
     // wrong: other bytes, another type, somebody else's row under the key.
-    let key = |case: &Case, group: &str| format!("spillway:eu-west:{{s:{}}}:{group}", case.entity);
+    let key = |case: &Case, group: &str| format!("spillway:eu-west:f:{{s:{}}}:{group}", case.entity);
     for case in &all[..4] {
         assert_eq!(redis_cli(&redis, &["EXISTS", &key(case, "site")]), "1", "the row is in Redis under this key");
     }

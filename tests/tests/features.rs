@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use scylla::client::session_builder::SessionBuilder;
 use spillway_proto::feature::value::Kind;
 use spillway_proto::feature::{
     DeleteRequest, Found, GetRequest, GetResponse, Key, PutRequest, PutResponse, Row, Value,
 };
 use spillway_tests::harness::client::Client;
 use spillway_tests::harness::process::{binary, spillway};
-use spillway_tests::harness::region::{Region, text};
+use spillway_tests::harness::region::{Region, text, wait_until_ready};
 use spillway_tests::harness::servers::{Redis, Server, redis_cli};
 use spillway_tests::harness::{eventually, grpc};
 
@@ -201,6 +202,53 @@ async fn a_write_through_one_sidecar_is_seen_in_the_memory_of_the_other() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_listens_has_its_stores_and_one_whose_store_is_gone_starts_all_the_same() {
+    let mut region = Region::new("load-first");
+    let redis = Server::redis(&region.folder, Redis::Plain);
+    let cassandra = Server::cassandra(&region.folder);
+    region.use_stores(Some(redis.address), cassandra.address);
+    region.apply();
+    let first = region.spawn_sidecar(0);
+    let client = region.caller_of_pod("loader", 0);
+    let request = one_row("at-once", now_micros(), 1.0);
+    let answer = grpc::call_once(&client, &format!("{SERVICE}/Put"), &request).await.expect("an answer");
+    assert_eq!(answer.decode::<PutResponse>().written, 1, "the first write is taken");
+    assert_eq!(number(&get(&client, "at-once").await, "age_of_domain"), Some(1.0));
+
+    cassandra.kill();
+    let second = region.spawn_sidecar(1);
+    wait_until_ready(&second).await;
+    let client = region.caller_of_pod("loader", 1);
+    assert_eq!(number(&get(&client, "at-once").await, "age_of_domain"), Some(1.0), "Redis has it");
+    let answer = grpc::call_once(&client, &format!("{SERVICE}/Put"), &request).await.expect("an answer");
+    assert_eq!((answer.code, answer.error_code()), (tonic::Code::Unavailable, "features-unavailable"));
+    let log = second.log();
+    assert!(log.contains("starting without a tier") && log.contains("l3"), "{log}");
+    assert!(!first.log().contains("starting without a tier"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_the_store_refuses_ends_at_once_and_the_log_says_why() {
+    let mut region = Region::new("load-refused");
+    let cassandra = Server::cassandra(&region.folder);
+    region.use_stores(None, cassandra.address);
+    region.start_sidecars().await;
+    let csv = region.folder.join("rows.csv");
+    std::fs::write(&csv, format!("{HEADER}\nr-1,2026-01-01T00:00:00Z,1,0.5,0,0,1\n")).expect("a file");
+    let session = SessionBuilder::new().known_node(cassandra.address.to_string()).build().await.expect("a session");
+    session.query_unpaged("ALTER TABLE spillway.features DROP schema_ver", ()).await.expect("it is dropped");
+    let begun = Instant::now();
+    let output = load(&region, &csv);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(begun.elapsed() < SOON && told.contains("refused 1 of 1"), "{:?} {told}", begun.elapsed());
+    let log = region.sidecars[0].log();
+    assert!(log.contains("a feature store fails") && log.contains("invalid") && log.contains("schema_ver"), "{log}");
+    session.query_unpaged("ALTER TABLE spillway.features ADD schema_ver int", ()).await.expect("it is there again");
+    eventually("the load goes through", SOON, async || load(&region, &csv).status.success().then_some(())).await;
+}
+
 fn load(region: &Region, file: &std::path::Path) -> std::process::Output {
     run(&region.load_arguments("site", text(file), 0))
 }
@@ -220,16 +268,16 @@ async fn get(client: &Client, entity: &str) -> Found {
 }
 
 async fn put(client: &Client, entity: &str, event_time_micros: i64, age: f64) {
+    let request = one_row(entity, event_time_micros, age);
+    let answer = grpc::call_once(client, &format!("{SERVICE}/Put"), &request).await.expect("an answer");
+    let answer: PutResponse = answer.decode();
+    assert!(answer.rejections.is_empty(), "{answer:?}");
+}
+
+fn one_row(entity: &str, event_time_micros: i64, age: f64) -> PutRequest {
     let value = Value { kind: Some(Kind::DoubleValue(age)) };
     let fields = HashMap::from([("age_of_domain".to_owned(), value)]);
-    let request = PutRequest { rows: vec![Row { key: Some(key(entity)), event_time_micros, fields }] };
-    // Writes may be sent again: the durable store may be on its way up.
-    let answer: PutResponse = eventually("the row is taken", SOON, async || {
-        let answer = grpc::call_once(client, &format!("{SERVICE}/Put"), &request).await.expect("an answer");
-        (answer.code != tonic::Code::Unavailable).then(|| answer.decode())
-    })
-    .await;
-    assert!(answer.rejections.is_empty(), "{answer:?}");
+    PutRequest { rows: vec![Row { key: Some(key(entity)), event_time_micros, fields }] }
 }
 
 async fn delete(client: &Client, entity: &str, event_time_micros: i64) {

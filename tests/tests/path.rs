@@ -1,12 +1,13 @@
 //! One prediction, end to end: the same scores by every protocol, client and backend.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
 use spillway_proto::inference::{ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse};
 use spillway_tests::harness::client::{Client, Protocol};
+use spillway_tests::harness::collector::Collector;
 use spillway_tests::harness::doubles::TritonDouble;
+use spillway_tests::harness::eventually;
 use spillway_tests::harness::grpc::{self, MODEL_INFER};
 use spillway_tests::harness::inference::{
     Asked, Case, INFER, MODEL, assert_scores, binary_entities, binary_features, binary_scores, cases, entities, entity,
@@ -14,7 +15,7 @@ use spillway_tests::harness::inference::{
 };
 use spillway_tests::harness::region::{Region, text};
 use spillway_tests::harness::servers::{Redis, Server, redis_cli};
-use spillway_tests::root;
+use spillway_tests::harness::unmodified;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -22,7 +23,7 @@ async fn embedded_backends_predict_as_the_training_library_by_every_protocol() {
     let mut region = Region::new("path-embedded");
     region.start().await;
     predict_in_every_way(&region).await;
-    predict_by_unmodified_clients(&region);
+    unmodified::predict(region.gateway().address.port(), &region.identity("acme"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,7 +38,7 @@ async fn real_servers_predict_as_the_training_library_by_every_protocol() {
     // The load filled Redis: without its rows the first read of each goes to Cassandra and fills it again.
     redis_cli(&redis, &["FLUSHALL"]);
     predict_in_every_way(&region).await;
-    predict_by_unmodified_clients(&region);
+    unmodified::predict(region.gateway().address.port(), &region.identity("acme"));
     for tier in ["l1", "l2", "l3"] {
         let labels = [&format!("tier=\"{tier}\""), "outcome=\"hit\""];
         assert!(region.sidecars_sum("spillway_sidecar_feature_reads_total", &labels) > 0.0, "{tier} was used");
@@ -80,8 +81,12 @@ async fn redis_over_tls_with_a_user_and_redis_cluster_serve_features() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_says_how_it_was_made_and_one_trace_runs_through_all_hops() {
     let triton = TritonDouble::start();
+    let collector = Collector::start();
     let mut region = Region::new("path-making");
     region.use_triton(triton.address);
+    for settings in [&mut region.gateway_settings, &mut region.sidecar_settings] {
+        settings.push_str(&format!("otlp: \"http://{}\"\n", collector.address));
+    }
     region.start().await;
     let client = region.client("acme");
     let case = &cases()[0];
@@ -122,9 +127,31 @@ async fn an_answer_says_how_it_was_made_and_one_trace_runs_through_all_hops() {
     };
     let milliseconds = number.parse::<f64>().expect("a number") / unit;
     assert!(milliseconds > 100.0 && milliseconds < 750.0, "{left}");
+    let model = traceparent.split('-').nth(2).expect("the id of a span");
+    spans_lead_from_the_client_to_the_model(&collector, trace, "b7ad6b7169203331", model).await;
     // Without an id the gateway gives one.
     let answer = client.post(INFER, &entity(&case.entity)).await.expect("an answer");
     assert!(!answer.header("x-request-id").is_empty());
+}
+
+/// What a collector got: the gateway's span is the client's child, and so on to the one that the model server was told.
+async fn spans_lead_from_the_client_to_the_model(collector: &Collector, trace: &str, client: &str, model: &str) {
+    let spans = eventually("all spans of the trace arrive", Duration::from_secs(10), async || {
+        let spans = collector.of(trace);
+        (spans.len() >= 4).then_some(spans)
+    })
+    .await;
+    let named = |service: &str, name: &str| {
+        let span = spans.iter().find(|span| (span.service.as_str(), span.name.as_str()) == (service, name));
+        span.unwrap_or_else(|| panic!("no {service} {name} in {spans:?}"))
+    };
+    let request = named("spillway-gateway", "gateway.request");
+    let infer = named("spillway-sidecar", "infer");
+    assert_eq!(request.parent, client);
+    assert_eq!(infer.parent, request.id);
+    assert_eq!(named("spillway-sidecar", "features").parent, infer.id);
+    let call = named("spillway-sidecar", "model");
+    assert_eq!((call.parent.as_str(), call.id.as_str()), (infer.id.as_str(), model));
 }
 
 /// All 64 cases, by each way to name them and each protocol.
@@ -225,58 +252,6 @@ async fn what_is_there_is_told(client: &Client) {
     assert_eq!(grpc::read(answer).expect("a status").code, Code::Ok);
 }
 
-fn predict_by_unmodified_clients(region: &Region) {
-    let identity = region.identity("acme");
-    let [bundle, certificate, key] =
-        [&identity.trust_bundle, &identity.certificate, &identity.key].map(|path| text(path));
-    let address = format!("localhost:{}", region.gateway().address.port());
-    let tools = std::env::var_os("SPILLWAY_TOOLS").map_or_else(|| root().join(".tools"), Into::into);
-    let expected = root().join("cli/dev/model/expected.json");
-    for script in ["triton_http.py", "triton_grpc.py"] {
-        let mut python = Command::new(tools.join("clients/bin/python"));
-        python.arg(root().join("tests/clients").join(script)).args([&address, bundle, certificate, key]).arg(&expected);
-        assert_eq!(run(python).trim(), "ok", "{script}");
-    }
-    let case = &cases()[0];
-    let body = entity(&case.entity).to_string();
-    for version in ["--http1.1", "--http2"] {
-        let mut curl = Command::new("curl");
-        curl.args([
-            "-sS",
-            "--fail-with-body",
-            "--tlsv1.3",
-            version,
-            "--cacert",
-            bundle,
-            "--cert",
-            certificate,
-            "--key",
-            key,
-        ]);
-        curl.args([&format!("https://{address}{INFER}"), "-d", &body]);
-        let answer: serde_json::Value = serde_json::from_str(&run(curl)).expect("JSON");
-        let score = answer["outputs"][0]["data"][0].as_f64().expect("a score");
-        assert!((score - f64::from(case.score)).abs() <= 1e-5, "{answer}");
-    }
-    let mut grpcurl = Command::new(tools.join("bin/grpcurl"));
-    grpcurl.args(["-cacert", bundle, "-cert", certificate, "-key", key]);
-    grpcurl.arg("-import-path").arg(root().join("proto/proto")).args(["-proto", "inference.proto", "-d"]);
-    grpcurl.arg(
-        json!({ "model_name": MODEL, "parameters": { "entity_id": { "string_param": case.entity } } }).to_string(),
-    );
-    grpcurl.args([&address, "inference.GRPCInferenceService/ModelInfer"]);
-    let answer: serde_json::Value = serde_json::from_str(&run(grpcurl)).expect("JSON");
-    assert_eq!(answer["modelName"], MODEL, "{answer}");
-}
-
-/// Runs a client; returns what it printed, fails with all that it said.
-fn run(mut command: Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{stdout}{stderr}", output.status);
-    stdout.into_owned()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entity_without_features_gets_the_declared_defaults_and_is_told_or_is_refused() {
     let mut region = Region::new("path-missing");
@@ -290,7 +265,7 @@ async fn an_entity_without_features_gets_the_declared_defaults_and_is_told_or_is
     assert!(region.sidecars_sum("spillway_sidecar_degraded_total", &["reason=\"default-feature\""]) >= 2.0);
     region.edit("model.yaml", "missingFeature: default", "missingFeature: refuse");
     region.apply();
-    spillway_tests::harness::eventually("missing features are refused", Duration::from_secs(5), async || {
+    eventually("missing features are refused", Duration::from_secs(5), async || {
         let answer = client.post(INFER, &entity("nobody")).await.expect("an answer");
         (answer.status == 422 && answer.error_code() == "missing-feature").then_some(())
     })

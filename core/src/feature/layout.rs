@@ -6,9 +6,10 @@
 //! ```
 //!
 //! The header is big-endian, so that of two rows of one event time the one with the higher schema
-//! version also compares higher byte by byte, which is how every tier breaks that tie. A deleted row
-//! is a header alone, with zeros for schema version and fingerprint. Bit `i % 8` of bitmap byte `i / 8`
-//! says that field `i` is null; its value bytes are zero.
+//! version also compares higher byte by byte, which is how tiers break that tie. (Cassandra first looks
+//! at which of the two is to expire later, to the second.) A deleted row is a header alone, with zeros
+//! for schema version and fingerprint. Bit `i % 8` of bitmap byte `i / 8` says that field `i` is null;
+//! its value bytes are zero.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::Xxh3;

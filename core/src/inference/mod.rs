@@ -54,6 +54,26 @@ impl InferRequest {
     }
 }
 
+/// Adds up the raw bytes of a message's tensors. Text and typed contents can grow eightfold on their
+/// way to raw ones, so that the body's own length says little.
+#[derive(Debug)]
+pub struct RawBytes {
+    left: usize,
+    limit: usize,
+}
+
+impl RawBytes {
+    pub fn within(limits: &Limits) -> Self {
+        Self { left: limits.body, limit: limits.body }
+    }
+
+    pub fn add(&mut self, tensor: &Tensor) -> Result<(), InvalidRequest> {
+        let left = self.left.checked_sub(tensor.data.len());
+        self.left = left.ok_or(InvalidRequest::TooLarge { limit: self.limit })?;
+        Ok(())
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestedOutput {
     pub name: String,
@@ -175,10 +195,17 @@ impl ModelMetadata {
     }
 }
 
-/// What one request may ask for, checked before memory is spent on it.
+/// What one message may hold, checked before memory is spent on it.
+///
+/// ```text
+/// client --default or set--> gateway --LARGEST_REQUEST--> sidecar --> model server
+/// client <-- gateway <--OF_SIDECARS, or set-- sidecar <--OF_MODELS-- model server
+/// ```
+///
+/// Each hop takes what the hop before it can have let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the whole body, decompressed.
+    /// Bytes of the whole body, decompressed; and of all its tensors once they are raw.
     pub body: usize,
     /// Input tensors, and requested outputs.
     pub tensors: usize,
@@ -194,17 +221,38 @@ pub struct Limits {
     pub json_depth: usize,
 }
 
+impl Limits {
+    /// What a client may send, unless the gateway's settings say otherwise.
+    pub const OF_CLIENTS: Self = Self {
+        body: 16 << 20,
+        tensors: 64,
+        tensor: 16 << 20,
+        dimensions: 8,
+        parameters: 32,
+        text: 1_024,
+        json_depth: 64,
+    };
+
+    /// The most that a gateway can be set to let through, so what a sidecar takes.
+    pub const LARGEST_REQUEST: Self = Self { body: 64 << 20, tensors: 1_024, tensor: 64 << 20, ..Self::OF_CLIENTS };
+
+    /// What a model server may answer; wider than what a caller may ask.
+    pub const OF_MODELS: Self =
+        Self { body: 64 << 20, tensors: 256, tensor: 64 << 20, parameters: 64, text: 4_096, ..Self::OF_CLIENTS };
+
+    /// What a sidecar may answer: a model's answer, and beside it what is said about how it was made.
+    pub const OF_SIDECARS: Self =
+        Self { body: Self::OF_MODELS.body + (1 << 20), parameters: Self::OF_MODELS.parameters + 16, ..Self::OF_MODELS };
+
+    /// The longest message with tensors of `body` bytes: names, shapes and parameters come on top.
+    pub const fn message(self) -> usize {
+        self.body + (16 << 20)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            body: 16 << 20,
-            tensors: 64,
-            tensor: 16 << 20,
-            dimensions: 8,
-            parameters: 32,
-            text: 1_024,
-            json_depth: 64,
-        }
+        Self::OF_CLIENTS
     }
 }
 
@@ -251,6 +299,8 @@ pub enum InvalidRequest {
     Mismatch { tensor: String, expected: String, found: String },
     #[error("{what}: at most {limit} are accepted")]
     Limit { what: &'static str, limit: usize },
+    #[error("the tensors have more than {limit} bytes in all")]
+    TooLarge { limit: usize },
     #[error("parameter '{name}': {problem}")]
     Parameter { name: String, problem: &'static str },
     #[error("shared memory is not offered here; send the tensor in the request")]
@@ -283,6 +333,7 @@ impl InvalidRequest {
             Self::EntityId { .. } => "invalid-entity-id",
             Self::Mismatch { .. } => "tensor-mismatch",
             Self::Limit { .. } => "limit-exceeded",
+            Self::TooLarge { .. } => "body-too-large",
             Self::Parameter { .. } => "invalid-parameter",
             Self::SharedMemory => "shared-memory",
             Self::OutputNotJson { .. } => "output-not-json",

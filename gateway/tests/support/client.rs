@@ -19,9 +19,12 @@ use super::{GATEWAY, id};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub async fn tls(address: SocketAddr, client: &Workload, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_over(TcpStream::connect(address).await?, client, alpn).await
+}
+
+async fn tls_over(tcp: TcpStream, client: &Workload, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
     let mut config = (*client.client_config(id(GATEWAY))).clone();
     config.alpn_protocols = vec![alpn.to_vec()];
-    let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await
@@ -59,6 +62,10 @@ pub struct Http1 {
 impl Http1 {
     pub async fn connect(address: SocketAddr, client: &Workload) -> std::io::Result<Self> {
         Ok(Self { stream: tls(address, client, b"http/1.1").await?, buffer: Vec::new() })
+    }
+
+    pub async fn over(tcp: TcpStream, client: &Workload) -> std::io::Result<Self> {
+        Ok(Self { stream: tls_over(tcp, client, b"http/1.1").await?, buffer: Vec::new() })
     }
 
     pub async fn send(&mut self, wire: &[u8]) {
@@ -127,7 +134,11 @@ impl Http2 {
         address: SocketAddr,
         client: &Workload,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = tls(address, client, b"h2").await?;
+        Self::over(TcpStream::connect(address).await?, client).await
+    }
+
+    pub async fn over(tcp: TcpStream, client: &Workload) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = tls_over(tcp, client, b"h2").await?;
         let (send, connection) =
             h2::client::Builder::new().max_header_list_size(1 << 20).handshake::<_, Bytes>(stream).await?;
         Ok(Self { send, connection: tokio::spawn(connection) })

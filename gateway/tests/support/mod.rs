@@ -1,8 +1,9 @@
 //! A gateway of real sockets and TLS, and a stand-in for the sidecar behind it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 mod client;
 mod sidecar;
+mod stream;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use spillway_runtime::tls::{IdentitySettings, Workload};
 
 pub use client::*;
 pub use sidecar::*;
+pub use stream::*;
 
 pub const HOUR: Duration = Duration::from_secs(3_600);
 pub const GATEWAY: &str = "spiffe://spillway.test/region/eu/gateway/gw-0";
@@ -83,6 +85,19 @@ accessLog: {path}/access.log
         let world = Self { folder, authority, sidecars, gateway, drain };
         until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
         world
+    }
+
+    /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
+    pub async fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
+        let mut text = resources(&self.sidecars);
+        for (from, to) in replaced {
+            assert!(text.contains(from), "{from}");
+            text = text.replace(from, to);
+        }
+        let (new, path) = (self.folder.path().join("snapshot.new"), self.folder.path().join("snapshot"));
+        std::fs::write(&new, seal(&resource::parse(&text).unwrap(), version)).unwrap();
+        std::fs::rename(new, path).unwrap();
+        until("the snapshot is read", async || self.metric("spillway_snapshot_version").await == version).await;
     }
 
     /// A client of `tenant/NAME/client/web`.
@@ -206,6 +221,19 @@ spec:
   deadline: 10s
   inputs:
     - {{ name: x, datatype: FP32, shape: [1, -1] }}
+  outputs:
+    - {{ name: y, datatype: FP32, shape: [-1] }}
+---
+apiVersion: spillway/v1
+kind: Model
+metadata: {{ name: brief }}
+spec:
+  pools: [scorers]
+  versions: [1]
+  backend: onnx
+  deadline: 300ms
+  inputs:
+    - {{ name: x, datatype: FP32, shape: [-1] }}
   outputs:
     - {{ name: y, datatype: FP32, shape: [-1] }}
 ---

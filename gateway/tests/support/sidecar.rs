@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use parking_lot::Mutex;
 use spillway_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
@@ -16,6 +16,9 @@ use spillway_proto::inference::*;
 use spillway_runtime::tls::{Offer, Workload, accept};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status, Streaming};
+
+/// When the stand-in tells of a deadline: after that of the model `brief`, 300 ms.
+const LATE: Duration = Duration::from_millis(500);
 
 /// One request as a sidecar saw it.
 #[derive(Clone, Debug)]
@@ -120,6 +123,7 @@ fn answer(message: &ModelInferRequest, pod: &str) -> ModelInferResponse {
         id: message.id.clone(),
         parameters: [
             ("spillway-model-version".to_owned(), text("1")),
+            ("spillway-region".to_owned(), text("eu")),
             ("spillway-degraded".to_owned(), text("1 stale-feature")),
             ("spillway-feature-age-ms".to_owned(), age),
             ("pod".to_owned(), text(pod)),
@@ -127,6 +131,49 @@ fn answer(message: &ModelInferRequest, pod: &str) -> ModelInferResponse {
         .into(),
         outputs: vec![InferOutputTensor { name: "y".into(), datatype: "FP32".into(), shape, ..Default::default() }],
         raw_output_contents: vec![Bytes::from(doubled)],
+    }
+}
+
+/// One stream.
+struct Conversation {
+    messages: Streaming<ModelInferRequest>,
+    counted: CountDrop,
+    state: Arc<State>,
+    metadata: http::HeaderMap,
+}
+
+impl Conversation {
+    async fn answer(&mut self) -> Option<ModelStreamInferResponse> {
+        loop {
+            let message = self.messages.message().await.ok()??;
+            let seen = Seen { pod: self.state.pod.clone(), metadata: self.metadata.clone(), message: message.clone() };
+            self.state.seen.lock().push(seen);
+            let entity = entity(&message);
+            self.counted.1 = entity == "hangs";
+            let mut answer = ModelStreamInferResponse {
+                infer_response: Some(answer(&message, &self.state.pod)),
+                ..Default::default()
+            };
+            match entity.as_str() {
+                "silent" => continue,
+                // A sidecar tells of a deadline a little after the gateway's own clock would.
+                "late" => {
+                    tokio::time::sleep(LATE).await;
+                    answer.error_message = "the deadline passed".into();
+                }
+                // The end of an answer of many parts, of which there was none.
+                "none" => {
+                    let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+                    answer.infer_response = Some(ModelInferResponse {
+                        id: message.id,
+                        parameters: [("triton_final_response".to_owned(), last)].into(),
+                        ..Default::default()
+                    });
+                }
+                _ => {}
+            }
+            return Some(answer);
+        }
     }
 }
 
@@ -173,18 +220,15 @@ impl GrpcInferenceService for Service {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let (metadata, _, messages) = request.into_parts();
-        let (state, metadata) = (self.0.clone(), metadata.into_headers());
-        let counted = CountDrop(state.clone(), true);
-        let answers = messages.scan((counted, state, metadata), |(counted, state, metadata), message| {
-            let Ok(message) = message else {
-                return futures_util::future::ready(None);
-            };
-            let seen = Seen { pod: state.pod.clone(), metadata: metadata.clone(), message: message.clone() };
-            state.seen.lock().push(seen);
-            counted.1 = entity(&message) == "hangs";
-            let response =
-                ModelStreamInferResponse { infer_response: Some(answer(&message, &state.pod)), ..Default::default() };
-            futures_util::future::ready(Some(Ok(response)))
+        let conversation = Conversation {
+            messages,
+            counted: CountDrop(self.0.clone(), true),
+            state: self.0.clone(),
+            metadata: metadata.into_headers(),
+        };
+        let answers = futures_util::stream::unfold(conversation, |mut conversation| async move {
+            let answer = conversation.answer().await?;
+            Some((Ok(answer), conversation))
         });
         Ok(Response::new(Box::pin(answers)))
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use prost::Message;
 use spillway_core::inference::{
     Datatype, InferRequest, InferResponse, InvalidAnswer, InvalidRequest, Limits, ModelMetadata, Parameter, Parameters,
-    RequestedOutput, ServerMetadata, Tensor,
+    RawBytes, RequestedOutput, ServerMetadata, Tensor,
 };
 use spillway_core::resource::TensorSpec;
 use spillway_proto::inference as proto;
@@ -51,9 +51,11 @@ pub fn decode_request(request: proto::ModelInferRequest, limits: &Limits) -> Res
     check_count("inputs", request.inputs.len(), limits.tensors)?;
     check_count("outputs", request.outputs.len(), limits.tensors)?;
     let mut raw = Raw::new(request.raw_input_contents, request.inputs.len())?;
+    let mut sum = RawBytes::within(limits);
     let inputs = request.inputs.into_iter().map(|input| {
         let InferInputTensor { name, datatype, shape, parameters, contents } = input;
-        raw.tensor(name, &datatype, shape, parameters, contents, limits)
+        let tensor = raw.tensor(name, &datatype, shape, parameters, contents, limits)?;
+        sum.add(&tensor).map(|()| tensor)
     });
     let inputs = inputs.collect::<Result<_, _>>()?;
     let outputs = request.outputs.into_iter().map(|output| {
@@ -78,9 +80,11 @@ pub fn decode_response(response: proto::ModelInferResponse, limits: &Limits) -> 
         check_text("bytes of the id", &response.id, limits)?;
         check_count("outputs", response.outputs.len(), limits.tensors)?;
         let mut raw = Raw::new(response.raw_output_contents, response.outputs.len())?;
+        let mut sum = RawBytes::within(limits);
         let outputs = response.outputs.into_iter().map(|output| {
             let InferOutputTensor { name, datatype, shape, parameters, contents } = output;
-            raw.tensor(name, &datatype, shape, parameters, contents, limits)
+            let tensor = raw.tensor(name, &datatype, shape, parameters, contents, limits)?;
+            sum.add(&tensor).map(|()| tensor)
         });
         Ok(InferResponse {
             outputs: outputs.collect::<Result<_, _>>()?,

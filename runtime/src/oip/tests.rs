@@ -180,6 +180,23 @@ fn t41_small_wire_does_not_become_large_memory() {
 }
 
 #[test]
+fn t25_typed_numbers_that_grow_on_their_way_to_bytes_are_added_up() {
+    let limits = Limits { body: 8_000, ..Limits::default() };
+    let of = |count: usize| {
+        // A byte each on the wire, eight as INT64.
+        let contents = InferTensorContents { int64_contents: vec![1; 300], ..Default::default() };
+        let input = |index: usize| InferInputTensor {
+            contents: Some(contents.clone()),
+            ..input(&index.to_string(), "INT64", &[300])
+        };
+        let request = proto::ModelInferRequest { inputs: (0..count).map(input).collect(), ..Default::default() };
+        decode_message(request.encode_to_vec().into(), &limits)
+    };
+    assert!(of(3).is_ok());
+    refused(of(4), "body-too-large");
+}
+
+#[test]
 fn t40_wrong_answers_are_the_servers_fault() {
     let output = InferOutputTensor { name: "y".into(), datatype: "FP32".into(), shape: vec![2], ..Default::default() };
     let answer = |raw: Vec<Bytes>, datatype: &str| {

@@ -1,5 +1,7 @@
 //! Log lines: JSON to stderr, for changes of state.
 
+use tracing::level_filters::LevelFilter;
+use tracing_log::{AsLog, LogTracer};
 use tracing_subscriber::EnvFilter;
 
 /// Which lines are written when `SPILLWAY_LOG` says nothing.
@@ -29,8 +31,11 @@ pub fn init_logging() {
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         return;
     }
+    // Without the level, `log` builds each of Pingora's trace lines before the filter drops it; one of
+    // them walks the whole buffer for every chunk of a body.
+    let level = LevelFilter::current().as_log();
     // Fails only if someone else bridges `log` already.
-    let _ = tracing_log::LogTracer::init();
+    let _ = LogTracer::builder().with_max_level(level).init();
     if refused {
         tracing::warn!(expected = DEFAULT_FILTER, "SPILLWAY_LOG is no filter; the default is used");
     }

@@ -31,6 +31,9 @@ const BATCH: usize = 512;
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes of a `tracestate` that are passed on; what is longer may be dropped (W3C Trace Context, 3.3.1.5).
+const MAX_STATE: usize = 512;
+
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -227,6 +230,9 @@ impl Extractor for Headers<'_> {
         // A header given twice is ambiguous, and so none.
         let mut values = self.0.get_all(key).iter();
         let value = values.next()?;
+        if key == TRACESTATE.as_str() && value.len() > MAX_STATE {
+            return None;
+        }
         if values.next().is_some() && key == TRACEPARENT.as_str() { None } else { value.to_str().ok() }
     }
 

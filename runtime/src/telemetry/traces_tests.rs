@@ -48,6 +48,21 @@ fn a_trace_goes_on_through_spans_and_headers() {
 }
 
 #[test]
+fn a_long_tracestate_is_dropped_and_the_trace_goes_on() {
+    for (length, passed) in [(MAX_STATE, true), (MAX_STATE + 1, false)] {
+        let mut incoming = headers(&[PARENT]);
+        let (long, rest) = ("a".repeat(200), "b".repeat(length - 408));
+        let state = format!("u={long},v={long},w={rest}");
+        assert_eq!(state.len(), length);
+        incoming.insert(TRACESTATE, HeaderValue::try_from(state).unwrap());
+        let mut outgoing = HeaderMap::new();
+        TraceParent::read(&incoming).write(&mut outgoing);
+        assert_eq!(outgoing[TRACEPARENT], PARENT);
+        assert_eq!(outgoing.contains_key(TRACESTATE), passed, "{length}");
+    }
+}
+
+#[test]
 fn what_is_no_traceparent_is_none() {
     for bad in [
         &[][..],

@@ -5,12 +5,14 @@
 //! tickets and no early data, so that every connection proves its certificate.
 
 mod accept;
+mod arrivals;
 mod peer;
 mod provider;
 mod trust;
 mod workload;
 
 pub use accept::{AcceptError, Accepted, Offer, Protocol, accept};
+pub use arrivals::{Arrival, Arrivals, Handshakes};
 pub use peer::{Peer, PeerError, Side};
 pub use provider::{install_provider, provider};
 pub use trust::Trust;

@@ -73,9 +73,17 @@ pub enum IdentityError {
 pub struct Workload {
     id: SpiffeId,
     current: ArcSwap<Identity>,
-    files: Mutex<Watched>,
+    files: Mutex<Files>,
     reloads: Family<Outcome, Counter>,
     expiry: Gauge,
+}
+
+#[derive(Debug)]
+struct Files {
+    watched: Watched,
+    /// When the leaf that was refused last becomes valid, if it was refused for being early: the only
+    /// refusal that passes without a change of the files.
+    usable_from: Option<SystemTime>,
 }
 
 /// What is replaced as a whole.
@@ -97,14 +105,14 @@ impl Workload {
     /// Reads the files; our own id is the leaf's. Blocks on the file system.
     pub fn load(settings: &IdentitySettings) -> Result<Arc<Self>, IdentityError> {
         let IdentitySettings { certificate, key, trust_bundle } = settings.clone();
-        let mut files = Watched::new(vec![certificate, key, trust_bundle], MAX_FILE);
-        let contents = files.changed()?.unwrap_or_default();
+        let mut watched = Watched::new(vec![certificate, key, trust_bundle], MAX_FILE);
+        let contents = watched.changed()?.unwrap_or_default();
         let (identity, leaf) = Identity::read(1, &contents)?;
         leaf.check_time(SystemTime::now())?;
         let workload = Self {
             id: leaf.id.clone(),
             current: ArcSwap::from_pointee(identity),
-            files: Mutex::new(files),
+            files: Mutex::new(Files { watched, usable_from: None }),
             reloads: Family::default(),
             expiry: Gauge::default(),
         };
@@ -242,11 +250,19 @@ impl Workload {
         reload.await.unwrap_or_else(|lost| Err(IdentityError::Unreadable(std::io::Error::other(lost))))
     }
 
-    /// Reads the files again if they changed, and says whether a new identity is in use. Blocks on the
-    /// file system.
+    /// Reads the files again if they changed, or if the leaf in them was refused as early and is not early
+    /// any more, and says whether a new identity is in use. Blocks on the file system.
     pub fn reload(&self) -> Result<bool, IdentityError> {
+        self.reload_at(SystemTime::now())
+    }
+
+    pub(super) fn reload_at(&self, now: SystemTime) -> Result<bool, IdentityError> {
         let mut files = self.files.lock();
-        let Some(contents) = files.changed()? else { return Ok(false) };
+        if files.usable_from.is_some_and(|from| from <= now) {
+            files.watched.forget();
+        }
+        let Some(contents) = files.watched.changed()? else { return Ok(false) };
+        files.usable_from = None;
         let current = self.current.load();
         let (identity, leaf) = Identity::read(current.generation + 1, &contents)?;
         if leaf.id != self.id {
@@ -255,9 +271,12 @@ impl Workload {
         // An old leaf beside a new bundle is taken even when it has expired: a root that was removed
         // must not stay trusted because of it.
         if identity.key.cert != current.key.cert {
-            leaf.check_time(SystemTime::now())?;
+            leaf.check_time(now).inspect_err(|error| {
+                // The issuer's clock is ahead of ours: refused and said once, and taken when its time comes.
+                files.usable_from = (*error == PeerError::NotYetValid).then_some(leaf.not_before);
+            })?;
         }
-        if let Err(error) = identity.trust.verify(&identity.key.cert, Side::Server, SystemTime::now()) {
+        if let Err(error) = identity.trust.verify(&identity.key.cert, Side::Server, now) {
             tracing::warn!(%error, "our own certificate does not lead to our own trust bundle");
         }
         self.current.store(Arc::new(identity));

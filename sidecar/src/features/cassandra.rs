@@ -13,6 +13,9 @@
 //! ) WITH gc_grace_seconds = 864000
 //! ```
 
+mod cluster;
+mod fault;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,53 +25,43 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use scylla::client::execution_profile::ExecutionProfile;
-use scylla::client::session::Session;
-use scylla::client::session_builder::SessionBuilder;
-use scylla::policies::load_balancing::DefaultPolicy;
-use scylla::policies::speculative_execution::SimpleSpeculativeExecutionPolicy;
 use scylla::statement::Consistency as Level;
-use scylla::statement::prepared::PreparedStatement;
 use spillway_core::feature::{RowKey, Stored};
 use spillway_core::resource::Consistency;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SetOnce};
 use tokio::time::{timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::settings::{CassandraSettings, InvalidSettings, host_and_port, read_secret};
+use super::fault_log::FaultLog;
+use super::now_us;
+use super::settings::{CassandraSettings, InvalidSettings};
 use super::store::{Answer, Change, Store, Wanted, WriteFailed};
-use super::tls;
-
-/// Between attempts to reach a cluster that does not answer.
-const RETRY: Duration = Duration::from_secs(1);
+use cluster::Cluster;
 
 pub(super) struct Cassandra {
     settings: CassandraSettings,
     cluster: Arc<ArcSwapOption<Cluster>>,
     reads: Semaphore,
     writes: Semaphore,
+    attempted: Arc<SetOnce<()>>,
+    faults: FaultLog,
     _connect: AbortOnDropHandle<()>,
-}
-
-/// A connected session and what is prepared on it.
-struct Cluster {
-    session: Session,
-    read: PreparedStatement,
-    insert: PreparedStatement,
-    delete: PreparedStatement,
 }
 
 impl Cassandra {
     /// Connects in the background.
     pub fn open(settings: &CassandraSettings) -> Result<Self, InvalidSettings> {
-        let builder = session(settings)?;
+        let builder = cluster::session(settings)?;
         let cluster = Arc::new(ArcSwapOption::empty());
-        let connect = connect(builder, settings.clone(), cluster.clone());
+        let attempted = Arc::new(SetOnce::new());
+        let connect = cluster::connect(builder, settings.clone(), cluster.clone(), attempted.clone());
         Ok(Self {
             settings: settings.clone(),
             cluster,
             reads: Semaphore::new(settings.concurrency.max(1)),
             writes: Semaphore::new(settings.concurrency.max(1)),
+            attempted,
+            faults: FaultLog::of("cassandra"),
             _connect: AbortOnDropHandle::new(tokio::spawn(connect)),
         })
     }
@@ -90,7 +83,8 @@ impl Cassandra {
                 deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)),
             ));
             let answer = cluster.session.execute_unpaged(&statement, (key.entity(), groups)).await;
-            let rows = answer.inspect_err(|error| log_failed("read", error)).ok()?.into_rows_result().ok()?;
+            let answer = answer.inspect_err(|error| self.faults.say("read", fault::kind(error), error));
+            let rows = answer.ok()?.into_rows_result().ok()?;
             let rows = rows.rows::<(String, Option<Vec<u8>>)>().ok()?;
             let mut found = BTreeMap::new();
             for row in rows {
@@ -99,16 +93,17 @@ impl Cassandra {
             }
             Some(found)
         };
-        timeout_at(deadline.into(), read).await.ok().flatten()
+        let read = timeout_at(deadline.into(), read).await;
+        read.inspect_err(|late| self.faults.say("read", "timeout", late)).ok().flatten()
     }
 
     async fn write_one(&self, cluster: &Cluster, change: &Change) -> Result<Option<Answer>, WriteFailed> {
-        let _permit = self.writes.acquire().await.map_err(|_| WriteFailed)?;
+        let _permit = self.writes.acquire().await.map_err(|_| WriteFailed::Unreached)?;
         let (entity, group, event_us) = (change.key.entity(), change.key.group(), change.stored.event_us());
         let level = write_level(change.consistency);
         let written = match &change.stored {
             Stored::Row(row) => {
-                let ttl = time_to_live(change.expires_us);
+                let ttl = time_to_live(change.expires_us, now_us());
                 let mut statement = cluster.insert.clone();
                 statement.set_consistency(level);
                 let values =
@@ -128,10 +123,13 @@ impl Cassandra {
         match written {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                log_failed("write", &error);
-                return Err(WriteFailed);
+                self.faults.say("write", fault::kind(&error), &error);
+                return Err(fault::of_write(&error));
             }
-            Err(_) => return Err(WriteFailed),
+            Err(late) => {
+                self.faults.say("write", "timeout", &late);
+                return Err(WriteFailed::Unreached);
+            }
         }
         // Read back at the level of the write, so that what is read is this event or a later one.
         let deadline = Instant::now() + self.settings.write_timeout;
@@ -144,6 +142,14 @@ impl Cassandra {
 impl Store for Cassandra {
     fn timeout(&self) -> Duration {
         self.settings.timeout
+    }
+
+    async fn attempted(&self) {
+        self.attempted.wait().await;
+    }
+
+    fn is_reached(&self) -> bool {
+        self.cluster.load().is_some()
     }
 
     async fn read(&self, rows: &[Wanted], deadline: Instant) -> Vec<Answer> {
@@ -179,7 +185,7 @@ impl Store for Cassandra {
     }
 
     async fn write(&self, changes: &[Change]) -> Vec<Result<Option<Answer>, WriteFailed>> {
-        let mut results = vec![Err(WriteFailed); changes.len()];
+        let mut results = vec![Err(WriteFailed::Unreached); changes.len()];
         let Some(cluster) = self.cluster.load_full() else { return results };
         let writes: FuturesUnordered<_> = changes
             .iter()
@@ -199,114 +205,6 @@ impl Store for Cassandra {
     }
 }
 
-fn session(settings: &CassandraSettings) -> Result<SessionBuilder, InvalidSettings> {
-    let invalid = |setting, problem| InvalidSettings::Value { setting, problem };
-    if settings.contact_points.is_empty() {
-        return Err(invalid("cassandra.contactPoints", "expected at least one"));
-    }
-    if settings.contact_points.iter().any(|point| host_and_port(point).is_none()) {
-        return Err(invalid("cassandra.contactPoints", "expected host:port"));
-    }
-    let keyspace = settings.keyspace.as_bytes();
-    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'_';
-    if !keyspace.first().is_some_and(u8::is_ascii_lowercase) || keyspace.len() > 48 || !keyspace.iter().all(allowed) {
-        return Err(invalid("cassandra.keyspace", "expected 1 to 48 lower-case letters, digits and _, a letter first"));
-    }
-    let policy = DefaultPolicy::builder().token_aware(true);
-    let policy = match &settings.data_center {
-        Some(name) => policy.prefer_datacenter(name.clone()),
-        None => policy,
-    };
-    let mut profile = ExecutionProfile::builder()
-        .load_balancing_policy(policy.build())
-        .consistency(Level::LocalOne)
-        .request_timeout(Some(settings.write_timeout));
-    if let Some(after) = settings.speculate_after {
-        let policy = SimpleSpeculativeExecutionPolicy { max_retry_count: 1, retry_interval: after };
-        profile = profile.speculative_execution_policy(Some(Arc::new(policy)));
-    }
-    let mut builder = SessionBuilder::new()
-        .known_nodes(&settings.contact_points)
-        .default_execution_profile_handle(profile.build().into_handle())
-        .connection_timeout(Duration::from_secs(2))
-        .keepalive_interval(Duration::from_secs(5))
-        .keepalive_timeout(Duration::from_secs(5));
-    if let Some(username) = &settings.username {
-        let path = settings.password_file.as_deref();
-        let path = path.ok_or(invalid("cassandra.passwordFile", "is missing, and a username is given"))?;
-        builder = builder.user(username, read_secret(path, "cassandra.passwordFile")?);
-    }
-    if let Some(settings) = &settings.tls {
-        builder = builder.tls_context(Some(tls::client_config(settings)?));
-    }
-    Ok(builder)
-}
-
-async fn connect(builder: SessionBuilder, settings: CassandraSettings, cluster: Arc<ArcSwapOption<Cluster>>) {
-    let mut said = false;
-    loop {
-        match prepare(builder.clone(), &settings).await {
-            Ok(prepared) => {
-                tracing::info!("cassandra: connected");
-                return cluster.store(Some(Arc::new(prepared)));
-            }
-            Err(error) if said => tracing::debug!(%error, "cassandra: still not reached"),
-            Err(error) => {
-                tracing::warn!(%error, "cassandra: not reached, trying again");
-                said = true;
-            }
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-async fn prepare(builder: SessionBuilder, settings: &CassandraSettings) -> Result<Cluster, NotReady> {
-    let session = builder.build().await?;
-    // A checked identifier: nothing of it can leave its place in the statement.
-    let keyspace = &settings.keyspace;
-    if settings.create_schema {
-        let replication = format!(
-            "{{'class': 'NetworkTopologyStrategy', 'replication_factor': {}}}",
-            settings.replication_factor.max(1)
-        );
-        session
-            .query_unpaged(format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}"), ())
-            .await?;
-        let table = format!(
-            "CREATE TABLE IF NOT EXISTS {keyspace}.features (
-                entity_key text, fg_id text, v blob, event_us bigint, seq bigint, schema_ver int,
-                PRIMARY KEY (entity_key, fg_id)
-            ) WITH gc_grace_seconds = 864000"
-        );
-        session.query_unpaged(table, ()).await?;
-    }
-    let prepare = async |text: String| {
-        let mut statement = session.prepare(text).await?;
-        statement.set_is_idempotent(true);
-        Ok::<_, NotReady>(statement)
-    };
-    let read = prepare(format!("SELECT fg_id, v FROM {keyspace}.features WHERE entity_key = ? AND fg_id IN ?")).await?;
-    let insert = format!(
-        "INSERT INTO {keyspace}.features (entity_key, fg_id, v, event_us, schema_ver) VALUES (?, ?, ?, ?, ?)
-         USING TIMESTAMP ? AND TTL ?"
-    );
-    let insert = prepare(insert).await?;
-    let delete = format!("DELETE FROM {keyspace}.features USING TIMESTAMP ? WHERE entity_key = ? AND fg_id = ?");
-    let delete = prepare(delete).await?;
-    Ok(Cluster { session, read, insert, delete })
-}
-
-/// The cluster is not there, or not as it must be. A retry may help.
-#[derive(Debug, thiserror::Error)]
-enum NotReady {
-    #[error(transparent)]
-    Session(#[from] scylla::errors::NewSessionError),
-    #[error(transparent)]
-    Schema(#[from] scylla::errors::ExecutionError),
-    #[error(transparent)]
-    Prepare(#[from] scylla::errors::PrepareError),
-}
-
 fn read_level(consistency: Consistency) -> Level {
     match consistency {
         Consistency::LocalOne => Level::LocalOne,
@@ -323,13 +221,41 @@ fn write_level(consistency: Consistency) -> Level {
     }
 }
 
-/// Seconds until `expires_us`, at least 1 and at most the 20 years that CQL takes.
-fn time_to_live(expires_us: i64) -> i32 {
-    let left = expires_us.saturating_sub(super::now_us()) / 1_000_000;
-    i32::try_from(left.clamp(1, 20 * 365 * 86_400)).unwrap_or(1)
+/// The most that CQL takes: 20 years.
+const LONGEST: i64 = 20 * 365 * 86_400;
+
+/// Unix seconds, 2038-01-19T03:14:06Z. Cassandra keeps the end of a row's life in 32 signed bits, unless
+/// `storage_compatibility_mode` is NONE, and refuses a write that ends later.
+const LAST_END: i64 = i32::MAX as i64 - 1;
+
+/// How far the servers' clocks may be ahead of ours.
+const SKEW: i64 = 3_600;
+
+/// Seconds until `expires_us`, as far as CQL can express it. A row that should be kept beyond
+/// [`LAST_END`] ends there, and is to be written again before.
+fn time_to_live(expires_us: i64, now_us: i64) -> i32 {
+    let left = expires_us.saturating_sub(now_us) / 1_000_000;
+    let until_last = LAST_END - SKEW - now_us / 1_000_000;
+    // Once that day has come, only servers without the limit are left to write to.
+    let most = if until_last > 0 { until_last.min(LONGEST) } else { LONGEST };
+    i32::try_from(left.clamp(1, most)).unwrap_or(1)
 }
 
-/// Failed statements are counted by the caller; the text is for whoever looks for the reason.
-fn log_failed(what: &'static str, error: &scylla::errors::ExecutionError) {
-    tracing::debug!(%error, what, "cassandra: a statement failed");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_row_ends_where_cassandra_cannot_say_so() {
+        const YEAR: i64 = 365 * 86_400;
+        let ttl = |now_s: i64, left_s: i64| i64::from(time_to_live((now_s + left_s) * 1_000_000, now_s * 1_000_000));
+        let now = 1_795_000_000;
+        assert_eq!(ttl(now, 3_600), 3_600);
+        assert_eq!(ttl(now, -5), 1);
+        assert_eq!(now + ttl(now, 20 * YEAR), LAST_END - SKEW, "in 2026, 20 years are too long");
+        assert_eq!(ttl(now - 20 * YEAR, 30 * YEAR), LONGEST);
+        assert_eq!(ttl(LAST_END - SKEW - 1, YEAR), 1);
+        assert_eq!(ttl(LAST_END, YEAR), YEAR, "afterwards, servers without the limit are written to");
+        assert_eq!(time_to_live(i64::MAX, 0), i32::try_from(LONGEST).unwrap());
+    }
 }

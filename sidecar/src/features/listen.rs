@@ -90,15 +90,14 @@ pub(super) fn to_redis<T: Send + Sync + 'static>(
     redis: Arc<Redis>,
     subscriber: SubscriberClient,
     listener: Listener<T>,
-) -> Vec<AbortOnDropHandle<()>> {
-    let connection = keep_connected(subscriber.clone());
-    let task = AbortOnDropHandle::new(tokio::spawn(listen(redis, subscriber, listener)));
-    vec![connection, task]
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(listen(redis, subscriber, listener)))
 }
 
 async fn listen<T: Send + Sync>(redis: Arc<Redis>, subscriber: SubscriberClient, mut listener: Listener<T>) {
     let mut messages = subscriber.message_rx();
     let mut reconnects = subscriber.reconnect_rx();
+    let _connected = keep_connected(subscriber.clone());
     let mut polls = tokio::time::interval(POLL);
     polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let channel = redis.channel();

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub(super) lost: Counter,
     pub(super) written: [Counter; 2],
     pub(super) write_failed: [Counter; 2],
+    /// What the durable store will not take, however often.
+    pub(super) write_refused: Counter,
     /// Events already past their retention: nothing to keep.
     pub(super) write_expired: Counter,
     pub(super) repaired: Counter,
@@ -89,6 +91,7 @@ impl Metrics {
             lost: one(&invalidations, "kind", "lost"),
             written: [two(&writes, Tier::L2, "written"), two(&writes, Tier::L3, "written")],
             write_failed: [two(&writes, Tier::L2, "failed"), two(&writes, Tier::L3, "failed")],
+            write_refused: two(&writes, Tier::L3, "refused"),
             write_expired: two(&writes, Tier::L3, "expired"),
             repaired: one(&repairs, "outcome", "repaired"),
             repair_dropped: one(&repairs, "outcome", "dropped"),

@@ -6,10 +6,12 @@
 //! value past its freshness is replaced if any tier has a newer one, else served and said to be stale.
 //! The last event wins in every tier, and a write reaches L3, then L2, then every L1 that may hold it.
 //!
-//! In reading order: [`settings`], [`lookup`], `read` (the read path), `write` (the write path), `memory`
-//! (L1), `redis` (L2), `listen` (invalidation), `store` (L3's trait), `cassandra`, `sqlite`, `flight`.
+//! In reading order: [`settings`], [`lookup`], `read` (one look-up), `round` (one round through L2 and L3),
+//! `flight` (shared reads), `write`, `repair` (what Redis missed), `memory` (L1), `redis` (L2), `listen`
+//! (invalidation), `store` (L3's trait), `cassandra`, `sqlite`, `fault_log`.
 
 mod cassandra;
+mod fault_log;
 mod flight;
 mod groups;
 mod listen;
@@ -18,22 +20,24 @@ mod memory;
 mod metrics;
 mod read;
 mod redis;
+mod repair;
+mod round;
 pub mod settings;
 mod sqlite;
 mod store;
 mod tls;
 mod write;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
+use futures_util::future::join;
 use prometheus_client::registry::Registry;
-use spillway_core::feature::{Layout, RowKey};
+use spillway_core::feature::Layout;
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Tier};
@@ -49,8 +53,9 @@ use groups::Groups;
 use listen::Listener;
 use memory::Memory;
 use metrics::Metrics;
-use read::Resolved;
 use redis::Redis;
+use repair::Repairs;
+use round::Resolved;
 use sqlite::Sqlite;
 use store::Store;
 
@@ -65,8 +70,7 @@ pub struct Features {
     groups: Groups,
     flights: Flights<Resolved>,
     fills: Arc<Semaphore>,
-    /// Rows that Redis may hold an overwritten version of, because it could not be told.
-    repairs: Arc<Mutex<BTreeSet<RowKey>>>,
+    repairs: Arc<Repairs>,
     metrics: Arc<Metrics>,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
@@ -83,14 +87,14 @@ impl Features {
         let metrics = Arc::new(Metrics::register(registry));
         let memory = Arc::new(Memory::new(settings.memory));
         let flights = Flights::default();
-        let repairs = Arc::new(Mutex::new(BTreeSet::new()));
+        let repairs = Arc::new(Repairs::default());
         let listener = || Listener::new(memory.clone(), flights.clone(), metrics.clone());
         let mut tasks = Vec::new();
         let mut redis = None;
         if let Some(settings) = &settings.redis {
             let (opened, subscriber) = Redis::open(settings, region)?;
-            tasks.extend(listen::to_redis(opened.clone(), subscriber, listener()));
-            let repair = write::repair(opened.clone(), repairs.clone(), metrics.clone());
+            tasks.push(listen::to_redis(opened.clone(), subscriber, listener()));
+            let repair = repair::repair(opened.clone(), repairs.clone(), metrics.clone());
             tasks.push(AbortOnDropHandle::new(tokio::spawn(repair)));
             redis = Some(opened);
         }
@@ -113,6 +117,25 @@ impl Features {
             metrics,
             _tasks: tasks,
         }))
+    }
+
+    /// Waits until each store was tried once, for at most `patience`. One that is not there then is waited
+    /// for in the background, and its rows come from another tier or are unavailable.
+    pub async fn first_attempt(&self, patience: Duration) {
+        let end = tokio::time::Instant::now() + patience;
+        let redis = async {
+            if let Some(redis) = &self.redis
+                && (timeout_at(end, redis.attempted()).await.is_err() || !redis.is_connected())
+            {
+                tracing::warn!(tier = Tier::L2.name(), "features: starting without a tier that does not answer");
+            }
+        };
+        let store = async {
+            if timeout_at(end, self.store.attempted()).await.is_err() || !self.store.is_reached() {
+                tracing::warn!(tier = Tier::L3.name(), "features: starting without a tier that does not answer");
+            }
+        };
+        join(redis, store).await;
     }
 
     /// Where the fields of a group lie, for [`spillway_core::feature::Gather::of`].

@@ -1,6 +1,12 @@
 -- Keeps the last event under KEYS[1], and says so to the region when KEYS[2] (the counter) is given.
--- ARGV: 1 the row's bytes, empty: forget what is there; 2 lifetime in ms; 3 channel; 4 the row's name there.
--- Answers 1 when the event was kept, 0 when a later or the same one was there.
+-- ARGV: 1 what to do; 2 bytes; 3 lifetime in ms; 4 channel; 5 the row's name there.
+--   event   keep these bytes, a row, unless a later one is there
+--   unknown the row changed, and to what is not known: forget it, and take nothing for a while, since
+--           whoever read the store before the change may still come to fill it in
+--   garbage these bytes were there and are no row: remove them, if they still are there
+-- Answers 1 when something was changed, else 0, or why the row could not be kept.
+local FENCE = '\242' -- a format byte that no row has: redis.rs reads it as nothing there
+
 local function event(row)
   -- layout.rs: format byte, 10 bytes, event time as i64 BE. Doubles are exact below 2^53; more is no event.
   if type(row) ~= 'string' or #row < 19 then return nil end
@@ -21,18 +27,31 @@ local function higher(new, old)
   return #new > #old
 end
 
-local kept = 0
-if ARGV[1] == '' then
-  kept = redis.call('UNLINK', KEYS[1])
-else
-  local old = redis.pcall('GET', KEYS[1]) -- another type is an error here, and is overwritten
-  local had, new = event(old), event(ARGV[1])
-  if not had or new > had or (new == had and higher(ARGV[1], old)) then
-    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-    kept = 1
+local changed, failed = 0, nil
+local old = redis.pcall('GET', KEYS[1]) -- another type is an error here, and is overwritten
+if ARGV[1] == 'unknown' then
+  redis.call('UNLINK', KEYS[1])
+  redis.pcall('SET', KEYS[1], FENCE, 'PX', ARGV[3]) -- without it when memory is short
+  changed = 1
+elseif ARGV[1] == 'garbage' then
+  -- redis.rs looks at so many bytes.
+  if type(old) == 'string' and string.sub(old, 1, 65536) == ARGV[2] then changed = redis.call('UNLINK', KEYS[1]) end
+elseif old ~= FENCE then
+  local had, new = event(old), event(ARGV[2])
+  if not had or new > had or (new == had and higher(ARGV[2], old)) then
+    local set = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+    changed = 1
+    if set.err then
+      -- No memory for the new row: then not the old one either.
+      redis.call('UNLINK', KEYS[1])
+      failed = set
+    end
   end
 end
 if KEYS[2] then
-  redis.call('PUBLISH', ARGV[3], redis.call('INCR', KEYS[2]) .. ' ' .. ARGV[4])
+  -- Where the counter cannot rise, 0 is a gap to all who hear it.
+  local number = redis.pcall('INCR', KEYS[2])
+  if type(number) ~= 'number' then number = 0 end
+  redis.call('PUBLISH', ARGV[4], number .. ' ' .. ARGV[5])
 end
-return kept
+return failed or changed

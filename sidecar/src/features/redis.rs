@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::{Client, Pool, SubscriberClient};
-use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
+use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface};
 use fred::types::config::ClusterDiscoveryPolicy;
 use fred::types::config::{
     Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, Server, ServerConfig, TcpConfig, TlsConfig,
@@ -23,16 +23,23 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use spillway_core::feature::RowKey;
 use spillway_core::units::Name;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SetOnce};
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::fault_log::FaultLog;
 use super::settings::{InvalidSettings, RedisSettings, host_and_port, read_secret};
 use super::store::Answer;
 use super::tls;
 
 /// A longer value is none of ours: 256 fields of 8 bytes need less than 3 KiB.
 const MAX_VALUE: usize = 64 << 10;
+
+/// What `put_row.lua` leaves where it must take nothing for a while; no row begins with it.
+const FENCED: &[u8] = b"\xF2";
+
+/// Longer than whoever read the store takes to fill Redis.
+const FENCE: Duration = Duration::from_secs(5);
 
 /// Names in one message of a cluster's channel.
 const NAMES: usize = 200;
@@ -46,17 +53,29 @@ pub(super) struct Redis {
     /// `spillway:<region>:`, before every key and channel: regions may share a server.
     prefix: String,
     rounds: Semaphore,
-    _connections: Vec<AbortOnDropHandle<()>>,
+    faults: FaultLog,
+    connections: Vec<Connected>,
 }
 
-/// What is to lie under a key from now on.
+/// What Redis is told of one row.
 #[derive(Clone, Debug)]
 pub(super) struct Put {
     pub key: RowKey,
-    /// None: forget what is there.
-    pub bytes: Option<Bytes>,
-    /// Unix microseconds; not kept beyond.
-    pub expires_us: i64,
+    pub value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    /// An event's stored form: to be kept unless a later one is there.
+    Event {
+        bytes: Bytes,
+        /// Unix microseconds; not kept beyond.
+        expires_us: i64,
+    },
+    /// The row changed, and to what is not known: nothing may lie there for [`FENCE`].
+    Unknown,
+    /// What was read there is no row: to be removed, if it still is what lies there.
+    Garbage(Bytes),
 }
 
 /// Redis did not do as told in time. Its fault; the same may be sent again.
@@ -79,11 +98,12 @@ impl Redis {
         .map_err(fault)?;
         let subscriber = SubscriberClient::new(config, Some(performance), Some(connection), Some(policy));
         let redis = Self {
-            _connections: pool.clients().iter().cloned().map(keep_connected).collect(),
+            connections: pool.clients().iter().cloned().map(keep_connected).collect(),
             pool,
             settings: settings.clone(),
             prefix: format!("spillway:{region}:"),
             rounds: Semaphore::new(settings.concurrency.max(1)),
+            faults: FaultLog::of("redis"),
         };
         Ok((Arc::new(redis), subscriber))
     }
@@ -94,6 +114,11 @@ impl Redis {
 
     pub fn channel(&self) -> String {
         format!("{}features", self.prefix)
+    }
+
+    /// Comes back when the first attempts to connect have ended, either way.
+    pub async fn attempted(&self) {
+        join_all(self.connections.iter().map(|connected| connected.attempted.wait())).await;
     }
 
     pub fn is_connected(&self) -> bool {
@@ -156,38 +181,44 @@ impl Redis {
         let client = self.client();
         let key = self.counter_key();
         let read = client.get::<Option<u64>, _>(key);
-        match timeout_at(deadline.into(), read).await {
-            Ok(Ok(number)) => Ok(number.unwrap_or(0)),
-            Ok(Err(_)) | Err(_) => Err(RedisFailed),
-        }
+        let number = self.in_time("poll", read, deadline).await;
+        number.map(|number| number.unwrap_or(0))
     }
 
     async fn mget(&self, keys: &[&RowKey], deadline: Instant) -> Vec<Answer> {
         let names: Vec<String> = keys.iter().map(|key| self.row_key(key)).collect();
         let client = self.client();
         let read = client.mget::<Vec<Option<Bytes>>, _>(names);
-        match timeout_at(deadline.into(), read).await {
-            Ok(Ok(values)) if values.len() == keys.len() => values.into_iter().map(answer).collect(),
-            Ok(Ok(_) | Err(_)) | Err(_) => vec![Answer::Failed; keys.len()],
+        match self.in_time("read", read, deadline).await {
+            Ok(values) if values.len() == keys.len() => values.into_iter().map(answer).collect(),
+            Ok(_) | Err(_) => vec![Answer::Failed; keys.len()],
         }
     }
 
     async fn put(&self, put: &Put, announce: bool, now_us: i64, deadline: Instant) -> Result<(), RedisFailed> {
-        let left = Duration::from_micros(u64::try_from(put.expires_us.saturating_sub(now_us)).unwrap_or(0));
-        let keep = u64::try_from(left.min(self.settings.keep).as_millis()).unwrap_or(u64::MAX).max(1);
+        let (what, bytes, keep) = match &put.value {
+            Value::Event { bytes, expires_us } => {
+                let left = Duration::from_micros(u64::try_from(expires_us.saturating_sub(now_us)).unwrap_or(0));
+                ("event", bytes.clone(), left.min(self.settings.keep))
+            }
+            Value::Unknown => ("unknown", Bytes::new(), FENCE),
+            Value::Garbage(read) => ("garbage", read.clone(), Duration::ZERO),
+        };
+        let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut keys = vec![self.row_key(&put.key)];
         if announce {
             keys.push(self.counter_key());
         }
         let arguments: Vec<Bytes> = vec![
-            put.bytes.clone().unwrap_or_default(),
+            what.into(),
+            bytes,
             keep.to_string().into(),
             self.channel().into(),
             put.key.as_str().to_owned().into(),
         ];
         let client = self.client();
         let script = client.eval::<i64, _, _, _>(PUT_ROW, keys, arguments);
-        succeeded(timeout_at(deadline.into(), script).await)
+        self.in_time("write", script, deadline).await.map(drop)
     }
 
     async fn announce(&self, puts: &[Put], deadline: Instant) -> Result<(), RedisFailed> {
@@ -195,7 +226,27 @@ impl Redis {
         let arguments: Vec<String> = vec![self.channel(), names.join("\n")];
         let client = self.client();
         let script = client.eval::<i64, _, _, _>(ANNOUNCE, vec![self.counter_key()], arguments);
-        succeeded(timeout_at(deadline.into(), script).await)
+        self.in_time("write", script, deadline).await.map(drop)
+    }
+
+    async fn in_time<T>(
+        &self,
+        doing: &'static str,
+        command: impl Future<Output = Result<T, fred::error::Error>>,
+        deadline: Instant,
+    ) -> Result<T, RedisFailed> {
+        // Boxed: the client's futures nest so deeply that the compiler gives up on what holds one.
+        match timeout_at(deadline.into(), Box::pin(command)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                self.faults.say(doing, kind(&error), &error);
+                Err(RedisFailed)
+            }
+            Err(late) => {
+                self.faults.say(doing, "timeout", &late);
+                Err(RedisFailed)
+            }
+        }
     }
 
     fn client(&self) -> fred::clients::WithOptions<Client> {
@@ -217,31 +268,52 @@ impl Redis {
 fn answer(value: Option<Bytes>) -> Answer {
     match value {
         None => Answer::Absent,
+        Some(value) if value == FENCED => Answer::Absent,
         // Longer than any row: a byte that no format has lets the decoder refuse it without keeping it.
         Some(value) if value.len() > MAX_VALUE => Answer::Found(value.slice(..MAX_VALUE)),
         Some(value) => Answer::Found(value),
     }
 }
 
-fn succeeded<E>(result: Result<Result<i64, fred::error::Error>, E>) -> Result<(), RedisFailed> {
-    match result {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(RedisFailed),
-    }
+/// A word for the log: Redis begins its errors with one.
+fn kind(error: &fred::error::Error) -> &'static str {
+    const WORDS: [&str; 10] =
+        ["OOM", "READONLY", "WRONGTYPE", "MISCONF", "LOADING", "BUSY", "NOPERM", "NOAUTH", "CLUSTERDOWN", "MASTERDOWN"];
+    let said = error.details().split(' ').next().unwrap_or_default();
+    WORDS.into_iter().find(|word| *word == said).unwrap_or_else(|| error.kind().to_str())
+}
+
+/// A client that is kept connected until this is dropped.
+pub(super) struct Connected {
+    attempted: Arc<SetOnce<()>>,
+    _task: AbortOnDropHandle<()>,
 }
 
 /// The client reconnects by itself but for what it takes to be final, such as a refused password: that
 /// may be mended on the other side, so it is tried again too.
-pub(super) fn keep_connected<C: ClientLike + 'static>(client: C) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(async move {
+pub(super) fn keep_connected<C: ClientLike + EventInterface + 'static>(client: C) -> Connected {
+    let attempted = Arc::new(SetOnce::new());
+    let first = attempted.clone();
+    let task = tokio::spawn(async move {
         loop {
-            let ended = AbortOnDropHandle::new(client.connect()).await;
-            if let Ok(Err(error)) = ended {
+            // Both listen before there is anything to hear.
+            let mut errors = client.error_rx();
+            let mut connected = Box::pin(client.wait_for_connect());
+            let already = futures_util::poll!(&mut connected).is_ready();
+            let connection = AbortOnDropHandle::new(client.connect());
+            if !already {
+                tokio::select! { _ = connected => {}, _ = errors.recv() => {} }
+            }
+            // Set before if this is not the first attempt.
+            let _ = first.set(());
+            drop(errors);
+            if let Ok(Err(error)) = connection.await {
                 tracing::warn!(kind = error.kind().to_str(), "redis: the connection ended");
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-    }))
+    });
+    Connected { attempted, _task: AbortOnDropHandle::new(task) }
 }
 
 fn config(settings: &RedisSettings) -> Result<Config, InvalidSettings> {

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 use spillway_core::feature::Stored;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::fault_log::FaultLog;
 use super::listen::Listener;
 use super::now_us;
 use super::settings::{InvalidSettings, SqliteSettings};
@@ -66,6 +67,7 @@ pub(super) struct Sqlite {
     /// As many permits as readers.
     free: Arc<Semaphore>,
     writer: Arc<Mutex<Connection>>,
+    faults: Arc<FaultLog>,
 }
 
 impl Sqlite {
@@ -79,6 +81,7 @@ impl Sqlite {
             readers: Arc::new(Mutex::new(readers.map_err(InvalidSettings::Sqlite)?)),
             free: Arc::new(Semaphore::new(count)),
             writer: Arc::new(Mutex::new(writer)),
+            faults: Arc::new(FaultLog::of("sqlite")),
         })
     }
 
@@ -106,11 +109,12 @@ impl Store for Sqlite {
         };
         let readers = self.readers.clone();
         let rows_owned = rows.to_vec();
+        let faults = self.faults.clone();
         // A read that is no longer waited for ends by itself and keeps its permit until then.
         let read = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let connection = readers.lock().pop()?;
-            let answers = read(&connection, &rows_owned, deadline);
+            let answers = read(&connection, &rows_owned, deadline, &faults);
             readers.lock().push(connection);
             Some(answers)
         });
@@ -124,14 +128,16 @@ impl Store for Sqlite {
         let count = changes.len();
         let writer = self.writer.clone();
         let changes = changes.to_vec();
-        let written = tokio::task::spawn_blocking(move || {
-            let result = write(&mut writer.lock(), &changes);
-            result.inspect_err(|error| tracing::warn!(%error, "sqlite: features were not written"))
-        });
-        match written.await {
-            Ok(Ok(answers)) => answers.into_iter().map(|answer| Ok(Some(answer))).collect(),
-            Ok(Err(_)) | Err(_) => vec![Err(WriteFailed); count],
-        }
+        let written = tokio::task::spawn_blocking(move || write(&mut writer.lock(), &changes));
+        let failed = match written.await {
+            Ok(Ok(answers)) => return answers.into_iter().map(|answer| Ok(Some(answer))).collect(),
+            Ok(Err(error)) => {
+                self.faults.say("write", kind(&error), &error);
+                failed(&error)
+            }
+            Err(_) => WriteFailed::Unreached,
+        };
+        vec![Err(failed); count]
     }
 }
 
@@ -144,7 +150,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn read(connection: &Connection, rows: &[Wanted], deadline: Instant) -> Vec<Answer> {
+fn read(connection: &Connection, rows: &[Wanted], deadline: Instant, faults: &FaultLog) -> Vec<Answer> {
     let now_us = now_us();
     let one = |row: &Wanted| {
         if Instant::now() >= deadline {
@@ -159,12 +165,31 @@ fn read(connection: &Connection, rows: &[Wanted], deadline: Instant) -> Vec<Answ
             Ok(Some(bytes)) => Answer::Found(bytes.into()),
             Ok(None) => Answer::Absent,
             Err(error) => {
-                tracing::warn!(%error, "sqlite: a feature could not be read");
+                faults.say("read", kind(&error), &error);
                 Answer::Failed
             }
         }
     };
     rows.iter().map(one).collect()
+}
+
+fn kind(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "busy",
+        Some(ErrorCode::DiskFull) => "full",
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => "read-only",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => "corrupt",
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => "io",
+        Some(_) | None => "statement",
+    }
+}
+
+/// Whether the same change may fare better: not where the file or the statement is at fault.
+fn failed(error: &rusqlite::Error) -> WriteFailed {
+    match kind(error) {
+        "busy" | "full" | "io" => WriteFailed::Unreached,
+        _ => WriteFailed::Refused,
+    }
 }
 
 /// All changes or none.

@@ -40,6 +40,14 @@ pub(super) trait Store: Send + Sync {
     /// The most that a read should take.
     fn timeout(&self) -> std::time::Duration;
 
+    /// Comes back when the first attempt to reach it has ended, either way.
+    async fn attempted(&self) {}
+
+    /// Whether there is somebody to ask.
+    fn is_reached(&self) -> bool {
+        true
+    }
+
     /// One answer for each row, in order, before `deadline`.
     async fn read(&self, rows: &[Wanted], deadline: Instant) -> Vec<Answer>;
 
@@ -48,6 +56,11 @@ pub(super) trait Store: Send + Sync {
     async fn write(&self, changes: &[Change]) -> Vec<Result<Option<Answer>, WriteFailed>>;
 }
 
-/// The store did not take a change. Its fault; the same change may be sent again.
+/// The store did not take a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WriteFailed;
+pub(super) enum WriteFailed {
+    /// It was away, too slow or too busy: the same change may be sent again.
+    Unreached,
+    /// It looked at the statement and said no, as it will again until an operator changes something.
+    Refused,
+}

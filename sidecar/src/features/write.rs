@@ -1,32 +1,25 @@
 //! The write path: check everything, then L3, then L2, then every L1 that may hold the row.
 //!
-//! A write may be sent again at any time: the last event wins in each tier. What Redis could not be told
-//! is remembered and told later, so that it does not go on serving what was overwritten.
+//! The rule: a write may be sent again at any time, since the last event wins in each tier; and one that
+//! has begun goes on to the last tier, whether or not its caller still waits. What Redis could not be
+//! told is remembered and told later (`repair`).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use spillway_core::feature::{InvalidEvent, InvalidKey, InvalidRow, RowKey, Stored, check_event_time};
 use spillway_core::resource::FieldValue;
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 
 use super::groups::Group;
-use super::metrics::Metrics;
-use super::redis::{Put, Redis};
-use super::store::{Answer, Change};
+use super::redis::{Put, Value};
+use super::store::{Answer, Change, WriteFailed};
 use super::{Features, now_us};
 
-/// Rows that Redis has yet to be told about. Beyond it the rows' lifetime in Redis is the bound.
-const REPAIRS: usize = 65_536;
-const REPAIR_EVERY: Duration = Duration::from_millis(500);
-const REPAIRS_AT_ONCE: usize = 512;
-
 /// Redis gets as long as this to take a batch; nobody's request waits for it.
-const L2_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const L2_DEADLINE: Duration = Duration::from_secs(1);
 
 /// One thing that happened to one entity in one group.
 #[derive(Clone, Debug)]
@@ -57,6 +50,10 @@ pub enum WriteError {
     /// The durable tier did not take all events. A retry may help and does no harm.
     #[error("the durable store took {written} of {of} events")]
     Unavailable { written: usize, of: usize },
+    /// The durable tier looked at some of the events and refused them. The operator's fault: a retry is
+    /// of no use before something is changed. The log says what the store said.
+    #[error("the durable store refused {refused} of {of} events; sending them again is of no use")]
+    Refused { refused: usize, of: usize },
 }
 
 /// The producer's fault.
@@ -73,8 +70,9 @@ pub enum RejectedEvent {
 }
 
 impl Features {
-    /// Writes all events, or none if one of them cannot be accepted.
-    pub async fn write(&self, snapshot: &Snapshot, events: &[Event]) -> Result<Written, WriteError> {
+    /// Writes all events, or none if one of them cannot be accepted. Dropping the future does not stop it:
+    /// half of a write would leave the nearer tiers with what was overwritten.
+    pub async fn write(self: &Arc<Self>, snapshot: &Snapshot, events: &[Event]) -> Result<Written, WriteError> {
         let now_us = now_us();
         let mut changes = Vec::with_capacity(events.len());
         let mut rejected = Vec::new();
@@ -90,28 +88,47 @@ impl Features {
             return Err(WriteError::Rejected(rejected));
         }
         self.metrics.write_expired.inc_by(expired as u64);
+        let of = changes.len();
+        let features = self.clone();
+        // Ends by itself: the stores' write timeouts bound it.
+        let write = tokio::spawn(async move { features.keep(changes, now_us).await });
+        let count = write.await.unwrap_or(Err(WriteError::Unavailable { written: 0, of }))?;
+        Ok(Written { count, expired })
+    }
+
+    /// Through all tiers; the number of events that L3 took.
+    async fn keep(&self, changes: Vec<(Arc<Group>, Change)>, now_us: i64) -> Result<usize, WriteError> {
         let (groups, changes): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         let results = self.store.write(&changes).await;
         let mut puts = Vec::with_capacity(changes.len());
-        let mut count = 0;
+        let (mut written, mut refused) = (0, 0);
         for ((group, change), result) in groups.iter().zip(&changes).zip(results) {
-            let bytes = match result {
+            let last = match result {
                 Ok(held) => {
-                    count += 1;
-                    held.and_then(|held| last(group, &change.stored, held, now_us)).map(|last| last.bytes())
+                    written += 1;
+                    held.and_then(|held| last(group, &change.stored, held, now_us))
+                }
+                Err(WriteFailed::Refused) => {
+                    refused += 1;
+                    continue;
                 }
                 // The store may have taken it all the same: nobody may go on serving what was there before.
-                Err(_) => None,
+                Err(WriteFailed::Unreached) => None,
             };
-            puts.push(Put { key: change.key.clone(), bytes, expires_us: change.expires_us });
+            let value =
+                last.map_or(Value::Unknown, |last| Value::Event { bytes: last.bytes(), expires_us: change.expires_us });
+            puts.push(Put { key: change.key.clone(), value });
         }
-        self.metrics.written[1].inc_by(count as u64);
-        self.metrics.write_failed[1].inc_by((changes.len() - count) as u64);
+        let of = changes.len();
+        self.metrics.written[1].inc_by(written as u64);
+        self.metrics.write_failed[1].inc_by((of - written - refused) as u64);
+        self.metrics.write_refused.inc_by(refused as u64);
         self.tell(&puts, now_us).await;
-        if count < changes.len() {
-            return Err(WriteError::Unavailable { written: count, of: changes.len() });
+        match (written, refused) {
+            (written, 0) if written == of => Ok(written),
+            (written, 0) => Err(WriteError::Unavailable { written, of }),
+            (_, refused) => Err(WriteError::Refused { refused, of }),
         }
-        Ok(Written { count, expired })
     }
 
     /// Which events cannot be accepted, and why; nothing is written.
@@ -148,11 +165,8 @@ impl Features {
                 puts.iter().zip(&results).filter(|(_, result)| result.is_err()).map(|(put, _)| &put.key).collect();
             self.metrics.written[0].inc_by((puts.len() - failed.len()) as u64);
             self.metrics.write_failed[0].inc_by(failed.len() as u64);
-            let mut repairs = self.repairs.lock();
             for key in failed {
-                if repairs.len() < REPAIRS {
-                    repairs.insert(key.clone());
-                } else {
+                if !self.repairs.add(key) {
                     self.metrics.repair_dropped.inc();
                 }
             }
@@ -173,36 +187,6 @@ fn last(group: &Group, written: &Stored, held: Answer, now_us: i64) -> Option<St
         Answer::Found(bytes) => {
             let held = group.layout.decode(bytes, now_us).ok()?;
             Some(if written.supersedes(&held) { written.clone() } else { held })
-        }
-    }
-}
-
-/// Tells Redis to forget what it may hold an overwritten version of, until the task is ended.
-pub(super) async fn repair(redis: Arc<Redis>, repairs: Arc<Mutex<BTreeSet<RowKey>>>, metrics: Arc<Metrics>) {
-    let mut ticks = tokio::time::interval(REPAIR_EVERY);
-    loop {
-        ticks.tick().await;
-        if !redis.is_connected() {
-            continue;
-        }
-        let keys: Vec<RowKey> = {
-            let mut repairs = repairs.lock();
-            (0..REPAIRS_AT_ONCE).map_while(|_| repairs.pop_first()).collect()
-        };
-        if keys.is_empty() {
-            continue;
-        }
-        let puts: Vec<Put> = keys.into_iter().map(|key| Put { key, bytes: None, expires_us: 0 }).collect();
-        let results = redis.write(&puts, true, now_us(), Instant::now() + L2_DEADLINE).await;
-        for (put, result) in puts.into_iter().zip(results) {
-            match result {
-                Ok(()) => {
-                    metrics.repaired.inc();
-                }
-                Err(_) => {
-                    repairs.lock().insert(put.key);
-                }
-            }
         }
     }
 }

@@ -6,13 +6,15 @@
 //! * [`triton`]: a Triton server beside the sidecar, over gRPC.
 //! * [`onnx`]: ONNX files in this process (tract).
 //! * [`facts`]: what a model says about itself against what its manifest says.
-//! * [`served`]: the models of this pod: started, warmed up, swapped.
+//! * [`start`]: loaded or connected, checked, warmed up; [`served`]: the models of this pod, tended and swapped.
 
 pub mod facts;
 pub mod onnx;
 pub mod served;
+pub mod start;
 pub mod triton;
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -115,15 +117,25 @@ impl ModelError {
     }
 }
 
-/// A model's own message as a caller may read it: one line, short, without file paths or control characters.
+/// A model's own message as a caller may read it: one line, short, without paths, addresses or control characters.
 fn for_caller(message: &str) -> String {
     const LONGEST: usize = 256;
     let line = message.lines().next().unwrap_or_default();
-    let words = line
-        .split_whitespace()
-        .map(|word| if word.trim_start_matches(['\'', '"', '(']).starts_with('/') { "…" } else { word });
+    let words = line.split_whitespace().map(|word| if names_a_place(word) { "…" } else { word });
     let text: String = words.collect::<Vec<_>>().join(" ");
     text.chars().filter(|character| !character.is_control()).take(LONGEST).collect()
+}
+
+/// Whether a word holds a path, a URL, an IP address or `host:port`. Rather one too many: what is left out is in no way
+/// needed to mend a request.
+fn names_a_place(word: &str) -> bool {
+    let outside = |character: char| !character.is_alphanumeric() && !".:-_[]%".contains(character);
+    let is_address = |part: &str| {
+        let part = part.trim_end_matches(['.', ':']);
+        let port = |(host, port): (&str, &str)| !host.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        part.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() || part.rsplit_once(':').is_some_and(port)
+    };
+    word.contains(['/', '\\']) || word.split(outside).any(is_address)
 }
 
 #[cfg(test)]
@@ -134,6 +146,25 @@ mod tests {
     fn a_models_message_reaches_callers_without_paths_or_further_lines() {
         let message = "cannot run '/models/a/1/model.py' today\n\nAt:\n  /models/a/1/model.py(9): execute";
         assert_eq!(for_caller(message), "cannot run … today");
+        for place in [
+            "path=/models/x.py",
+            "file:/srv/x",
+            "file:///srv/x",
+            "(models/a/config.pbtxt)",
+            "C:\\models\\a",
+            "10.0.0.3:8001",
+            "<10.0.0.3>",
+            "peer=ipv4:10.0.0.3:8001,",
+            "[::1]:8001;",
+            "fe80::1",
+            "localhost:8001",
+            "'triton-0.models.svc:8001'.",
+            "http://triton",
+        ] {
+            assert_eq!(for_caller(&format!("no answer of {place} today")), "no answer of … today", "{place}");
+        }
+        let plain = "input 'x': expected [1,9], got [1, 8]; see: 3.5 (FP32), a-b_c.";
+        assert_eq!(for_caller(plain), plain);
         assert_eq!(for_caller("\u{1b}[31mred"), "[31mred");
         assert_eq!(for_caller(&"x".repeat(9_000)).len(), 256);
     }

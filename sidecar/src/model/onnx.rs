@@ -17,6 +17,7 @@ use spillway_core::resource::Model;
 use spillway_core::units::Name;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout_at;
+use tokio_util::task::AbortOnDropHandle;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, ShapeFactoid};
 
@@ -54,10 +55,11 @@ impl Compute {
             Ok(place) => place,
             Err(_) => self.wait(deadline).await?,
         };
-        let running = tokio::task::spawn_blocking(move || {
+        // Not begun at all if its caller goes before a thread is free.
+        let running = AbortOnDropHandle::new(tokio::task::spawn_blocking(move || {
             let _place = place;
             if Instant::now() >= deadline { Err(ModelError::DeadlineExceeded) } else { work() }
-        });
+        }));
         match timeout_at(deadline.into(), running).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(fault)) => Err(ModelError::Failed(if fault.is_panic() {
@@ -338,4 +340,61 @@ fn theirs(datatype: Datatype) -> Option<DatumType> {
         Datatype::Fp64 => DatumType::F64,
         Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    /// A run that goes on until told; it has begun when this returns.
+    async fn occupy(compute: &Arc<Compute>) -> (std::sync::mpsc::Sender<()>, tokio::task::JoinHandle<()>) {
+        let (end, ended) = std::sync::mpsc::channel();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let compute = Arc::clone(compute);
+        let run = tokio::spawn(async move {
+            let work = move || Ok((begin.send(()), ended.recv()));
+            let _ = compute.run(far(), work).await;
+        });
+        begun.await.unwrap();
+        (end, run)
+    }
+
+    #[test]
+    fn t53_cancelled_work_is_not_computed_whether_it_waits_for_a_place_or_for_a_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_time().build();
+        runtime.unwrap().block_on(async {
+            for places in [1, 2] {
+                let compute = Compute::new(places, 1, Gauge::default());
+                let (end, run) = occupy(&compute).await;
+                let computed = Arc::new(AtomicUsize::new(0));
+                let one = || {
+                    let computed = Arc::clone(&computed);
+                    compute.run(far(), move || Ok(computed.fetch_add(1, Ordering::SeqCst)))
+                };
+                for _ in 0..3 {
+                    assert!(tokio::time::timeout(Duration::from_millis(10), one()).await.is_err());
+                    assert_eq!(compute.waiting.get(), 0);
+                }
+                end.send(()).unwrap();
+                run.await.unwrap();
+                assert_eq!(one().await, Ok(0), "nobody computed before");
+            }
+        });
+    }
+
+    /// On the one thread of this test a run that computed there could never be told to end.
+    #[tokio::test]
+    async fn a_run_leaves_the_async_threads_free() {
+        let compute = Compute::new(1, 0, Gauge::default());
+        let (end, run) = occupy(&compute).await;
+        tokio::task::yield_now().await;
+        end.send(()).unwrap();
+        run.await.unwrap();
+    }
 }

@@ -5,6 +5,7 @@
 //! stream, which Triton takes as cancellation. No HTTP/2 keep-alive: Triton's gRPC answers pings more
 //! often than every 5 minutes with GOAWAY, and the deadline notices a hanging server sooner.
 
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -122,7 +123,15 @@ impl Backend for Triton {
         call: &Call,
     ) -> Result<(), ModelError> {
         let mut requests = requests;
-        let outbound = stream::poll_fn(move |context| requests.poll_recv(context).map(|next| next.map(stream_message)));
+        let outbound = stream::poll_fn(move |context| {
+            loop {
+                let Some(request) = ready!(requests.poll_recv(context)) else { return Poll::Ready(None) };
+                // One that waited for the connection until it was too late is not sent; who asked tells its end.
+                if let Ok(left) = left(request.deadline) {
+                    return Poll::Ready(Some(stream_message(request, left)));
+                }
+            }
+        });
         let request = with_metadata(Request::new(outbound), call, left(call.deadline)?);
         let mut client = self.client.clone();
         let mut inbound = in_time(call.deadline, client.model_stream_infer(request)).await?;
@@ -163,15 +172,16 @@ fn left(deadline: Instant) -> Result<Duration, ModelError> {
 
 fn message(request: &InferRequest, left: Duration) -> ModelInferRequest {
     let mut message = oip::encode_request(request);
-    let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX);
+    // 0 would be no limit at all.
+    let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
     let timeout = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(micros)) };
     message.parameters.insert(TIMEOUT.into(), timeout);
     message
 }
 
-fn stream_message(StreamRequest { key, mut request, deadline }: StreamRequest) -> ModelInferRequest {
+fn stream_message(StreamRequest { key, mut request, .. }: StreamRequest, left: Duration) -> ModelInferRequest {
     request.id = key.to_string();
-    let mut message = message(&request, deadline.saturating_duration_since(Instant::now()));
+    let mut message = message(&request, left);
     // So that Triton says when a request has its last answer, also where a model answers many times or not at all.
     let flag = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     message.parameters.insert(WANTS_EMPTY_FINAL.into(), flag);

@@ -1,20 +1,21 @@
 //! What the feature tests share: one region's resources, real servers, a slow link, and waiting.
 #![allow(dead_code)]
 
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+pub mod redis;
+mod servers;
+
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
+pub use servers::{Link, Server};
 use spillway_core::resource::{self, FieldValue};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_sidecar::features::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const DEADLINE: Duration = Duration::from_secs(2);
 
@@ -143,6 +144,58 @@ impl Sidecar {
     }
 }
 
+/// Both sidecars write events of a few entities in any order while both read them; then every tier must hold
+/// the last one of each. `forget` empties L2.
+pub async fn the_last_event_is_left_in_every_tier(sidecars: &[Sidecar; 2], mut forget: impl AsyncFnMut()) {
+    const ENTITIES: usize = 4;
+    const ROUNDS: i64 = 60;
+    let start = now_us() - 30_000_000;
+    let entities: Vec<String> = (0..ENTITIES).map(|_| unique("contended")).collect();
+    let write = async |sidecar: &Sidecar, own: i64| {
+        for round in 0..ROUNDS {
+            // 37 is prime to 60: each time once, in an order of its own for each writer.
+            let at = (round * 37 + own * 11) % ROUNDS * 2 + own;
+            for entity in &entities {
+                sidecar.put(entity, at, start + at).await.unwrap();
+            }
+        }
+    };
+    let done = AtomicBool::new(false);
+    let read = async |sidecar: &Sidecar| {
+        let names: Vec<&str> = entities.iter().map(String::as_str).collect();
+        while !done.load(Ordering::Relaxed) {
+            assert_eq!(sidecar.look(&["site"], &names, DEADLINE).await.unavailable(), 0);
+            tokio::task::yield_now().await;
+        }
+    };
+    let writes = async {
+        tokio::join!(write(&sidecars[0], 0), write(&sidecars[1], 1));
+        done.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(writes, read(&sidecars[0]), read(&sidecars[1]));
+    let last = Some(ROUNDS * 2 - 1);
+    for entity in &entities {
+        for sidecar in sidecars {
+            let right = async || sidecar.hits(&sidecar.site(entity).await) == last;
+            eventually("the last event is in memory", right).await;
+            let found = sidecar.site(entity).await;
+            assert_eq!(sidecar.hits(&found), last);
+        }
+    }
+    // L3 alone, and what it fills L2 with.
+    forget().await;
+    for sidecar in sidecars {
+        eventually("the loss of the numbers is noticed", async || {
+            sidecar.site(&entities[0]).await;
+            sidecar.features.hears()
+        })
+        .await;
+        for entity in &entities {
+            assert_eq!(sidecar.hits(&sidecar.site(entity).await), last);
+        }
+    }
+}
+
 /// No values: a deletion.
 pub fn event(entity: &str, hits: Option<i64>, event_us: i64) -> Event {
     Event {
@@ -189,148 +242,5 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         assert!(Instant::now() < end, "did not come true: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// A real server, by the project's own script; stopped when dropped.
-pub struct Server {
-    script: PathBuf,
-    pub folder: tempfile::TempDir,
-    pub port: u16,
-    start: Vec<String>,
-}
-
-impl Server {
-    pub fn redis(mode: &str) -> Self {
-        // Cluster nodes also take their port + 10,000.
-        let port = free_ports(3, 12_000..21_900);
-        let server = Self::new("redis.sh", port, vec![port.to_string(), mode.into()]);
-        server.start();
-        server
-    }
-
-    /// Not started.
-    pub fn cassandra() -> Self {
-        let port = free_ports(2, 22_000..31_000);
-        Self::new("cassandra.sh", port, vec![port.to_string(), (port + 1).to_string()])
-    }
-
-    fn new(script: &str, port: u16, start: Vec<String>) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/servers").join(script);
-        Self { script, folder: tempfile::tempdir().unwrap(), port, start }
-    }
-
-    pub fn start(&self) {
-        self.run("start", &self.start);
-    }
-
-    /// A crash: SIGKILL.
-    pub fn kill(&self) {
-        self.run("kill", &[]);
-    }
-
-    /// Stops the processes where they are: connections stay open and nothing answers.
-    pub fn freeze(&self) {
-        self.signal("-STOP");
-    }
-
-    pub fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    pub fn redis_cli(&self, arguments: &[&str]) -> String {
-        let output =
-            Command::new("redis-cli").args(["-c", "-p", &self.port.to_string()]).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
-    }
-
-    fn run(&self, verb: &str, arguments: &[String]) {
-        let output = Command::new(&self.script).arg(verb).arg(self.folder.path()).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn signal(&self, signal: &str) {
-        for pid in pids(self.folder.path()) {
-            assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.thaw();
-        self.run("kill", &[]);
-    }
-}
-
-fn pids(folder: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "pid") {
-            found.push(std::fs::read_to_string(path).unwrap().trim().to_owned());
-        } else if path.is_dir() {
-            found.extend(pids(&path));
-        }
-    }
-    found
-}
-
-/// So many free ports in a row. Each call looks elsewhere, and each process begins elsewhere.
-fn free_ports(count: u16, range: std::ops::Range<u16>) -> u16 {
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let slots = u64::from((range.end - range.start) / 10);
-    loop {
-        let slot = (u64::from(std::process::id()) * 17 + CALLS.fetch_add(1, Ordering::SeqCst)) % slots;
-        let first = range.start + slot as u16 * 10;
-        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return first;
-        }
-    }
-}
-
-/// A TCP link to a server whose every answer can be delayed.
-pub struct Link {
-    pub address: SocketAddr,
-    delay_ms: Arc<AtomicU64>,
-}
-
-impl Link {
-    pub async fn to(server: String) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let delay_ms = Arc::new(AtomicU64::new(0));
-        let delay = delay_ms.clone();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let Ok(upstream) = tokio::net::TcpStream::connect(&server).await else { continue };
-                let delay = delay.clone();
-                tokio::spawn(async move {
-                    let (mut from_client, mut to_client) = client.into_split();
-                    let (mut from_server, mut to_server) = upstream.into_split();
-                    let back = async {
-                        let mut buffer = vec![0; 64 << 10];
-                        while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
-                            tokio::time::sleep(Duration::from_millis(delay.load(Ordering::Relaxed))).await;
-                            if to_client.write_all(&buffer[..count]).await.is_err() {
-                                break;
-                            }
-                        }
-                    };
-                    let forth = tokio::io::copy(&mut from_client, &mut to_server);
-                    tokio::select! { () = back => {}, _ = forth => {} }
-                });
-            }
-        });
-        Self { address, delay_ms }
-    }
-
-    pub fn delay(&self, delay: Duration) {
-        self.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! A model server that answers as it is told: right, wrongly, late or never.
 #![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub enum Answer {
     Broken,
     /// A stream's request gets so many answers.
     Many(usize),
+    /// A stream's request gets so many answers and then, alone, the word that there are no more.
+    ThenEmpty(usize),
 }
 
 #[derive(Debug)]
@@ -41,6 +44,12 @@ pub struct State {
     pub columns: Mutex<i64>,
     pub calls: AtomicUsize,
     pub cancelled: AtomicUsize,
+    /// Warm-up requests that came.
+    pub warm_ups: AtomicUsize,
+    /// Models whose warm-ups are not answered.
+    pub cold: tokio::sync::watch::Sender<BTreeSet<String>>,
+    /// Models that are said to be not ready.
+    pub away: Mutex<BTreeSet<String>>,
     /// Metadata and message of the last call.
     pub last: Mutex<Option<(tonic::metadata::MetadataMap, ModelInferRequest)>>,
 }
@@ -62,6 +71,9 @@ impl Double {
             columns: Mutex::new(9),
             calls: AtomicUsize::new(0),
             cancelled: AtomicUsize::new(0),
+            warm_ups: AtomicUsize::new(0),
+            cold: tokio::sync::watch::Sender::default(),
+            away: Mutex::default(),
             last: Mutex::new(None),
         });
         let double = Self { state, endpoint: format!("http://{}", listener.local_addr().unwrap()) };
@@ -79,6 +91,31 @@ impl Double {
         self.state.calls.load(Ordering::SeqCst)
     }
 
+    pub fn warm_ups(&self) -> usize {
+        self.state.warm_ups.load(Ordering::SeqCst)
+    }
+
+    /// Whether this model's warm-ups are answered from now, also those that wait.
+    pub fn warms_up(&self, model: &str, answers: bool) {
+        self.state.cold.send_modify(|cold| {
+            if answers {
+                cold.remove(model)
+            } else {
+                cold.insert(model.to_owned())
+            };
+        });
+    }
+
+    pub async fn wait_for_warm_up(&self) {
+        for _ in 0..500 {
+            if self.warm_ups() > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no warm-up came");
+    }
+
     pub async fn wait_for_cancelled(&self, count: usize) {
         for _ in 0..200 {
             if self.state.cancelled.load(Ordering::SeqCst) == count {
@@ -90,20 +127,13 @@ impl Double {
     }
 
     async fn answer(&self, request: &ModelInferRequest) -> Result<ModelInferResponse, Status> {
-        /// Dropped before its end: the call was cancelled.
-        struct Cancelled(Arc<State>);
-        impl Drop for Cancelled {
-            fn drop(&mut self) {
-                self.0.cancelled.fetch_add(1, Ordering::SeqCst);
-            }
-        }
         let answer = *self.state.answer.lock();
         let mut rows = request.inputs[0].shape[0];
         let mut output = InferOutputTensor { name: "score".into(), datatype: "FP32".into(), ..Default::default() };
         let mut id = request.id.clone();
         let mut bytes = 0;
         match answer {
-            Answer::Right | Answer::Many(_) | Answer::NoOutput => {}
+            Answer::Right | Answer::Many(_) | Answer::ThenEmpty(_) | Answer::NoOutput => {}
             Answer::WrongId => id = "another".into(),
             Answer::WrongDatatype => output.datatype = "INT32".into(),
             Answer::WrongShape => output.shape = vec![rows, 1, 1],
@@ -134,6 +164,15 @@ impl Double {
     }
 }
 
+/// Dropped before its end: the call was cancelled.
+struct Cancelled(Arc<State>);
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        self.0.cancelled.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 fn last(answer: &mut ModelInferResponse, last: bool) {
     let parameter = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(last)) };
     answer.parameters.insert("triton_final_response".into(), parameter);
@@ -151,8 +190,8 @@ impl GrpcInferenceService for Double {
         Ok(Response::new(ServerReadyResponse { ready: true }))
     }
 
-    async fn model_ready(&self, _: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
-        Ok(Response::new(ModelReadyResponse { ready: true }))
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        Ok(Response::new(ModelReadyResponse { ready: !self.state.away.lock().contains(&request.get_ref().name) }))
     }
 
     async fn server_metadata(
@@ -180,7 +219,12 @@ impl GrpcInferenceService for Double {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        if message.id != "warm-up" {
+        if message.id == "warm-up" {
+            self.state.warm_ups.fetch_add(1, Ordering::SeqCst);
+            let cancelled = Cancelled(Arc::clone(&self.state));
+            let _ = self.state.cold.subscribe().wait_for(|cold| !cold.contains(&message.model_name)).await;
+            std::mem::forget(cancelled);
+        } else {
             self.state.calls.fetch_add(1, Ordering::SeqCst);
             *self.state.last.lock() = Some((metadata, message.clone()));
         }
@@ -192,11 +236,17 @@ impl GrpcInferenceService for Double {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let (answers, stream) = tokio::sync::mpsc::channel(8);
-        let (mut requests, double) = (request.into_inner(), self.clone());
+        let (metadata, _, mut requests) = request.into_parts();
+        let double = self.clone();
         tokio::spawn(async move {
             while let Ok(Some(message)) = requests.message().await {
                 double.state.calls.fetch_add(1, Ordering::SeqCst);
-                let times = if let Answer::Many(times) = *double.state.answer.lock() { times } else { 1 };
+                *double.state.last.lock() = Some((metadata.clone(), message.clone()));
+                let (times, then_empty) = match *double.state.answer.lock() {
+                    Answer::Many(times) => (times, false),
+                    Answer::ThenEmpty(times) => (times + 1, true),
+                    _ => (1, false),
+                };
                 for time in 1..=times {
                     let answer = tokio::select! {
                         answer = double.answer(&message) => answer,
@@ -204,6 +254,10 @@ impl GrpcInferenceService for Double {
                     };
                     let answer = match answer {
                         Ok(mut answer) => {
+                            if then_empty && time == times {
+                                answer.outputs.clear();
+                                answer.raw_output_contents.clear();
+                            }
                             last(&mut answer, time == times);
                             ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer) }
                         }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,15 @@ use spillway_proto::inference::grpc_inference_service_client::GrpcInferenceServi
 use spillway_proto::inference::{ModelInferResponse, ServerReadyRequest, infer_parameter::ParameterChoice};
 use spillway_runtime::authority::{Authority, LeafRequest};
 use spillway_runtime::drain::Drain;
+use spillway_runtime::file::write_atomic;
 use spillway_runtime::tls::{Workload, install_provider};
+use spillway_runtime::upstream::Upstream;
 use spillway_runtime::{settings, snapshot};
 use spillway_sidecar::sidecar::Addresses;
 use spillway_sidecar::{Sidecar, SidecarSettings};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 pub type Client = GrpcInferenceServiceClient<Channel>;
@@ -113,9 +118,36 @@ impl Pod {
 
     /// A connection of whoever the id names.
     pub async fn connect(&self, id: &str) -> Channel {
+        connect(&self.workload(&self.authority, id), self.addresses.grpc).await
+    }
+
+    /// A connection of whoever the id names by the word of another authority.
+    pub async fn connect_from(&self, authority: &Authority, id: &str) -> Channel {
+        connect(&self.workload(authority, id), self.addresses.grpc).await
+    }
+
+    /// A gateway's own client.
+    pub fn upstream(&self) -> Upstream {
+        Upstream::new(self.workload(&self.authority, GATEWAY), self.addresses.grpc, own())
+    }
+
+    /// The bytes of a connection of whoever the id names, for who speaks HTTP/2 by hand.
+    pub async fn raw(&self, id: &str) -> TlsStream<TcpStream> {
+        handshake(self.workload(&self.authority, id).client_config(own()), self.addresses.grpc).await.unwrap()
+    }
+
+    fn workload(&self, authority: &Authority, id: &str) -> Arc<Workload> {
         let folder = tempfile::tempdir().unwrap();
-        let identity = issue(&self.authority, id, folder.path());
-        connect(&Workload::load(&identity).unwrap(), self.addresses.grpc).await
+        let request = LeafRequest::new(SpiffeId::parse(id).unwrap(), Duration::from_secs(3_600));
+        let leaf = authority.issue(&request).unwrap();
+        Workload::load(&leaf.save_workload(folder.path(), self.authority.trust_bundle()).unwrap()).unwrap()
+    }
+
+    /// Has the sidecar trust its own authority and these others.
+    pub fn trust(&self, others: &[&Authority]) {
+        let mut bundle = self.authority.trust_bundle().to_owned();
+        others.iter().for_each(|other| bundle.push_str(other.trust_bundle()));
+        write_atomic(&self.folder.path().join("own/trust-bundle.pem"), bundle.as_bytes(), 0o644).unwrap();
     }
 
     pub async fn gateway(&self) -> Client {
@@ -197,16 +229,22 @@ fn issue(authority: &Authority, id: &str, folder: &Path) -> spillway_runtime::tl
     authority.issue(&request).unwrap().save_workload(folder, authority.trust_bundle()).unwrap()
 }
 
-async fn connect(workload: &Arc<Workload>, address: std::net::SocketAddr) -> Channel {
-    let config = workload.client_config(SpiffeId::parse(OWN).unwrap());
+fn own() -> SpiffeId {
+    SpiffeId::parse(OWN).unwrap()
+}
+
+async fn handshake(config: Arc<ClientConfig>, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = tokio_rustls::rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    tokio_rustls::TlsConnector::from(config).connect(name, stream).await
+}
+
+async fn connect(workload: &Arc<Workload>, address: SocketAddr) -> Channel {
+    let config = workload.client_config(own());
     let connector = tower::service_fn(move |_: Uri| {
-        let config = Arc::clone(&config);
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let name = tokio_rustls::rustls::pki_types::ServerName::try_from("localhost").unwrap();
-            Ok::<_, std::io::Error>(TokioIo::new(tokio_rustls::TlsConnector::from(config).connect(name, stream).await?))
-        }
+        let handshake = handshake(Arc::clone(&config), address);
+        async move { Ok::<_, std::io::Error>(TokioIo::new(handshake.await?)) }
     });
     Endpoint::from_static("http://sidecar").connect_with_connector(connector).await.unwrap()
 }

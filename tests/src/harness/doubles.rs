@@ -45,7 +45,10 @@ pub struct Seen {
     pub rows: usize,
 }
 
-/// A model server for `phishing` that knows the scores of the expected cases.
+/// A model of the double that answers its BF16 input `x`: Triton's python backend cannot carry this datatype.
+pub const ECHO_BF16: &str = "echo-bf16";
+
+/// A model server for `phishing` that knows the scores of the expected cases, and for [`ECHO_BF16`].
 pub struct TritonDouble {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -94,6 +97,23 @@ impl Shared {
     }
 }
 
+fn echo(request: ModelInferRequest) -> ModelInferResponse {
+    let outputs = request.inputs.into_iter().map(|input| InferOutputTensor {
+        name: input.name,
+        datatype: input.datatype,
+        shape: input.shape,
+        ..InferOutputTensor::default()
+    });
+    ModelInferResponse {
+        model_name: request.model_name,
+        model_version: "1".into(),
+        id: request.id,
+        outputs: outputs.collect(),
+        raw_output_contents: request.raw_input_contents,
+        ..ModelInferResponse::default()
+    }
+}
+
 type Answers = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -128,19 +148,24 @@ impl GrpcInferenceService for Shared {
             datatype: "FP32".into(),
             shape: vec![-1, i64::try_from(width).expect("a width")],
         };
-        Ok(Response::new(ModelMetadataResponse {
-            name: request.into_inner().name,
-            versions: vec!["1".into()],
-            platform: "double".into(),
-            inputs: vec![tensor("features", FEATURES)],
-            outputs: vec![tensor("score", 1)],
-        }))
+        let name = request.into_inner().name;
+        let (inputs, outputs) = if name == ECHO_BF16 {
+            let x = TensorMetadata { name: "x".into(), datatype: "BF16".into(), shape: vec![-1] };
+            (vec![x.clone()], vec![x])
+        } else {
+            (vec![tensor("features", FEATURES)], vec![tensor("score", 1)])
+        };
+        let (versions, platform) = (vec!["1".into()], "double".into());
+        Ok(Response::new(ModelMetadataResponse { name, versions, platform, inputs, outputs }))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let text = |name| request.metadata().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (traceparent, grpc_timeout) = (text("traceparent"), text("grpc-timeout"));
         let request = request.into_inner();
+        if request.model_name == ECHO_BF16 {
+            return Ok(Response::new(echo(request)));
+        }
         let raw = request.raw_input_contents.first().cloned().unwrap_or_default();
         let mut scores: Vec<f32> = raw.chunks_exact(FEATURES * 4).map(|row| self.score(row)).collect();
         self.seen.lock().push(Seen { traceparent, grpc_timeout, rows: scores.len() });

@@ -8,13 +8,16 @@
 //! * [`servers`]: Redis, Cassandra and Triton.
 //! * [`region`]: authority, resources, sidecars and gateway of one region.
 //! * [`client`]: calls over mTLS, h1 and h2; [`grpc`] on top of them.
+//! * [`unmodified`]: tritonclient, curl and grpcurl.
 //! * [`raw`], [`h2_frames`]: bytes that no client would send.
 //! * [`inference`]: the requests of the phishing model and what must come back.
 //! * [`metrics`]: what the admin port says.
 //! * [`load`]: steady calls, and what they met.
 //! * [`relay`], [`doubles`]: a slow link, a wrong Triton, a pod that listens.
+//! * [`collector`]: takes spans over OTLP.
 
 pub mod client;
+pub mod collector;
 pub mod doubles;
 pub mod grpc;
 pub mod h2_frames;
@@ -28,6 +31,7 @@ pub mod region;
 pub mod relay;
 pub mod run_folder;
 pub mod servers;
+pub mod unmodified;
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::super::{Datatype, InferRequest, InvalidRequest, Limits, Parameter, Parameters, RequestedOutput, Tensor};
+use super::super::{
+    Datatype, InferRequest, InvalidRequest, Limits, Parameter, Parameters, RawBytes, RequestedOutput, Tensor,
+};
 use super::data;
 use super::scanner::Scanner;
 
@@ -44,6 +46,7 @@ pub fn decode_request(
     let mut request = InferRequest { model: model.to_owned(), version: version.to_owned(), ..InferRequest::default() };
     let mut binary = Binary { rest: body.slice(head..), declared: 0, given: (body.len() - head) as u64 };
     let mut scanner = Scanner::new(text, limits);
+    let mut raw = RawBytes::within(limits);
     scanner.object(|scanner, key| match key {
         "id" if scanner.null() => Ok(()),
         "id" => {
@@ -58,7 +61,9 @@ pub fn decode_request(
             if index == limits.tensors {
                 return Err(InvalidRequest::Limit { what: "inputs", limit: limits.tensors });
             }
-            request.inputs.push(read_input(scanner, &mut binary, limits)?);
+            let input = read_input(scanner, &mut binary, limits)?;
+            raw.add(&input)?;
+            request.inputs.push(input);
             Ok(())
         }),
         "outputs" if scanner.null() => Ok(()),

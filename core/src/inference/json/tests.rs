@@ -355,6 +355,22 @@ fn limits_hold() {
 }
 
 #[test]
+fn t25_tensors_that_are_small_as_text_and_large_as_bytes_are_added_up() {
+    let limits = Limits { body: 400, tensor: 160, ..Limits::default() };
+    let of = |count: usize| {
+        // 40 bytes of text, 160 of FP64.
+        let data = ["1"; 20].join(",");
+        let input = |index| format!(r#"{{"name":"{index}","datatype":"FP64","shape":[20],"data":[{data}]}}"#);
+        let inputs: Vec<String> = (0..count).map(input).collect();
+        let json = format!(r#"{{"inputs":[{}]}}"#, inputs.join(","));
+        assert!(json.len() <= limits.body);
+        decode_request(json.into(), None, "m", "", &limits)
+    };
+    assert!(of(2).is_ok());
+    refused(of(3), "body-too-large");
+}
+
+#[test]
 fn answers_are_written_as_triton_does() {
     let mut response = InferResponse {
         model: "m".into(),

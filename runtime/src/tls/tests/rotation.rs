@@ -8,6 +8,8 @@ use crate::drain::Drain;
 use crate::file::write_atomic;
 use crate::telemetry::Metrics;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 #[tokio::test]
 async fn t49_a_new_pair_is_taken_and_open_connections_go_on() {
     let domain = Domain::create();
@@ -78,6 +80,22 @@ async fn a_pair_that_is_renamed_slowly_is_no_refusal() {
     assert!(!metrics.encode().unwrap().contains("outcome=\"refused\""));
     drain.stop();
     watch.await.unwrap();
+}
+
+#[test]
+fn a_leaf_that_comes_too_early_is_refused_once_and_taken_when_its_time_comes() {
+    let domain = Domain::create();
+    let settings = domain.settings(GATEWAY, None);
+    let gateway = Workload::load(&settings).unwrap();
+    let now = SystemTime::now();
+    let request = LeafRequest { not_before: now + 30 * SECOND, ..LeafRequest::new(id(GATEWAY), HOUR) };
+    domain.authority.issue(&request).unwrap().save(&settings.certificate, &settings.key).unwrap();
+    let early = gateway.reload_at(now).unwrap_err();
+    assert!(matches!(early, IdentityError::Certificate(PeerError::NotYetValid)), "{early}");
+    assert!(!gateway.reload_at(now + 10 * SECOND).unwrap(), "refused once");
+    assert!(gateway.reload_at(now + 31 * SECOND).unwrap());
+    assert_eq!(gateway.generation(), 2);
+    assert!(!gateway.reload_at(now + 32 * SECOND).unwrap());
 }
 
 #[tokio::test]
