@@ -1,42 +1,37 @@
 //! Certificates and roots change under load.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use spillway_core::identity::TrustDomain;
-use spillway_runtime::authority::Authority;
+use spillway_runtime::authority::{Authority, LeafRequest};
+use spillway_runtime::tls::{IdentitySettings, Workload};
 use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::inference::{INFER, cases, entity, scores};
 use spillway_tests::harness::load::{Load, failures};
 use spillway_tests::harness::metrics::Metrics;
-use spillway_tests::harness::region::{Region, TRUST_DOMAIN};
+use spillway_tests::harness::process::{spillway, spillway_ok};
+use spillway_tests::harness::region::{Region, TRUST_DOMAIN, id, text};
+use spillway_tests::harness::run_folder::RunFolder;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const MINUTE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(10);
+const WORKLOADS: [(&str, &str); 3] = [
+    ("gateway-0", "region/eu-west/gateway/gateway-0"),
+    ("pod-0", "region/eu-west/sidecar/scorers/pod-0"),
+    ("pod-1", "region/eu-west/sidecar/scorers/pod-1"),
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t49_certificates_are_renewed_under_load_without_a_failure() {
     let mut region = Region::new("identity-rotation");
     region.start().await;
     let client = region.client("acme");
-    let all = cases();
-    let entities: Vec<String> = all.iter().map(|case| case.entity.clone()).collect();
-    let start = |protocol| {
-        let (entities, all) = (entities.clone(), all.clone());
-        let make =
-            move |client: &Client, number: usize| client.json(INFER, &entity(&entities[number % entities.len()]));
-        Load::start(&client, protocol, 4, Duration::from_millis(2), make, move |number, answer| {
-            if answer.status != 200 {
-                return Err(format!("{} {}", answer.status, answer.error_code()));
-            }
-            let (found, expected) = (scores(answer)[0], all[number % all.len()].score);
-            if (found - expected).abs() <= 1e-5 { Ok(()) } else { Err(format!("{found} for {expected}")) }
-        })
-    };
     // Open connections, and new ones all the time.
-    let (h1, h2) = (start(Protocol::H1), start(Protocol::H2));
+    let (h1, h2) = (right_predictions(&client, Protocol::H1), right_predictions(&client, Protocol::H2));
     let fresh = tokio::spawn({
         let client = client.clone();
         async move {
@@ -50,17 +45,12 @@ async fn t49_certificates_are_renewed_under_load_without_a_failure() {
             failed
         }
     });
-    let workloads = [
-        ("gateway-0", "region/eu-west/gateway/gateway-0"),
-        ("pod-0", "region/eu-west/sidecar/scorers/pod-0"),
-        ("pod-1", "region/eu-west/sidecar/scorers/pod-1"),
-    ];
     const ROUNDS: u32 = 5;
     let admins: Vec<_> = std::iter::once(region.gateway()).chain(&region.sidecars).map(|one| one.admin).collect();
     let expiry = |admin| Metrics::of(admin).sum("spillway_identity_expiry_seconds", &[]);
     for round in 1..=ROUNDS {
         let before: Vec<f64> = admins.iter().map(|admin| expiry(*admin)).collect();
-        for (name, path) in workloads {
+        for (name, path) in WORKLOADS {
             region.issue(name, path, HOUR + MINUTE * round);
         }
         eventually("all three took their new certificates", SOON, async || {
@@ -76,6 +66,119 @@ async fn t49_certificates_are_renewed_under_load_without_a_failure() {
     let holds = record("path.rotation.failures", count as f64, "requests", Goal::AtMost(0.0));
     assert!(holds, "{failed:?} {fresh:?}");
     assert!(shots.len() > 200, "there was load: {}", shots.len());
+}
+
+/// The overlap that operators are told: trust both, issue by the new one, trust the new one alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t49_the_root_is_replaced_under_load_without_a_failure() {
+    let mut region = Region::new("identity-root");
+    region.start().await;
+    let next = Authority::create(TrustDomain::parse(TRUST_DOMAIN).expect("a trust domain")).expect("an authority");
+    let both = [region.authority.trust_bundle(), next.trust_bundle()].concat();
+    let admins: Vec<_> = std::iter::once(region.gateway()).chain(&region.sidecars).map(|one| one.admin).collect();
+    let reloads = |admin| Metrics::of(admin).sum("spillway_identity_reloads_total", &["outcome=\"accepted\""]);
+    let all_took = async |what: &str, before: &[f64]| {
+        eventually(what, SOON, async || {
+            admins.iter().zip(before).all(|(admin, before)| reloads(*admin) > *before).then_some(())
+        })
+        .await;
+    };
+    let counts = || admins.iter().map(|admin| reloads(*admin)).collect::<Vec<_>>();
+    let write_bundles = |bundle: &str| {
+        for (name, _) in WORKLOADS {
+            replace(&region.identity(name).trust_bundle, bundle);
+        }
+    };
+    // Clients come first: they must trust what they will meet.
+    let old = region.identity("acme");
+    replace(&old.trust_bundle, &both);
+    let old = Client::new(region.gateway().address, &old);
+    let of_old = [right_predictions(&old, Protocol::H1), right_predictions(&old, Protocol::H2)];
+
+    let before = counts();
+    write_bundles(&both);
+    all_took("all three trust both roots", &before).await;
+    for (name, path) in WORKLOADS {
+        let leaf = next.issue(&LeafRequest::new(id(path), HOUR + MINUTE).dialled_locally()).expect("a leaf");
+        let files = region.identity(name);
+        leaf.save(&files.certificate, &files.key).expect("they are written");
+    }
+    let issued = |admin| Metrics::of(admin).sum("spillway_identity_expiry_seconds", &[]);
+    let longer = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let longer = (longer + HOUR + MINUTE / 2).as_secs_f64();
+    eventually("all three have leaves of the new root", SOON, async || {
+        admins.iter().all(|admin| issued(*admin) > longer).then_some(())
+    })
+    .await;
+    let identity = region.issue_by(&next, "renewed", "tenant/acme/client/renewed", HOUR);
+    replace(&identity.trust_bundle, &both);
+    let new = Client::new(region.gateway().address, &identity);
+    let of_new = [right_predictions(&new, Protocol::H1), right_predictions(&new, Protocol::H2)];
+    let mut shots = Vec::new();
+    for load in of_old {
+        shots.extend(load.stop().await);
+    }
+
+    let before = counts();
+    write_bundles(next.trust_bundle());
+    all_took("all three trust the new root alone", &before).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for load in of_new {
+        shots.extend(load.stop().await);
+    }
+    let failed = failures(&shots);
+    record("path.root_rotation.requests", shots.len() as f64, "requests", Goal::None);
+    let holds = record("path.root_rotation.failures", failed.len() as f64, "requests", Goal::AtMost(0.0));
+    assert!(holds, "{failed:?}");
+    assert!(old.get("/v2/health/live").await.is_err(), "the old root is trusted by nobody");
+}
+
+/// What `spillway pki` writes is what a process starts from.
+#[test]
+fn certificates_of_the_command_line_are_identities_and_an_authority_is_never_overwritten() {
+    let folder = RunFolder::new("identity-pki");
+    let dir = text(&folder).to_owned() + "/pki";
+    spillway_ok(&["pki", "init", &dir, "--trust-domain", "example.test"]);
+    let again = spillway(&["pki", "init", &dir]);
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("already"), "{again:?}");
+    let id = "spiffe://example.test/region/eu/gateway/gw-1";
+    let printed =
+        spillway_ok(&["pki", "issue", &dir, id, "--dial", "api.example.test", "--dial", "127.0.0.1", "--life", "1h"]);
+    let files: Vec<&str> = printed.lines().collect();
+    assert_eq!(files, [format!("{dir}/gw-1.pem"), format!("{dir}/gw-1.key")]);
+    spillway_runtime::tls::install_provider();
+    let settings = IdentitySettings {
+        certificate: files[0].into(),
+        key: files[1].into(),
+        trust_bundle: format!("{dir}/trust-bundle.pem").into(),
+    };
+    let workload = Workload::load(&settings).expect("a workload's files");
+    assert_eq!(workload.id().to_string(), id);
+    let key = std::fs::metadata(files[1]).expect("the key").permissions().mode();
+    assert_eq!(key & 0o077, 0, "the key is its owner's alone");
+    for (arguments, problem) in [
+        (["pki", "issue", &dir, "spiffe://example.test/region/eu"], "spiffe://example.test/region/eu"),
+        (["pki", "issue", &dir, "spiffe://other.test/region/eu/gateway/gw-1"], "other.test"),
+        (["pki", "issue", "nowhere", id], "nowhere"),
+    ] {
+        let refused = spillway(&arguments);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains(problem), "{arguments:?}: {said}");
+    }
+}
+
+/// Calls that go on, each judged by the score that belongs to its entity.
+fn right_predictions(client: &Client, protocol: Protocol) -> Load {
+    let all = cases();
+    let entities: Vec<String> = all.iter().map(|case| case.entity.clone()).collect();
+    let make = move |client: &Client, number: usize| client.json(INFER, &entity(&entities[number % entities.len()]));
+    Load::start(client, protocol, 4, Duration::from_millis(2), make, move |number, answer| {
+        if answer.status != 200 {
+            return Err(format!("{} {}", answer.status, answer.error_code()));
+        }
+        let (found, expected) = (scores(answer)[0], all[number % all.len()].score);
+        if (found - expected).abs() <= 1e-5 { Ok(()) } else { Err(format!("{found} for {expected}")) }
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
