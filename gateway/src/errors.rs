@@ -241,7 +241,7 @@ impl Refusal {
 }
 
 /// The `spillway-error` codes of sidecars, and what stands in for a code that is missing.
-const SIDECAR_CODES: [&str; 41] = [
+const SIDECAR_CODES: [&str; 42] = [
     "bad-model-answer",
     "binary-size-mismatch",
     "body-too-large",
@@ -283,6 +283,7 @@ const SIDECAR_CODES: [&str; 41] = [
     "unknown-tensor",
     "unknown-version",
     "unnamed-tensor",
+    "untrusted",
 ];
 
 /// A sidecar's code, as one of the list where it is one.

@@ -148,9 +148,10 @@ impl Stream<'_> {
             if open && waiting.is_none() && !self.leaving {
                 waiting = self.take(session, exchange).await?.map(|checked| checked.frame);
             }
-            if open && waiting.is_none() && (client_ended || self.leaving) {
+            let is_last = open && waiting.is_none() && (client_ended || self.leaving);
+            if let Some(sender) = call.sender.take_if(|_| is_last) {
                 // The pod may have ended first; its answer says so.
-                finish(call.sender.take()).await;
+                let _ = sender.finish().await;
             }
             let wants_more = pod.is_some() && waiting.is_none() && !client_ended && !self.leaving;
             let event = tokio::select! {
@@ -385,12 +386,6 @@ async fn offer(sender: &Option<OipSender>, waiting: &Option<Bytes>) -> Result<()
     match (sender, waiting) {
         (Some(sender), Some(frame)) => sender.send(frame.clone()).await,
         _ => std::future::pending().await,
-    }
-}
-
-async fn finish(sender: Option<OipSender>) {
-    if let Some(sender) = sender {
-        let _ = sender.finish().await;
     }
 }
 

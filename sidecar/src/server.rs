@@ -44,6 +44,9 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a call for so long gives its slot back, also one that never began to speak HTTP/2.
 /// Gateways ask for our health each second.
 const IDLE: Duration = Duration::from_secs(60);
+/// A refused peer reads why before its connection ends: a GOAWAY at the heels of an answer can overtake it
+/// within the peer's own process.
+const READ_WHY: Duration = Duration::from_secs(1);
 /// How long a connection that is to end may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Resets that we make, or that come before we accepted: more end the connection (CVE-2023-44487, CVE-2025-8671).
@@ -133,11 +136,15 @@ impl Guard {
             .serve_connection(TokioIo::new(accepted.stream), service);
         let mut connection = std::pin::pin!(connection);
         // How a connection ends is its peer's affair; what mattered of it was counted per call.
+        let refused = async {
+            unwelcome.notified().await;
+            tokio::time::sleep(READ_WHY).await;
+        };
         let unwelcome = tokio::select! {
             _ = connection.as_mut() => return,
             () = self.drain.draining() => false,
             () = calls.idle(IDLE) => false,
-            () = unwelcome.notified() => true,
+            () = refused => true,
         };
         connection.as_mut().graceful_shutdown();
         tokio::select! {

@@ -26,13 +26,13 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tonic::Status;
 
-use crate::turns::Turns;
 use crate::failure::{ERROR, Failure};
 use crate::inference::{Context, Inference, Prepared};
 use crate::metrics::Counted;
 use crate::model::triton::{FINAL, WANTS_EMPTY_FINAL};
 use crate::model::{Call, ModelError, StreamAnswer, StreamRequest};
 use crate::record::{OK, Record};
+use crate::turns::Turns;
 
 /// Requests of one stream that may be without their last answer.
 const MOST_OPEN: usize = 64;
@@ -116,8 +116,7 @@ impl Session {
         let mut more = true;
         while more || !self.turns.is_empty() || !self.open.is_empty() {
             let room = self.open.len() + self.turns.len() < MOST_OPEN;
-            let next_deadline =
-                self.open.values().map(|open| open.prepared.deadline).chain(self.turns.next_deadline());
+            let next_deadline = self.open.values().map(|open| open.prepared.deadline).chain(self.turns.next_deadline());
             let next_deadline = next_deadline.min();
             let answers = self.answers.clone();
             let step = tokio::select! {

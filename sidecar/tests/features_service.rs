@@ -44,7 +44,7 @@ impl Region {
         sidecar.until_well().await;
         let snapshot = Arc::new(sidecar.snapshot.clone());
         let service = FeatureService::new(sidecar.features.clone(), own, Arc::new(move || snapshot.clone()));
-        Self { service, sidecar, authority, workload: Workload::load(&identity).unwrap(), folder: folder }
+        Self { service, sidecar, authority, workload: Workload::load(&identity).unwrap(), folder }
     }
 
     /// A peer as the server's handshake verifies it.

@@ -286,11 +286,17 @@ async fn memory_stays_within_its_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings(sqlite(folder.path()), None);
     settings.memory.size = spillway_core::units::ByteSize(128 << 10);
+    let StoreSettings::Sqlite(store) = &mut settings.store else { panic!("sqlite") };
+    store.timeout = Duration::from_secs(10);
     let sidecar = Sidecar::open(&settings);
-    for batch in 0..4 {
-        let entities: Vec<String> = (0..1_000).map(|index| format!("entity-{batch}-{index}")).collect();
+    sidecar.until_well().await;
+    let entities: Vec<String> = (0..4_000).map(|index| format!("entity-{index}")).collect();
+    for entities in entities.chunks(1_000) {
         let events: Vec<Event> = entities.iter().map(|entity| event(entity, Some(1), now_us())).collect();
         sidecar.features.write(&sidecar.snapshot, &events).await.unwrap();
+    }
+    until_heard(&sidecar, 4_000).await;
+    for entities in entities.chunks(1_000) {
         let entities: Vec<&str> = entities.iter().map(String::as_str).collect();
         let lookup = sidecar.look(&["site"], &entities, Duration::from_secs(10)).await;
         assert_eq!(lookup.unavailable(), 0);

@@ -2,54 +2,17 @@
 
 mod support;
 
-use prost::Message;
 use spillway_core::inference::{Datatype, InferRequest, Parameters, Tensor};
 use spillway_runtime::telemetry::TraceParent;
 use spillway_sidecar::model::onnx::{Compute, LoadError, Onnx};
 use spillway_sidecar::model::{Backend, Call};
-use support::{manifest, name, soon};
-use tract_onnx::pb;
-
-/// An ONNX file whose output `y` is its input `x`, of this element type (ONNX `TensorProto.DataType`), `[any, 3]`.
-fn identity(datatype: i32) -> Vec<u8> {
-    use pb::tensor_shape_proto::{Dimension, dimension::Value as Size};
-    let fixed = Dimension { value: Some(Size::DimValue(3)), ..Dimension::default() };
-    let shape = pb::TensorShapeProto { dim: vec![Dimension::default(), fixed] };
-    let value = |name: &str| pb::ValueInfoProto {
-        name: name.into(),
-        r#type: Some(pb::TypeProto {
-            value: Some(pb::type_proto::Value::TensorType(pb::type_proto::Tensor {
-                elem_type: datatype,
-                shape: Some(shape.clone()),
-            })),
-            ..pb::TypeProto::default()
-        }),
-        ..pb::ValueInfoProto::default()
-    };
-    let node = pb::NodeProto {
-        input: vec!["x".into()],
-        output: vec!["y".into()],
-        name: "same".into(),
-        op_type: "Identity".into(),
-        ..pb::NodeProto::default()
-    };
-    let graph = pb::GraphProto {
-        name: "g".into(),
-        node: vec![node],
-        input: vec![value("x")],
-        output: vec![value("y")],
-        ..pb::GraphProto::default()
-    };
-    let opset = pb::OperatorSetIdProto { domain: String::new(), version: 17 };
-    pb::ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph), ..pb::ModelProto::default() }
-        .encode_to_vec()
-}
+use support::{identity, manifest, name, soon};
 
 async fn load(datatype: i32, manifest_datatype: Datatype) -> Result<Onnx, LoadError> {
     let folder = tempfile::tempdir().unwrap();
     let version = folder.path().join("same/1");
     std::fs::create_dir_all(&version).unwrap();
-    std::fs::write(version.join("model.onnx"), identity(datatype)).unwrap();
+    std::fs::write(version.join("model.onnx"), identity(datatype, 3, "x", "y")).unwrap();
     let manifest = manifest(|text| {
         text.replace(
             "name: features, datatype: FP32, shape: [-1, 9]",

@@ -153,11 +153,16 @@ async fn the_real_triton_answers_streams_hangs_dies_and_comes_back() {
     // A decoupled model: every answer of every request, an error in band, and the stream goes on.
     let sent = vec![request("tokens", vec![number("n", 3)]), request("tokens", vec![number("n", -2)])];
     let mut stream = gateway.model_stream_infer(futures_util::stream::iter(sent)).await.unwrap().into_inner();
-    let (mut tokens, mut errors) = (0, Vec::new());
+    let (mut tokens, mut ends, mut errors) = (0, 0, Vec::new());
     while let Some(message) = stream.message().await.unwrap() {
-        if message.error_message.is_empty() { tokens += 1 } else { errors.push(message) }
+        let outputs = message.infer_response.as_ref().unwrap().outputs.len();
+        match (message.error_message.is_empty(), outputs) {
+            (true, 1) => tokens += 1,
+            (true, _) => ends += 1,
+            (false, _) => errors.push(message),
+        }
     }
-    assert_eq!((tokens, errors.len()), (5, 1));
+    assert_eq!((tokens, ends, errors.len()), (5, 1, 1));
     assert_eq!(text_parameter(errors[0].infer_response.as_ref().unwrap(), "spillway-error"), Some("model-failed"));
 
     // The deadline is kept and reaches Triton as a cancellation.

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prost::Message;
 use spillway_core::inference::{Datatype, Parameters, Tensor};
 use spillway_core::resource::{self, Model, Resource, Spec};
 use spillway_core::units::Name;
+use tract_onnx::pb;
 
 pub const MODEL: &str = "phishing";
 
@@ -23,13 +25,53 @@ pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
-/// The folder of the dev model, as `models` in the sidecar's settings wants it: `<folder>/phishing/1/model.onnx`.
+/// A folder as `models` in the sidecar's settings wants it (`<folder>/<model>/1/model.onnx`): of the dev model, and of
+/// two whose scores are the features themselves.
 pub fn models() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let version = folder.path().join(MODEL).join("1");
-    std::fs::create_dir_all(&version).unwrap();
-    std::fs::copy(dev_model().join("1/model.onnx"), version.join("model.onnx")).unwrap();
+    let dev = std::fs::read(dev_model().join("1/model.onnx")).unwrap();
+    let same = identity(1, 9, "features", "score");
+    for (name, file) in [(MODEL, &dev), ("refusing", &same), ("defaulting", &same)] {
+        let version = folder.path().join(name).join("1");
+        std::fs::create_dir_all(&version).unwrap();
+        std::fs::write(version.join("model.onnx"), file).unwrap();
+    }
     folder
+}
+
+/// An ONNX file whose output is its input, `[any, columns]` of this element type (ONNX `TensorProto.DataType`).
+pub fn identity(datatype: i32, columns: i64, input: &str, output: &str) -> Vec<u8> {
+    use pb::tensor_shape_proto::{Dimension, dimension::Value as Size};
+    let fixed = Dimension { value: Some(Size::DimValue(columns)), ..Dimension::default() };
+    let shape = pb::TensorShapeProto { dim: vec![Dimension::default(), fixed] };
+    let value = |name: &str| pb::ValueInfoProto {
+        name: name.into(),
+        r#type: Some(pb::TypeProto {
+            value: Some(pb::type_proto::Value::TensorType(pb::type_proto::Tensor {
+                elem_type: datatype,
+                shape: Some(shape.clone()),
+            })),
+            ..pb::TypeProto::default()
+        }),
+        ..pb::ValueInfoProto::default()
+    };
+    let node = pb::NodeProto {
+        input: vec![input.into()],
+        output: vec![output.into()],
+        name: "same".into(),
+        op_type: "Identity".into(),
+        ..pb::NodeProto::default()
+    };
+    let graph = pb::GraphProto {
+        name: "g".into(),
+        node: vec![node],
+        input: vec![value(input)],
+        output: vec![value(output)],
+        ..pb::GraphProto::default()
+    };
+    let opset = pb::OperatorSetIdProto { domain: String::new(), version: 17 };
+    pb::ModelProto { ir_version: 8, opset_import: vec![opset], graph: Some(graph), ..pb::ModelProto::default() }
+        .encode_to_vec()
 }
 
 fn dev_model() -> PathBuf {

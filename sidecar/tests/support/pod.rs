@@ -88,7 +88,8 @@ fn seal(folder: &Path, yaml: &str, version: u64) {
 }
 
 impl Pod {
-    /// Starts a sidecar; `more` is more of its settings.
+    /// Starts a sidecar; `more` is more of its settings, in which `FOLDER` is the pod's. Features are in SQLite unless
+    /// it says otherwise.
     pub async fn start(resources: &str, more: &str) -> Self {
         install_provider();
         let folder = tempfile::tempdir().unwrap();
@@ -97,10 +98,12 @@ impl Pod {
         issue(&authority, OWN, &folder.path().join("own"));
         seal(folder.path(), resources, 1);
         let (at, own) = (folder.path().display(), folder.path().join("own"));
+        let features = if more.contains("features:") { "" } else { "features: {sqlite: FOLDER/features.db}\n" };
+        let more = format!("{features}{more}").replace("FOLDER", &at.to_string());
         let text = format!(
             "region: eu\npool: scorers\npod: pod-0\nlisten: 127.0.0.1:0\nsnapshot: {at}/snapshot.bin\nmodels: {}\n\
              identity: {{certificate: {own}/certificate.pem, key: {own}/key.pem, trustBundle: {own}/trust-bundle.pem}}\n\
-             accessLog: {at}/access.log\ndrainTimeout: 5s\nfeatures: {{sqlite: {at}/features.db}}\n{more}",
+             accessLog: {at}/access.log\ndrainTimeout: 5s\n{more}",
             models.path().display(),
             own = own.display(),
         );
@@ -207,7 +210,7 @@ impl Pod {
     }
 
     pub async fn assert_metric(&self, line: &str) {
-        for _ in 0..50 {
+        for _ in 0..200 {
             if self.metrics().await.contains(line) {
                 return;
             }
