@@ -167,7 +167,7 @@ impl Session {
         }
         // It may have waited for those before it, and its client for room in the answers.
         self.expire().await?;
-        while let Some((prepared, record)) = self.turns.next() {
+        while let Some((prepared, record)) = self.turns.take() {
             self.send_on(prepared, record).await?;
         }
         Ok(())

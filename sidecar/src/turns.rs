@@ -50,7 +50,7 @@ impl<T> Turns<T> {
     }
 
     /// The first of the line, if it is ready.
-    pub fn next(&mut self) -> Option<T> {
+    pub fn take(&mut self) -> Option<T> {
         let ready = self.line.front_mut()?.1.take()?;
         self.line.pop_front();
         Some(ready.request)
@@ -58,12 +58,14 @@ impl<T> Turns<T> {
 
     /// Takes out those that are ready and would go on too late.
     pub fn expired(&mut self, now: Instant) -> Vec<T> {
-        let (late, line) = std::mem::take(&mut self.line)
-            .into_iter()
-            .partition(|(_, place)| place.as_ref().is_some_and(|ready| ready.deadline <= now));
-        self.line = line;
-        let late: VecDeque<(u64, Option<Ready<T>>)> = late;
-        late.into_iter().filter_map(|(_, place)| Some(place?.request)).collect()
+        let mut late = Vec::new();
+        self.line.retain_mut(|(_, place)| {
+            let expired = place.take_if(|ready| ready.deadline <= now);
+            let stays = expired.is_none();
+            late.extend(expired.map(|ready| ready.request));
+            stays
+        });
+        late
     }
 
     /// When the first of those that are ready expires.
@@ -83,11 +85,11 @@ mod tests {
         (0..4).for_each(|number| turns.came(number));
         turns.ready(2, "two", later);
         turns.ready(1, "one", later);
-        assert_eq!(turns.next(), None, "the first is not ready");
+        assert_eq!(turns.take(), None, "the first is not ready");
         turns.gone(0);
-        assert_eq!((turns.next(), turns.next(), turns.next()), (Some("one"), Some("two"), None));
+        assert_eq!((turns.take(), turns.take(), turns.take()), (Some("one"), Some("two"), None));
         turns.ready(3, "three", later);
-        assert_eq!((turns.next(), turns.len()), (Some("three"), 0));
+        assert_eq!((turns.take(), turns.len()), (Some("three"), 0));
     }
 
     #[test]
@@ -103,6 +105,6 @@ mod tests {
         assert_eq!(turns.expired(at(3)), ["two"]);
         assert_eq!((turns.next_deadline(), turns.len()), (Some(at(5)), 2));
         turns.gone(0);
-        assert_eq!(turns.next(), Some("one"));
+        assert_eq!(turns.take(), Some("one"));
     }
 }

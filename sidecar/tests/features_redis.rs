@@ -12,6 +12,13 @@ use spillway_sidecar::features::*;
 
 const SECOND: i64 = 1_000_000;
 
+/// Each write is heard of twice, from Redis and from the file, also by who wrote: after that nothing is
+/// dropped any more.
+async fn until_heard(sidecar: &Sidecar, writes: u64) {
+    let heard = || sidecar.metric("invalidations_total{kind=\"heard\"}");
+    eventually("the writes are heard of", async || heard() == 2 * writes).await;
+}
+
 async fn tiers_and_invalidation(mode: &str) {
     let region = Region::start(mode);
     let (writer, reader) = (region.sidecar().await, region.sidecar().await);
@@ -235,10 +242,10 @@ async fn a_hundred_look_ups_of_one_row_are_one_question_to_redis() {
     let region = Region::start("plain");
     let (sidecar, link) = region.linked().await;
     sidecar.put("a", 1, now_us()).await.unwrap();
-    // It also hears of its own write: who asks after that begins anew.
-    eventually("it is heard", async || sidecar.metric("invalidations_total{kind=\"heard\"}") == 1).await;
+    until_heard(&sidecar, 1).await;
     link.delay(Duration::from_millis(40));
     let before = region.calls("mget");
+    assert_eq!(sidecar.metric("flights_total{outcome=\"shared\"}"), 0);
     let found = join_all((0..100).map(|_| sidecar.site("a"))).await;
     assert!(found.iter().all(|found| sidecar.hits(found) == Some(1)));
     assert_eq!(region.calls("mget") - before, 1);
@@ -284,7 +291,7 @@ async fn the_end_of_freshness_is_the_same_in_every_tier() {
     writer.put("a", 1, event_us).await.unwrap();
     writer.put("b", 1, event_us).await.unwrap();
     region.meddle("b", |key| words(&["del", key]));
-    reader.until_well().await;
+    until_heard(&reader, 2).await;
     let found = [reader.site("b").await, reader.site("a").await, reader.site("a").await];
     for (found, tier) in found.iter().zip([Tier::L3, Tier::L2, Tier::L1]) {
         let Found::Present(present) = found else { panic!("{found:?}") };
