@@ -9,7 +9,7 @@ mod requests;
 use std::time::Duration;
 
 use spillway_tests::harness::client::Client;
-use spillway_tests::harness::inference::{assert_scores, cases, entity, scores};
+use spillway_tests::harness::inference::{INFER, assert_scores, cases, entity, scores};
 use spillway_tests::harness::region::Region;
 
 pub const SILENCE: Duration = Duration::from_millis(800);
