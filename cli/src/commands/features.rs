@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use spillway_proto::feature::feature_service_client::FeatureServiceClient;
-use spillway_proto::feature::{PutRequest, Rejection, Row};
+use spillway_proto::feature::{PutRequest, PutResponse, Row};
 use spillway_runtime::file::write_atomic;
 use tonic::transport::Channel;
 
@@ -64,14 +64,36 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Action::Load { load, target } = &arguments.action;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(load.run(&target.connection()?))?;
-    eprintln!("{} rows written, {} refused", outcome.written, outcome.refused);
+    eprintln!("{outcome}");
     Ok(if outcome.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-#[derive(Clone, Copy, Default)]
+/// What became of the rows of a file, an earlier load that was cut off included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
+    /// Rows that the store holds now, or holds a later event of.
     pub written: u64,
+    /// Rows past the group's `retainFor`: there was nothing to keep.
+    pub expired: u64,
     pub refused: u64,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} rows written, {} refused", self.written, self.refused)?;
+        if self.expired > 0 {
+            write!(f, ", {} not kept: past the group's retainFor", self.expired)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::ops::AddAssign for Outcome {
+    fn add_assign(&mut self, other: Self) {
+        self.written += other.written;
+        self.expired += other.expired;
+        self.refused += other.refused;
+    }
 }
 
 impl Load {
@@ -81,15 +103,15 @@ impl Load {
             std::fs::File::open(&self.file).with_context(|| format!("cannot open {}", self.file.display()))?;
         let size = file.metadata()?.len();
         let progress = Progress::of(self, size)?;
-        let from = if self.restart { Position::default() } else { progress.read()? };
+        let (from, outcome) = if self.restart { Default::default() } else { progress.read()? };
         let header = format.header(&mut BufReader::new(&file))?;
         file.seek(std::io::SeekFrom::Start(from.byte.max(header.bytes)))?;
         if from.byte > 0 {
-            eprintln!("going on after line {} of an earlier load (--restart begins anew)", from.line);
+            eprintln!("going on after line {} of an earlier load (--restart begins anew): {outcome}", from.line);
         }
         let client = FeatureServiceClient::new(sidecar.connect().await?);
         let mut reader = Reader::new(BufReader::new(file), header, from, self.group.clone(), self.tenant.clone());
-        self.send_all(&mut reader, client, &progress, size).await
+        self.send_all(&mut reader, client, &progress, outcome, size).await
     }
 
     async fn send_all(
@@ -97,11 +119,11 @@ impl Load {
         reader: &mut Reader<impl BufRead>,
         mut client: FeatureServiceClient<Channel>,
         progress: &Progress,
+        mut outcome: Outcome,
         size: u64,
     ) -> Result<Outcome> {
         let bar = ProgressBar::new(size);
         bar.set_style(ProgressStyle::with_template("{bar:40} {percent:>3} %  {bytes_per_sec}  {msg}")?);
-        let mut outcome = Outcome::default();
         loop {
             let mut batch = Vec::with_capacity(self.batch.into());
             while batch.len() < self.batch.into()
@@ -118,12 +140,11 @@ impl Load {
             if batch.is_empty() {
                 break;
             }
-            let refused = put(&mut client, &mut batch, |line, reason| {
+            let of_batch = put(&mut client, batch, |line, reason| {
                 bar.suspend(|| eprintln!("{}:{line}: {reason}", self.file.display()));
             });
-            outcome.refused += refused.await?;
-            outcome.written += batch.len() as u64;
-            progress.write(reader.position())?;
+            outcome += of_batch.await?;
+            progress.write(reader.position(), &outcome)?;
             bar.set_position(reader.position().byte);
             bar.set_message(format!("{} rows", outcome.written));
         }
@@ -136,14 +157,16 @@ impl Load {
 /// Writes a batch; rows that the service refuses are taken out and the others sent again.
 async fn put(
     client: &mut FeatureServiceClient<Channel>,
-    batch: &mut Vec<Numbered<Row>>,
+    mut batch: Vec<Numbered<Row>>,
     mut tell: impl FnMut(u64, &str),
-) -> Result<u64> {
-    let mut refused = 0;
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
     while !batch.is_empty() {
         let rows: Vec<Row> = batch.iter().map(|row| row.row.clone()).collect();
-        let rejections = put_patiently(client, PutRequest { rows }).await?;
+        let PutResponse { written, rejections } = put_patiently(client, PutRequest { rows }).await?;
         if rejections.is_empty() {
+            outcome.written = written.into();
+            outcome.expired = (batch.len() as u64).saturating_sub(outcome.written);
             break;
         }
         let mut indexes: Vec<usize> = Vec::new();
@@ -155,21 +178,21 @@ async fn put(
         }
         indexes.sort_unstable();
         indexes.dedup();
-        refused += indexes.len() as u64;
+        outcome.refused += indexes.len() as u64;
         for index in indexes.into_iter().rev() {
             batch.remove(index);
         }
     }
-    Ok(refused)
+    Ok(outcome)
 }
 
 /// One request, again and again for a while where the store cannot be reached: writes are idempotent.
-async fn put_patiently(client: &mut FeatureServiceClient<Channel>, request: PutRequest) -> Result<Vec<Rejection>> {
+async fn put_patiently(client: &mut FeatureServiceClient<Channel>, request: PutRequest) -> Result<PutResponse> {
     let began = Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
         match client.put(request.clone()).await {
-            Ok(answer) => return Ok(answer.into_inner().rejections),
+            Ok(answer) => return Ok(answer.into_inner()),
             Err(status) if status.code() == tonic::Code::Unavailable && began.elapsed() < PATIENCE => {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(2));
@@ -186,7 +209,7 @@ pub struct Position {
     pub line: u64,
 }
 
-/// The file beside the loaded one that says how far a load came. It holds only for the same group,
+/// The file beside the loaded one that says how far a load came, and what became of the rows until there. It holds only for the same group,
 /// tenant and file length and time of change.
 struct Progress {
     path: PathBuf,
@@ -201,21 +224,25 @@ impl Progress {
         Ok(Self { path: path.into(), key: format!("{}/{}/{size}/{changed}", load.group, load.tenant) })
     }
 
-    fn read(&self) -> Result<Position> {
+    fn read(&self) -> Result<(Position, Outcome)> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Position::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.path.display())),
         };
         let fields: Vec<&str> = text.split_whitespace().collect();
         Ok(match fields[..] {
-            [key, byte, line] if key == self.key => Position { byte: byte.parse()?, line: line.parse()? },
-            _ => Position::default(),
+            [key, byte, line, written, expired, refused] if key == self.key => (
+                Position { byte: byte.parse()?, line: line.parse()? },
+                Outcome { written: written.parse()?, expired: expired.parse()?, refused: refused.parse()? },
+            ),
+            _ => Default::default(),
         })
     }
 
-    fn write(&self, at: Position) -> Result<()> {
-        let text = format!("{} {} {}\n", self.key, at.byte, at.line);
+    fn write(&self, at: Position, outcome: &Outcome) -> Result<()> {
+        let Outcome { written, expired, refused } = outcome;
+        let text = format!("{} {} {} {written} {expired} {refused}\n", self.key, at.byte, at.line);
         write_atomic(&self.path, text.as_bytes(), 0o644)
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
