@@ -13,10 +13,10 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use spillway_core::inference::json;
 
-use crate::connection::WRITE_TIME;
+use crate::downstream::connection::WRITE_TIME;
 use crate::errors::Refusal;
 use crate::exchange::{Exchange, Protocol};
-use crate::head::REQUEST_ID;
+use crate::request::head::REQUEST_ID;
 
 pub const ERROR: HeaderName = HeaderName::from_static("spillway-error");
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

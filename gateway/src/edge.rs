@@ -17,14 +17,15 @@ use spillway_core::policy::{Principal, principal};
 use spillway_runtime::telemetry::TraceParent;
 
 use crate::answer::{self, Reply};
-use crate::connection::caller;
+use crate::downstream::connection::caller;
 use crate::errors::Refusal;
 use crate::exchange::{Exchange, Protocol};
-use crate::fleet::Fleet;
-use crate::gateway::Shared;
-use crate::head::Head;
-use crate::route::{GrpcMethod, Route, route};
-use crate::{body, infer, local, stream};
+use crate::pods::fleet::Fleet;
+use crate::request::body;
+use crate::request::head::Head;
+use crate::request::route::{GrpcMethod, Route, route};
+use crate::shared::Shared;
+use crate::{infer, local, stream};
 
 /// One worker thread's edge.
 pub struct Edge {

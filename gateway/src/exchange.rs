@@ -14,10 +14,10 @@ use spillway_core::units::Name;
 use spillway_runtime::telemetry::{Span, Status};
 use tonic::Code;
 
-use crate::connection::Caller;
+use crate::downstream::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
-use crate::gateway::Shared;
-use crate::memory::Kept;
+use crate::request::memory::Kept;
+use crate::shared::Shared;
 
 /// What the client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

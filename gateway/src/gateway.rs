@@ -26,14 +26,15 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
+use crate::downstream::framing::MAX_HEAD;
+use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
-use crate::fleet::{Fleet, HealthBook};
-use crate::framing::MAX_HEAD;
-use crate::health;
-use crate::listener::{Door, Places, bind};
-use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::settings::{GatewaySettings, Limits};
+use crate::pods::fleet::{Fleet, HealthBook};
+use crate::pods::health;
+use crate::request::memory::Memory;
+use crate::settings::GatewaySettings;
+use crate::shared::Shared;
 
 /// Streams of one connection at a time.
 const STREAMS: u32 = 100;
@@ -46,30 +47,6 @@ const SEND_BUFFER: usize = 32 << 10;
 /// remember to have reset, and those that it made us reset (CVE-2025-8671): beyond it, GOAWAY.
 const RESETS: usize = 20;
 const LOCAL_RESETS: usize = 256;
-
-/// What all threads share.
-pub struct Shared {
-    pub region: Name,
-    pub name: Name,
-    pub region_header: HeaderValue,
-    pub limits: Limits,
-    pub metrics: Metrics,
-    pub access_log: AccessLog,
-    pub traces: Traces,
-    pub workload: Arc<Workload>,
-    pub book: HealthBook,
-    /// What the bodies of requests and answers take.
-    pub memory: Arc<Memory>,
-    pub drain: Drain,
-    pub upstream_metrics: UpstreamMetrics,
-}
-
-impl Shared {
-    /// Whether new traffic is wanted: not draining, and some pod answers.
-    pub fn is_ready(&self) -> bool {
-        self.drain.is_serving() && self.book.any_serving()
-    }
-}
 
 /// The operator's fault: the gateway cannot start.
 #[derive(Debug, thiserror::Error)]

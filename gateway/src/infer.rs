@@ -17,13 +17,13 @@ use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 
 use crate::answer::Reply;
-use crate::body;
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::gateway::Shared;
-use crate::inflate::inflate;
-use crate::pod_call::{PodAnswer, PodCall};
+use crate::pods::call::{PodAnswer, PodCall};
+use crate::request::body;
+use crate::request::inflate::inflate;
+use crate::shared::Shared;
 
 /// REST, JSON or binary.
 pub async fn rest(

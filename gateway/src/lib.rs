@@ -1,42 +1,29 @@
 //! The regional edge: proves who calls, decides whether they may, finds the pod, answers in time.
 //!
-//! One request's path, in reading order: [`listener`] accepts and identifies, [`edge`] takes it from
-//! Pingora, [`infer`] decodes and checks, [`pod_call`] asks a pod, [`answer`] writes what came.
+//! One request's path, in reading order: [`downstream::listener`] accepts and identifies, [`edge`] takes it
+//! from Pingora, [`infer`] decodes and checks, [`pods::call`] asks a pod, [`answer`] writes what came.
 //!
-//! * [`settings`]: the process's own file.
-//! * [`gateway`]: load, bind, run, drain.
-//! * [`listener`], [`connection`]: own accept loop and TLS under Pingora's HTTP.
-//! * [`h2_connection`]: streams out of an HTTP/2 connection.
-//! * [`framing`], [`h2_frames`]: what may stand on the wire, without I/O.
-//! * [`head`], [`route`], [`body`], [`inflate`], [`memory`]: one request, read strictly, within bounds.
-//! * [`infer`], [`stream`], [`finals`], [`local`]: one prediction, a stream of them, what needs no pod.
-//! * [`fleet`], [`health`], [`pod_call`]: the pods, whether they live, a call to one.
+//! * [`settings`]: the process's own file. [`gateway`]: load, bind, run, drain. [`shared`]: what its threads share.
+//! * [`downstream`]: connections of clients, and what may stand on the wire.
+//! * [`request`]: one request, read strictly, within bounds.
+//! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
+//! * [`pods`]: where they are, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`exchange`], [`metrics`]: what is recorded.
 
 mod answer;
-mod body;
-mod connection;
+mod downstream;
 mod edge;
 mod errors;
 mod exchange;
-mod finals;
-mod fleet;
-mod framing;
 mod gateway;
-mod h2_connection;
-mod h2_frames;
-mod head;
-mod health;
 mod infer;
-mod inflate;
-mod listener;
 mod local;
-mod memory;
 mod metrics;
-mod pod_call;
-mod route;
+mod pods;
+mod request;
 mod settings;
+mod shared;
 mod stream;
 
 use std::io::Write;

@@ -10,13 +10,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::answer::Reply;
-use crate::body::{self, FRAME_HEADER};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::gateway::Shared;
 use crate::infer::find;
-use crate::route::GrpcMethod;
+use crate::request::body::{self, FRAME_HEADER};
+use crate::request::route::GrpcMethod;
+use crate::shared::Shared;
 
 /// A metadata request is a name and a version.
 const MAX_MESSAGE: usize = 4 << 10;

@@ -13,6 +13,8 @@
 //! Until the pod has answered the call itself it has one request, which another pod gets if it never
 //! saw it. A pod that the fleet loses answers what it has; then the stream ends, to be opened anew.
 
+mod finals;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -35,17 +37,17 @@ use spillway_runtime::upstream::{Aborted, OipBody, OipSender, UpstreamBody, Upst
 use tokio::time::Instant;
 
 use crate::answer::{ERROR, Written, head, ok_trailers, status_trailers, text, write_body};
-use crate::body::{Frames, from_client, message};
-use crate::connection::{WRITE_TIME, caller};
+use crate::downstream::connection::{WRITE_TIME, caller};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::finals::Finals;
-use crate::fleet::{Fleet, PodLink};
-use crate::gateway::Shared;
 use crate::infer::{check, find};
 use crate::local::frame;
-use crate::pod_call::{check_status, failed, request};
+use crate::pods::call::{check_status, failed, request};
+use crate::pods::fleet::{Fleet, PodLink};
+use crate::request::body::{Frames, from_client, message};
+use crate::shared::Shared;
+use finals::Finals;
 
 /// The longest that a stream may be asked to last. Its requests have their own, shorter deadlines.
 const LONGEST: Duration = Duration::from_secs(3_600);

@@ -15,11 +15,11 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::time::{Instant, sleep};
 
-use crate::connection::{Connection, IDLE_TIME};
+use crate::downstream::connection::{Connection, IDLE_TIME};
 use crate::edge::Edge;
 use crate::errors::HeadFault;
 use crate::exchange::Exchange;
-use crate::gateway::Shared;
+use crate::shared::Shared;
 
 /// Requests of one connection that Pingora refused for meaning two things.
 const MOST_AMBIGUOUS: u32 = 32;

@@ -18,11 +18,11 @@ use spillway_runtime::upstream::{OipBody, UpstreamBody, UpstreamError};
 use tonic::Code;
 
 use crate::answer::{ERROR, GRPC_MESSAGE, GRPC_STATUS, SERVER_TIMING, percent_decoded};
-use crate::body::message;
 use crate::errors::{Refusal, sidecar_code};
 use crate::exchange::Exchange;
-use crate::fleet::{PodLink, PoolLinks};
-use crate::head::REQUEST_ID;
+use crate::pods::fleet::{PodLink, PoolLinks};
+use crate::request::body::message;
+use crate::request::head::REQUEST_ID;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const TENANT: HeaderName = HeaderName::from_static("x-spillway-tenant");

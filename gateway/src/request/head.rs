@@ -11,8 +11,8 @@ use spillway_core::deadline::{Asked, parse_grpc_timeout, parse_milliseconds};
 use spillway_core::inference::InvalidRequest;
 use spillway_core::inference::json::header_length;
 
+use crate::downstream::framing::MAX_HEADERS;
 use crate::errors::{HeadFault, Refusal};
-use crate::framing::MAX_HEADERS;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");

@@ -1,7 +1,7 @@
 //! A request's body, read whole: within its limit, and not slower than a minimum.
 //!
 //! The rule: a declared length over the limit is refused before a byte is read, an undeclared one as
-//! soon as it is passed. What is kept is counted ([`crate::memory`]). A body in one piece is not copied.
+//! soon as it is passed. What is kept is counted ([`crate::request::memory`]). A body in one piece is not copied.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use bytes::{Bytes, BytesMut};
 use pingora_proxy::Session;
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection::caller;
+use crate::downstream::connection::caller;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::head::Head;
 use crate::infer::gone;
-use crate::memory::{Memory, counted};
+use crate::request::head::Head;
+use crate::request::memory::{Memory, counted};
 
 /// A body may take this long whatever its size.
 const GRACE: Duration = Duration::from_secs(5);

@@ -20,11 +20,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::connection::{Connection, NextHead};
+use crate::downstream::connection::{Connection, NextHead};
+use crate::downstream::h2_connection;
 use crate::edge::Edge;
 use crate::exchange::Exchange;
-use crate::gateway::Shared;
-use crate::h2_connection;
+use crate::shared::Shared;
 
 /// What was asked to close may finish its answers within this.
 const CLOSE_TIME: Duration = Duration::from_secs(5);

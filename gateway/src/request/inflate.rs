@@ -10,7 +10,7 @@ use flate2::bufread::{GzDecoder, ZlibDecoder};
 use std::io::{self, BufRead, Read};
 
 use crate::errors::Refusal;
-use crate::head::Coding;
+use crate::request::head::Coding;
 
 /// Bytes inflated at a time: a third of a millisecond or so, then others have their turn.
 const STEP: usize = 64 << 10;

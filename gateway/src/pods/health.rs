@@ -1,7 +1,7 @@
 //! Asks every pod of the region, each second, whether it serves.
 //!
 //! The rule: one question at a time to a pod, bounded in time. What is found is an advice to
-//! [`crate::fleet`], not a verdict.
+//! [`crate::pods::fleet`], not a verdict.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use spillway_runtime::upstream::OipBody;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::body::message;
-use crate::fleet::{Fleet, PodLink};
-use crate::gateway::Shared;
 use crate::local::frame;
+use crate::pods::fleet::{Fleet, PodLink};
+use crate::request::body::message;
+use crate::shared::Shared;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Before a pod has answered for the first time, so that a start is quick.

@@ -1,7 +1,7 @@
 //! One client connection: the TLS stream that Pingora reads and writes, and what is known of the peer.
 //!
 //! The rule: on HTTP/1.1 Pingora gets the bytes of one request at a time, after their framing was
-//! checked ([`crate::framing`]); what lies behind stays here for the next. On HTTP/2 bytes pass through.
+//! checked ([`crate::downstream::framing`]); what lies behind stays here for the next. On HTTP/2 bytes pass through.
 //! A peer that takes nothing for [`WRITE_TIME`] is cut off, on both.
 
 use std::future::Future;
@@ -28,9 +28,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
+use crate::downstream::framing::{Body, BodyLength, HeadScan, check_head};
+use crate::downstream::h2_frames::FrameWatch;
 use crate::errors::HeadFault;
-use crate::framing::{Body, BodyLength, HeadScan, check_head};
-use crate::h2_frames::FrameWatch;
 
 /// A peer must take some bytes within this time while we have some for it.
 pub const WRITE_TIME: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use spillway_core::inference::{InferRequest, Parameter};
 use spillway_proto::inference::ModelStreamInferResponse;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 
-use crate::body::message;
+use crate::request::body::message;
 
 const WANTED: &str = "triton_enable_empty_final_response";
 const FINAL: &str = "triton_final_response";

@@ -1,0 +1,7 @@
+//! One request, read strictly and within bounds.
+
+pub mod body;
+pub mod head;
+pub mod inflate;
+pub mod memory;
+pub mod route;

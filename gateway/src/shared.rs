@@ -1,0 +1,39 @@
+//! What all threads of the process share.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use spillway_core::units::Name;
+use spillway_runtime::access_log::AccessLog;
+use spillway_runtime::drain::Drain;
+use spillway_runtime::telemetry::Traces;
+use spillway_runtime::tls::Workload;
+use spillway_runtime::upstream::UpstreamMetrics;
+
+use crate::metrics::Metrics;
+use crate::pods::fleet::HealthBook;
+use crate::request::memory::Memory;
+use crate::settings::Limits;
+
+pub struct Shared {
+    pub region: Name,
+    pub name: Name,
+    pub region_header: HeaderValue,
+    pub limits: Limits,
+    pub metrics: Metrics,
+    pub access_log: AccessLog,
+    pub traces: Traces,
+    pub workload: Arc<Workload>,
+    pub book: HealthBook,
+    /// What the bodies of requests and answers take.
+    pub memory: Arc<Memory>,
+    pub drain: Drain,
+    pub upstream_metrics: UpstreamMetrics,
+}
+
+impl Shared {
+    /// Whether new traffic is wanted: not draining, and some pod answers.
+    pub fn is_ready(&self) -> bool {
+        self.drain.is_serving() && self.book.any_serving()
+    }
+}
