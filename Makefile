@@ -5,6 +5,8 @@ export SPILLWAY_TOOLS ?= $(CURDIR)/.tools
 TOOLS := $(SPILLWAY_TOOLS)/bin
 SPILLWAY := target/debug/spillway
 
+# Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
+
 .PHONY: help dev dev-servers build test lint unit scenarios clean-clone bench figures format
 
 help: ## this list
@@ -32,12 +34,12 @@ lint: ## formatting, clippy, licences and bans
 
 unit: ## the tests beside the code
 	@tests/servers/install.sh
-	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace --exclude spillway-tests
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace -E 'not package(spillway-tests)'
 
 scenarios: ## real processes and real servers
 	@tests/servers/install.sh
-	cargo build --locked -p spillway
-	PATH="$(TOOLS):$$PATH" cargo nextest run --locked -p spillway-tests
+	cargo build --locked --workspace --all-targets
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace -E 'package(spillway-tests)'
 
 clean-clone: ## `make dev` as a new user meets it: from a clone with nothing built to the first prediction
 	@tests/clean_clone.sh
