@@ -185,7 +185,7 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
             figure(&format!("h2_mtls_unary.{prefix}{name}"), value, unit, Goal::None);
         }
         if shares[1] < SATURATED {
-            writeln!(notes, "\n**{name} was not saturated: the generator limited the calls.**")?;
+            writeln!(notes, "\n**{name} did not fill its core: CPU per call holds, calls/s is a lower bound.**")?;
         }
         if shares[3] > QUIET {
             writeln!(
