@@ -20,7 +20,7 @@ use crate::figures::Goal;
 
 /// The gateway's share of Envoy's CPU time for each call.
 const RATIO: f64 = 0.7;
-/// Less than this of its core, and the generator was what limited the calls.
+/// Less than this of its core, and its calls per second are a lower bound.
 const SATURATED: f64 = 0.95;
 /// More than this of the two cores used by strangers, and the figures are doubtful.
 const QUIET: f64 = 0.1;
