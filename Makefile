@@ -20,7 +20,7 @@ dev-servers: build ## the same with real Redis, Cassandra and Triton
 
 build:
 	@test -x $(SPILLWAY) || tests/servers/install.sh build
-	@test -x $(SPILLWAY) || echo "Building Spillway and its 430 dependencies: about 12 minutes on 2 cores, once. cargo says how far it is."
+	@test -x $(SPILLWAY) || echo "Building Spillway and its 430 dependencies: about 5 minutes on 2 cores, once. cargo says how far it is."
 	@cargo build --locked -p spillway
 
 test: ## lints, unit tests and scenario tests on real servers; installs what is missing
