@@ -3,6 +3,7 @@
 # the right prediction, then again when built. Appends both times to target/figures.jsonl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+mkdir -p target
 figures=$PWD/target/figures.jsonl
 folder=$(mktemp -d "${TMPDIR:-/tmp}/spillway-clone-XXXXXX")
 make_pid=
