@@ -7,7 +7,7 @@
 //! * [`authority`]: certificates for development and tests.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`oip`]: gRPC messages and core's form.
-//! * [`upstream`]: the way to one sidecar or peer.
+//! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
 //! * [`telemetry`], [`access_log`]: what operators see.
 //! * [`admin`]: the port that they look at.
 //! * [`drain`]: the end of a process.
@@ -21,6 +21,7 @@ pub mod file;
 pub mod oip;
 pub mod settings;
 pub mod snapshot;
+pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

@@ -137,6 +137,49 @@ pub fn or_default<T: FromNode>(fields: &Fields<'_>, name: &'static str, default:
     optional(fields, name).map(|value| value.unwrap_or_else(default))
 }
 
+/// The text of a scalar, kept.
+pub fn text(field: &Field<'_>) -> Option<String> {
+    field.text().map(str::to_owned)
+}
+
+/// `None` only after a fault was added, `Some(None)` when absent.
+#[allow(clippy::option_option)]
+pub fn read_optional<T>(
+    fields: &Fields<'_>,
+    name: &'static str,
+    read: impl FnOnce(&Field<'_>) -> Option<T>,
+) -> Option<Option<T>> {
+    fields.optional(name).map_or(Some(None), |field| read(&field).map(Some))
+}
+
+/// A required list of texts, at least one.
+pub fn texts(fields: &Fields<'_>, name: &'static str) -> Option<Vec<String>> {
+    let field = fields.required(name)?;
+    let items = field.items();
+    if items.is_empty() {
+        field.fault("expected at least one");
+        return None;
+    }
+    items.iter().map(text).collect()
+}
+
+/// A time above 0, or its default.
+pub fn positive(fields: &Fields<'_>, name: &'static str, default: Duration) -> Option<Duration> {
+    let Some(field) = fields.optional(name) else { return Some(default) };
+    let time = Duration::from_node(&field)?;
+    if time.is_zero() {
+        field.fault("expected more than 0");
+        return None;
+    }
+    Some(time)
+}
+
+/// A count from 1 to `most`, or its default.
+pub fn count(fields: &Fields<'_>, name: &'static str, default: usize, most: i64) -> Option<usize> {
+    let Some(field) = fields.optional(name) else { return Some(default) };
+    field.number(1..=most).and_then(|number| usize::try_from(number).ok())
+}
+
 impl FromNode for PathBuf {
     fn from_node(field: &Field<'_>) -> Option<Self> {
         const EXPECTED: InvalidUnit = InvalidUnit("a path");

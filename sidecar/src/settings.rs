@@ -19,14 +19,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use spillway_core::units::{ByteSize, InvalidUnit, Name};
-use spillway_runtime::settings::{CommonSettings, Field, Fields, FromNode, optional, or_default, required};
-
-use crate::features::{
-    CassandraSettings, FeatureSettings, MemorySettings, RedisSettings, SqliteSettings, StoreSettings, TlsSettings,
+use spillway_runtime::settings::{
+    CommonSettings, Field, FromNode, count, optional, or_default, positive, read_optional, required, text, texts,
 };
+
+use crate::features::{CassandraSettings, FeatureSettings, MemorySettings, SqliteSettings, StoreSettings};
 
 #[derive(Clone, Debug)]
 pub struct SidecarSettings {
@@ -104,34 +103,6 @@ impl FromNode for MemorySettings {
     }
 }
 
-impl FromNode for RedisSettings {
-    fn from_node(field: &Field<'_>) -> Option<Self> {
-        let default = Self::default();
-        let fields = field.map();
-        let servers = texts(&fields, "servers");
-        let cluster = or_default(&fields, "cluster", || false);
-        let username = read_optional(&fields, "username", text);
-        let password_file = optional(&fields, "passwordFile");
-        let tls = optional(&fields, "tls");
-        let timeout = positive(&fields, "timeout", default.timeout);
-        let keep = positive(&fields, "keep", default.keep);
-        let connections = count(&fields, "connections", default.connections, 64);
-        let concurrency = count(&fields, "concurrency", default.concurrency, 65_536);
-        fields.finish();
-        Some(Self {
-            servers: servers?,
-            cluster: cluster?,
-            username: username?,
-            password_file: password_file?,
-            tls: tls?,
-            timeout: timeout?,
-            keep: keep?,
-            connections: connections?,
-            concurrency: concurrency?,
-        })
-    }
-}
-
 impl FromNode for CassandraSettings {
     fn from_node(field: &Field<'_>) -> Option<Self> {
         let default = Self::default();
@@ -182,25 +153,6 @@ impl FromNode for SqliteSettings {
     }
 }
 
-impl FromNode for TlsSettings {
-    fn from_node(field: &Field<'_>) -> Option<Self> {
-        let fields = field.map();
-        let ca = required(&fields, "ca");
-        let certificate: Option<Option<PathBuf>> = optional(&fields, "certificate");
-        let key: Option<Option<PathBuf>> = optional(&fields, "key");
-        fields.finish();
-        let identity = match (certificate?, key?) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                field.fault("expected certificate and key, or neither");
-                return None;
-            }
-        };
-        Some(Self { ca: ca?, identity })
-    }
-}
-
 /// The form of an endpoint; whether somebody is there, the connection finds out.
 fn endpoint(text: &str) -> Result<String, InvalidUnit> {
     crate::model::triton::Server::check(text)
@@ -208,48 +160,10 @@ fn endpoint(text: &str) -> Result<String, InvalidUnit> {
         .map_err(|_| InvalidUnit("an endpoint, such as http://127.0.0.1:8001 or unix:///run/triton.sock"))
 }
 
-fn text(field: &Field<'_>) -> Option<String> {
-    field.text().map(str::to_owned)
-}
-
-/// `None` only after a fault was added, `Some(None)` when absent.
-#[allow(clippy::option_option)]
-fn read_optional<T>(
-    fields: &Fields<'_>,
-    name: &'static str,
-    read: impl FnOnce(&Field<'_>) -> Option<T>,
-) -> Option<Option<T>> {
-    fields.optional(name).map_or(Some(None), |field| read(&field).map(Some))
-}
-
-/// A required list of texts, at least one.
-fn texts(fields: &Fields<'_>, name: &'static str) -> Option<Vec<String>> {
-    let field = fields.required(name)?;
-    let items = field.items();
-    if items.is_empty() {
-        field.fault("expected at least one");
-        return None;
-    }
-    items.iter().map(text).collect()
-}
-
-fn positive(fields: &Fields<'_>, name: &'static str, default: Duration) -> Option<Duration> {
-    let Some(field) = fields.optional(name) else { return Some(default) };
-    let time = Duration::from_node(&field)?;
-    if time.is_zero() {
-        field.fault("expected more than 0");
-        return None;
-    }
-    Some(time)
-}
-
-fn count(fields: &Fields<'_>, name: &'static str, default: usize, most: i64) -> Option<usize> {
-    let Some(field) = fields.optional(name) else { return Some(default) };
-    field.number(1..=most).and_then(|number| usize::try_from(number).ok())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const IDENTITY: &str = "identity: {certificate: c.pem, key: k.pem, trustBundle: b.pem}\n";

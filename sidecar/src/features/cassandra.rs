@@ -32,11 +32,11 @@ use tokio::sync::{Semaphore, SetOnce};
 use tokio::time::{timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::fault_log::FaultLog;
 use super::now_us;
-use super::settings::{CassandraSettings, InvalidSettings};
+use super::settings::CassandraSettings;
 use super::store::{Answer, Change, Store, Wanted, WriteFailed};
 use cluster::Cluster;
+use spillway_runtime::store::{FaultLog, InvalidStore};
 
 pub(super) struct Cassandra {
     settings: CassandraSettings,
@@ -50,7 +50,7 @@ pub(super) struct Cassandra {
 
 impl Cassandra {
     /// Connects in the background.
-    pub fn open(settings: &CassandraSettings) -> Result<Self, InvalidSettings> {
+    pub fn open(settings: &CassandraSettings) -> Result<Self, InvalidStore> {
         let builder = cluster::session(settings)?;
         let cluster = Arc::new(ArcSwapOption::empty());
         let attempted = Arc::new(SetOnce::new());

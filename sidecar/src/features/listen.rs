@@ -12,6 +12,7 @@ use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::Message;
 use spillway_core::feature::{Channel, Heard, RowKey};
+use spillway_runtime::store::redis::keep_connected;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::flight::Flights;
 use super::memory::Memory;
 use super::metrics::Metrics;
-use super::redis::{Redis, keep_connected};
+use super::redis::Redis;
 
 /// How often the counter is compared with what was heard.
 const POLL: Duration = Duration::from_secs(1);

@@ -8,10 +8,9 @@
 //!
 //! In reading order: [`settings`], [`lookup`], `read` (one look-up), `round` (one round through L2 and L3),
 //! `flight` (shared reads), `write`, `repair` (what Redis missed), `memory` (L1), `redis` (L2), `listen`
-//! (invalidation), `store` (L3's trait), `cassandra`, `sqlite`, `fault_log`.
+//! (invalidation), `store` (L3's trait), `cassandra`, `sqlite`.
 
 mod cassandra;
-mod fault_log;
 mod flight;
 mod groups;
 mod listen;
@@ -25,7 +24,6 @@ mod round;
 pub mod settings;
 mod sqlite;
 mod store;
-mod tls;
 mod write;
 
 use std::sync::Arc;
@@ -42,9 +40,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Tier};
 pub use settings::{
-    CassandraSettings, FeatureSettings, InvalidSettings, MemorySettings, RedisSettings, SqliteSettings, StoreSettings,
-    TlsSettings,
+    CassandraSettings, FeatureSettings, InvalidSettings, MemorySettings, SqliteSettings, StoreSettings,
 };
+pub use spillway_runtime::store::{RedisSettings, TlsSettings};
 pub use write::{Event, RejectedEvent, WriteError, Written};
 
 use cassandra::Cassandra;

@@ -11,26 +11,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fred::clients::{Client, Pool, SubscriberClient};
-use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface};
-use fred::types::config::ClusterDiscoveryPolicy;
-use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, Server, ServerConfig, TcpConfig, TlsConfig,
-    TlsConnector, TlsHostMapping, UnresponsiveConfig,
-};
+use fred::clients::SubscriberClient;
+use fred::interfaces::{KeysInterface, LuaInterface};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use spillway_core::feature::RowKey;
 use spillway_core::units::Name;
-use tokio::sync::{Semaphore, SetOnce};
+use spillway_runtime::store::{self, InvalidStore, RedisFailed, RedisSettings};
+use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::fault_log::FaultLog;
-use super::settings::{InvalidSettings, RedisSettings, host_and_port, read_secret};
 use super::store::Answer;
-use super::tls;
 
 /// A longer value is none of ours: 256 fields of 8 bytes need less than 3 KiB.
 const MAX_VALUE: usize = 64 << 10;
@@ -48,13 +40,11 @@ const PUT_ROW: &str = include_str!("put_row.lua");
 const ANNOUNCE: &str = include_str!("announce.lua");
 
 pub(super) struct Redis {
-    pool: Pool,
+    connection: store::Redis,
     settings: RedisSettings,
     /// `spillway:<region>:`, before every key and channel: regions may share a server.
     prefix: String,
     rounds: Semaphore,
-    faults: FaultLog,
-    connections: Vec<Connected>,
 }
 
 /// What Redis is told of one row.
@@ -78,32 +68,15 @@ pub(super) enum Value {
     Garbage(Bytes),
 }
 
-/// Redis did not do as told in time. Its fault; the same may be sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RedisFailed;
-
 impl Redis {
     /// Connects in the background, now and whenever the connection is lost.
-    pub fn open(settings: &RedisSettings, region: &Name) -> Result<(Arc<Self>, SubscriberClient), InvalidSettings> {
-        let config = config(settings)?;
-        let fault = |error: fred::error::Error| InvalidSettings::Redis(error.details().to_owned());
-        let (performance, connection, policy) = (performance(), connection(settings), reconnect());
-        let pool = Pool::new(
-            config.clone(),
-            Some(performance.clone()),
-            Some(connection.clone()),
-            Some(policy.clone()),
-            settings.connections.max(1),
-        )
-        .map_err(fault)?;
-        let subscriber = SubscriberClient::new(config, Some(performance), Some(connection), Some(policy));
+    pub fn open(settings: &RedisSettings, region: &Name) -> Result<(Arc<Self>, SubscriberClient), InvalidStore> {
+        let (connection, subscriber) = store::Redis::open(settings)?;
         let redis = Self {
-            connections: pool.clients().iter().cloned().map(keep_connected).collect(),
-            pool,
+            connection,
             settings: settings.clone(),
             prefix: format!("spillway:{region}:"),
             rounds: Semaphore::new(settings.concurrency.max(1)),
-            faults: FaultLog::of("redis"),
         };
         Ok((Arc::new(redis), subscriber))
     }
@@ -118,11 +91,11 @@ impl Redis {
 
     /// Comes back when the first attempts to connect have ended, either way.
     pub async fn attempted(&self) {
-        join_all(self.connections.iter().map(|connected| connected.attempted.wait())).await;
+        self.connection.attempted().await;
     }
 
     pub fn is_connected(&self) -> bool {
-        self.pool.clients().iter().any(ClientLike::is_connected)
+        self.connection.is_connected()
     }
 
     /// One answer for each key, in order, before `deadline`.
@@ -178,18 +151,18 @@ impl Redis {
 
     /// The number of the last message on the channel.
     pub async fn counter(&self, deadline: Instant) -> Result<u64, RedisFailed> {
-        let client = self.client();
+        let client = self.connection.client();
         let key = self.counter_key();
         let read = client.get::<Option<u64>, _>(key);
-        let number = self.in_time("poll", read, deadline).await;
+        let number = self.connection.in_time("poll", read, deadline).await;
         number.map(|number| number.unwrap_or(0))
     }
 
     async fn mget(&self, keys: &[&RowKey], deadline: Instant) -> Vec<Answer> {
         let names: Vec<String> = keys.iter().map(|key| self.row_key(key)).collect();
-        let client = self.client();
+        let client = self.connection.client();
         let read = client.mget::<Vec<Option<Bytes>>, _>(names);
-        match self.in_time("read", read, deadline).await {
+        match self.connection.in_time("read", read, deadline).await {
             Ok(values) if values.len() == keys.len() => values.into_iter().map(answer).collect(),
             Ok(_) | Err(_) => vec![Answer::Failed; keys.len()],
         }
@@ -216,43 +189,17 @@ impl Redis {
             self.channel().into(),
             put.key.as_str().to_owned().into(),
         ];
-        let client = self.client();
+        let client = self.connection.client();
         let script = client.eval::<i64, _, _, _>(PUT_ROW, keys, arguments);
-        self.in_time("write", script, deadline).await.map(drop)
+        self.connection.in_time("write", script, deadline).await.map(drop)
     }
 
     async fn announce(&self, puts: &[Put], deadline: Instant) -> Result<(), RedisFailed> {
         let names: Vec<&str> = puts.iter().map(|put| put.key.as_str()).collect();
         let arguments: Vec<String> = vec![self.channel(), names.join("\n")];
-        let client = self.client();
+        let client = self.connection.client();
         let script = client.eval::<i64, _, _, _>(ANNOUNCE, vec![self.counter_key()], arguments);
-        self.in_time("write", script, deadline).await.map(drop)
-    }
-
-    async fn in_time<T>(
-        &self,
-        doing: &'static str,
-        command: impl Future<Output = Result<T, fred::error::Error>>,
-        deadline: Instant,
-    ) -> Result<T, RedisFailed> {
-        // Boxed: the client's futures nest so deeply that the compiler gives up on what holds one.
-        match timeout_at(deadline.into(), Box::pin(command)).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => {
-                self.faults.say(doing, kind(&error), &error);
-                Err(RedisFailed)
-            }
-            Err(late) => {
-                self.faults.say(doing, "timeout", &late);
-                Err(RedisFailed)
-            }
-        }
-    }
-
-    fn client(&self) -> fred::clients::WithOptions<Client> {
-        // Nothing waits for a connection: the request goes on to the next tier at once.
-        let options = Options { fail_fast: true, max_attempts: Some(1), ..Options::default() };
-        self.pool.next_connected().with_options(&options)
+        self.connection.in_time("write", script, deadline).await.map(drop)
     }
 
     fn row_key(&self, key: &RowKey) -> String {
@@ -273,95 +220,4 @@ fn answer(value: Option<Bytes>) -> Answer {
         Some(value) if value.len() > MAX_VALUE => Answer::Found(value.slice(..MAX_VALUE)),
         Some(value) => Answer::Found(value),
     }
-}
-
-/// A word for the log: Redis begins its errors with one.
-fn kind(error: &fred::error::Error) -> &'static str {
-    const WORDS: [&str; 10] =
-        ["OOM", "READONLY", "WRONGTYPE", "MISCONF", "LOADING", "BUSY", "NOPERM", "NOAUTH", "CLUSTERDOWN", "MASTERDOWN"];
-    let said = error.details().split(' ').next().unwrap_or_default();
-    WORDS.into_iter().find(|word| *word == said).unwrap_or_else(|| error.kind().to_str())
-}
-
-/// A client that is kept connected until this is dropped.
-pub(super) struct Connected {
-    attempted: Arc<SetOnce<()>>,
-    _task: AbortOnDropHandle<()>,
-}
-
-/// The client reconnects by itself but for what it takes to be final, such as a refused password: that
-/// may be mended on the other side, so it is tried again too.
-pub(super) fn keep_connected<C: ClientLike + EventInterface + 'static>(client: C) -> Connected {
-    let attempted = Arc::new(SetOnce::new());
-    let first = attempted.clone();
-    let task = tokio::spawn(async move {
-        loop {
-            // Both listen before there is anything to hear.
-            let mut errors = client.error_rx();
-            let mut connected = Box::pin(client.wait_for_connect());
-            let already = futures_util::poll!(&mut connected).is_ready();
-            let connection = AbortOnDropHandle::new(client.connect());
-            if !already {
-                tokio::select! { _ = connected => {}, _ = errors.recv() => {} }
-            }
-            // Set before if this is not the first attempt.
-            let _ = first.set(());
-            drop(errors);
-            if let Ok(Err(error)) = connection.await {
-                tracing::warn!(kind = error.kind().to_str(), "redis: the connection ended");
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    });
-    Connected { attempted, _task: AbortOnDropHandle::new(task) }
-}
-
-fn config(settings: &RedisSettings) -> Result<Config, InvalidSettings> {
-    let invalid = |setting, problem| InvalidSettings::Value { setting, problem };
-    let mut servers = Vec::new();
-    for server in &settings.servers {
-        let (host, port) = host_and_port(server).ok_or(invalid("redis.servers", "expected host:port"))?;
-        servers.push(Server::new(host, port));
-    }
-    let server = match (settings.cluster, servers.len()) {
-        (_, 0) => return Err(invalid("redis.servers", "expected at least one")),
-        (true, _) => ServerConfig::Clustered { hosts: servers, policy: ClusterDiscoveryPolicy::default() },
-        (false, 1) => ServerConfig::Centralized { server: servers.remove(0) },
-        (false, _) => return Err(invalid("redis.servers", "expected exactly one without cluster: true")),
-    };
-    let password = match &settings.password_file {
-        Some(path) => Some(read_secret(path, "redis.passwordFile")?),
-        None => None,
-    };
-    let tls = match &settings.tls {
-        Some(settings) => {
-            let connector = tokio_rustls::TlsConnector::from(tls::client_config(settings)?);
-            Some(TlsConfig { connector: TlsConnector::from(connector), hostnames: TlsHostMapping::None })
-        }
-        None => None,
-    };
-    // Not `fail_fast`: a Redis that is away at the start is waited for like one that goes away later.
-    Ok(Config { fail_fast: false, username: settings.username.clone(), password, server, tls, ..Config::default() })
-}
-
-fn performance() -> PerformanceConfig {
-    PerformanceConfig { broadcast_channel_capacity: 4_096, ..PerformanceConfig::default() }
-}
-
-fn connection(settings: &RedisSettings) -> ConnectionConfig {
-    let patience = settings.timeout.saturating_mul(20).max(Duration::from_secs(1));
-    ConnectionConfig {
-        connection_timeout: Duration::from_secs(2),
-        internal_command_timeout: Duration::from_secs(2),
-        max_command_attempts: 1,
-        max_redirections: 3,
-        reconnect_on_auth_error: true,
-        unresponsive: UnresponsiveConfig { max_timeout: Some(patience), interval: patience / 4 },
-        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
-        ..ConnectionConfig::default()
-    }
-}
-
-fn reconnect() -> ReconnectPolicy {
-    ReconnectPolicy::Exponential { attempts: 0, max_attempts: 0, min_delay: 50, max_delay: 1_000, base: 2, jitter: 50 }
 }

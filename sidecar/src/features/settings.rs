@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use spillway_core::units::ByteSize;
+use spillway_runtime::store::{InvalidStore, RedisSettings, TlsSettings};
 
 #[derive(Clone, Debug)]
 pub struct FeatureSettings {
@@ -32,42 +33,6 @@ impl MemorySettings {
 impl Default for MemorySettings {
     fn default() -> Self {
         Self { size: ByteSize(64 << 20), keep: Duration::from_secs(60), keep_absent: Duration::from_secs(1) }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct RedisSettings {
-    /// `host:port`. One server, or some nodes of a cluster.
-    pub servers: Vec<String>,
-    pub cluster: bool,
-    /// ACL user; none: the default user.
-    pub username: Option<String>,
-    /// A file that holds the password and nothing else but a final line break.
-    pub password_file: Option<PathBuf>,
-    pub tls: Option<TlsSettings>,
-    /// The most that one round may take of a request's time.
-    pub timeout: Duration,
-    /// How long Redis keeps a row.
-    pub keep: Duration,
-    /// Connections to each server.
-    pub connections: usize,
-    /// Rounds at once.
-    pub concurrency: usize,
-}
-
-impl Default for RedisSettings {
-    fn default() -> Self {
-        Self {
-            servers: Vec::new(),
-            cluster: false,
-            username: None,
-            password_file: None,
-            tls: None,
-            timeout: Duration::from_millis(10),
-            keep: Duration::from_secs(300),
-            connections: 2,
-            concurrency: 256,
-        }
     }
 }
 
@@ -138,37 +103,11 @@ impl Default for SqliteSettings {
     }
 }
 
-/// TLS 1.3 to a store, its certificate checked against `ca` and its name.
-#[derive(Clone, Debug)]
-pub struct TlsSettings {
-    pub ca: PathBuf,
-    /// Our own certificate and key, where the server asks for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
 /// The settings cannot be used. The operator's fault; a retry is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidSettings {
-    #[error("{setting}: {problem}")]
-    Value { setting: &'static str, problem: &'static str },
-    #[error("{setting}: the file cannot be read")]
-    File { setting: &'static str, source: std::io::Error },
-    #[error("{setting}: no usable certificate or key in the file")]
-    Pem { setting: &'static str },
+    #[error(transparent)]
+    Store(#[from] InvalidStore),
     #[error("the SQLite file cannot be opened or prepared")]
     Sqlite(#[source] rusqlite::Error),
-    #[error("the Redis client refuses the settings: {0}")]
-    Redis(String),
-}
-
-/// `host:port` as its two parts; IPv6 addresses stand in brackets.
-pub(super) fn host_and_port(server: &str) -> Option<(String, u16)> {
-    let (host, port) = server.rsplit_once(':')?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (!host.is_empty()).then(|| Some((host.to_owned(), port.parse().ok().filter(|port| *port > 0)?)))?
-}
-
-pub(super) fn read_secret(path: &std::path::Path, setting: &'static str) -> Result<String, InvalidSettings> {
-    let text = std::fs::read_to_string(path).map_err(|source| InvalidSettings::File { setting, source })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }

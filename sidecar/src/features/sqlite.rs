@@ -16,11 +16,11 @@ use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::fault_log::FaultLog;
 use super::listen::Listener;
 use super::now_us;
 use super::settings::{InvalidSettings, SqliteSettings};
 use super::store::{Answer, Change, Store, Wanted, WriteFailed};
+use spillway_runtime::store::FaultLog;
 
 /// How often a process looks for what others have written.
 const POLL: Duration = Duration::from_millis(100);

@@ -13,8 +13,11 @@ use scylla::statement::Consistency as Level;
 use scylla::statement::prepared::PreparedStatement;
 use tokio::sync::SetOnce;
 
-use crate::features::settings::{CassandraSettings, InvalidSettings, host_and_port, read_secret};
-use crate::features::tls;
+use spillway_runtime::store::InvalidStore;
+use spillway_runtime::store::settings::{host_and_port, read_secret};
+use spillway_runtime::store::tls;
+
+use crate::features::settings::CassandraSettings;
 
 /// Between attempts to reach a cluster that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
@@ -27,8 +30,8 @@ pub(super) struct Cluster {
     pub delete: PreparedStatement,
 }
 
-pub(super) fn session(settings: &CassandraSettings) -> Result<SessionBuilder, InvalidSettings> {
-    let invalid = |setting, problem| InvalidSettings::Value { setting, problem };
+pub(super) fn session(settings: &CassandraSettings) -> Result<SessionBuilder, InvalidStore> {
+    let invalid = |setting, problem| InvalidStore::Value { setting, problem };
     if settings.contact_points.is_empty() {
         return Err(invalid("cassandra.contactPoints", "expected at least one"));
     }

@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(10);
 const TEXT: usize = 300;
 
 #[derive(Debug)]
-pub(super) struct FaultLog {
+pub struct FaultLog {
     store: &'static str,
     /// By what was done, and the kind of fault: both are fixed words, so it stays small.
     said: Mutex<BTreeMap<(&'static str, &'static str), Said>>,
@@ -34,7 +34,7 @@ impl FaultLog {
     pub fn say(&self, doing: &'static str, kind: &'static str, fault: &dyn std::fmt::Display) {
         if let Some(unsaid) = self.due(doing, kind, Instant::now()) {
             let fault = one_line(&fault.to_string());
-            tracing::warn!(store = self.store, doing, kind, fault, unsaid, "a feature store fails");
+            tracing::warn!(store = self.store, doing, kind, fault, unsaid, "a store fails");
         }
     }
 
