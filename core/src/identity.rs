@@ -3,6 +3,7 @@
 //! The rule: an id that is not exactly of a known form is no identity at all. Ids are compared
 //! byte for byte; nothing is normalised (SPIFFE ID specification, sections 2.1 to 2.4).
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::units::Name;
@@ -89,6 +90,50 @@ impl fmt::Display for SpiffeId {
     }
 }
 
+/// A certificate's serial number: its bytes, without leading zeros.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(Vec<u8>);
+
+impl Serial {
+    /// A serial number has at most 20 bytes (RFC 5280, section 4.1.2.2).
+    pub const MAX: usize = 20;
+
+    /// As it stands in the certificate.
+    pub fn new(bytes: &[u8]) -> Self {
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        Self(bytes[zeros..].to_vec())
+    }
+
+    /// Hexadecimal digits in pairs, which colons may separate, as openssl writes them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let pair = |pair: &[u8]| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?);
+        let bytes: Vec<u8> = digits.chunks(2).map(pair).collect::<Option<_>>()?;
+        let serial = Self::new(&bytes);
+        (!serial.0.is_empty() && serial.0.len() <= Self::MAX).then_some(serial)
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The certificates that are trusted no more although their chain is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revoked {
+    pub serials: BTreeSet<Serial>,
+    pub ids: BTreeSet<SpiffeId>,
+}
+
+impl Revoked {
+    pub fn includes(&self, id: &SpiffeId, serial: &Serial) -> bool {
+        self.ids.contains(id) || self.serials.contains(serial)
+    }
+}
+
 /// The peer's certificate names no identity that we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
@@ -105,6 +150,17 @@ pub enum InvalidId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn serial_numbers_are_compared_as_numbers() {
+        let serial = Serial::new(&[0, 0x0a, 0x1b]);
+        assert_eq!(Serial::parse("0A:1b"), Some(serial.clone()));
+        assert_eq!(Serial::parse("000a1b"), Some(serial.clone()));
+        assert_eq!(serial.to_string(), "0a1b");
+        for bad in ["", "0", "00", "a", "0g", "0x0a", &"ff".repeat(21)] {
+            assert_eq!(Serial::parse(bad), None, "{bad:?}");
+        }
+    }
 
     #[test]
     fn ids_round_trip() {

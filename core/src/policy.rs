@@ -1,7 +1,7 @@
 //! Who may do what: a principal, a model, an action; denied unless a policy allows it.
 
 use crate::identity::{Role, SpiffeId};
-use crate::resource::{AccessPolicy, Action, Model, Subject};
+use crate::resource::{AccessPolicy, Action, Model, Pattern, Subject};
 use crate::snapshot::Snapshot;
 use crate::units::Name;
 
@@ -47,22 +47,36 @@ pub fn principal(snapshot: &Snapshot, region: &Name, id: &SpiffeId) -> Result<Pr
     Ok(Principal { tenant: tenant.clone(), client: name.clone() })
 }
 
-/// Whether a principal may do this with this model. An unknown model is judged like a known one, so
-/// that only who may use a name learns whether it exists.
-pub fn authorize(snapshot: &Snapshot, principal: &Principal, model: &str, action: Action) -> Result<(), Denied> {
-    let allowed = snapshot.policies.values().any(|policy| {
-        policy.actions.contains(&action)
-            && policy.models.iter().any(|pattern| pattern.matches(model))
-            && is_subject(policy, principal)
-    });
-    if allowed { Ok(()) } else { Err(Denied::NotAllowed) }
+/// Whether a principal may do this with this version of this model; an empty version is the default.
+/// What is unknown is judged like what is known, so that only who may use a name learns whether it exists.
+pub fn authorize(
+    snapshot: &Snapshot,
+    principal: &Principal,
+    model: &str,
+    version: &str,
+    action: Action,
+) -> Result<(), Denied> {
+    let meant = snapshot.models.get(model).and_then(|model| model.version(version)).map_or(version, Name::as_str);
+    let matches = |patterns: &[Pattern], name| patterns.iter().any(|pattern| pattern.matches(name));
+    allowed(snapshot, principal, action, |policy| matches(&policy.models, model) && matches(&policy.versions, meant))
 }
 
 /// Whether there is any model with which a principal may do this: asked before memory is spent on a
 /// request that does not say its model yet.
 pub fn authorize_some(snapshot: &Snapshot, principal: &Principal, action: Action) -> Result<(), Denied> {
-    let allowed = |policy: &AccessPolicy| policy.actions.contains(&action) && is_subject(policy, principal);
-    if snapshot.policies.values().any(|policy| allowed(policy)) { Ok(()) } else { Err(Denied::NotAllowed) }
+    allowed(snapshot, principal, action, |_| true)
+}
+
+fn allowed(
+    snapshot: &Snapshot,
+    principal: &Principal,
+    action: Action,
+    applies: impl Fn(&AccessPolicy) -> bool,
+) -> Result<(), Denied> {
+    let policies = snapshot.grants(&principal.tenant).map(|grants| &grants.policies[..]).unwrap_or_default();
+    let allows =
+        |policy: &AccessPolicy| policy.actions.contains(&action) && applies(policy) && is_subject(policy, principal);
+    if policies.iter().any(|policy| allows(policy)) { Ok(()) } else { Err(Denied::NotAllowed) }
 }
 
 fn is_subject(policy: &AccessPolicy, principal: &Principal) -> bool {
@@ -76,7 +90,10 @@ pub fn visible<'a>(
     snapshot: &'a Snapshot,
     principal: &'a Principal,
 ) -> impl Iterator<Item = (&'a Name, &'a std::sync::Arc<Model>)> {
-    snapshot.models.iter().filter(|(name, _)| authorize(snapshot, principal, name.as_str(), Action::Metadata).is_ok())
+    snapshot
+        .models
+        .iter()
+        .filter(|(name, _)| authorize(snapshot, principal, name.as_str(), "", Action::Metadata).is_ok())
 }
 
 #[cfg(test)]
@@ -131,8 +148,52 @@ spec: {subjects: [{tenant: acme}, {tenant: globex}], models: ['*'], actions: [me
             ("spiffe://td/tenant/globex/client/web-1", "eta", Action::Admin, false),
         ] {
             let principal = principal_of(id).unwrap();
-            assert_eq!(authorize(&snapshot, &principal, model, action).is_ok(), allowed, "{id} {model} {action:?}");
+            let judged = authorize(&snapshot, &principal, model, "", action);
+            assert_eq!(judged.is_ok(), allowed, "{id} {model} {action:?}");
         }
+    }
+
+    #[test]
+    fn a_policy_may_be_about_some_versions() {
+        let model = "
+{apiVersion: spillway/v1, kind: Pool, metadata: {name: p}, spec: {region: eu, pods: [{name: a, address: '10.0.0.1:1'}]}}
+---
+apiVersion: spillway/v1
+kind: Model
+metadata: {name: eta}
+spec:
+  pools: [p]
+  versions: ['2', '1', 3-canary]
+  backend: onnx
+  deadline: 1s
+  inputs: [{name: x, datatype: FP32, shape: [1]}]
+  outputs: [{name: y, datatype: FP32, shape: [1]}]
+---
+apiVersion: spillway/v1
+kind: AccessPolicy
+metadata: {name: three}
+spec: {subjects: [{tenant: globex}], models: [eta], versions: ['2', '*-canary'], actions: [infer]}
+---
+";
+        let resources = resource::parse(&(model.to_owned() + RESOURCES)).unwrap();
+        let snapshot = Snapshot::compile(1, &resources).unwrap();
+        let principal = principal_of("spiffe://td/tenant/globex/client/web-1").unwrap();
+        for (version, allowed) in [("", true), ("2", true), ("3-canary", true), ("1", false), ("9", false)] {
+            let judged = authorize(&snapshot, &principal, "eta", version, Action::Infer);
+            assert_eq!(judged.is_ok(), allowed, "version '{version}'");
+        }
+    }
+
+    #[test]
+    fn a_tenants_epoch_changes_with_what_concerns_it_alone() {
+        let epochs = |text: &str| {
+            let snapshot = Snapshot::compile(1, &resource::parse(text).unwrap()).unwrap();
+            ["acme", "globex"].map(|tenant| snapshot.grants(&Name::parse(tenant).unwrap()).unwrap().epoch)
+        };
+        let before = epochs(RESOURCES);
+        let after = epochs(&RESOURCES.replace("client: web-*", "client: app-*"));
+        assert_ne!(before[0], after[0]);
+        assert_eq!(before[1], after[1]);
     }
 
     #[test]

@@ -6,10 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
+use crate::identity::Revoked;
 use crate::resource::{
     AccessPolicy, Fault, FeatureGroup, MissingFeature, Model, Pod, Pool, Region, Resource, Spec, Tenant,
 };
 use crate::units::Name;
+
+/// Stands for the text of some resources: the same text, the same epoch.
+pub type Epoch = [u8; 32];
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
@@ -21,6 +27,20 @@ pub struct Snapshot {
     pub groups: BTreeMap<Name, Arc<FeatureGroup>>,
     pub tenants: BTreeMap<Name, Arc<Tenant>>,
     pub policies: BTreeMap<Name, Arc<AccessPolicy>>,
+    /// Of all Revocations.
+    pub revoked: Arc<Revoked>,
+    /// What concerns one tenant.
+    grants: BTreeMap<Name, Grants>,
+    /// Of each model, its own text and that of its feature groups.
+    model_epochs: BTreeMap<Name, Epoch>,
+}
+
+/// What a tenant may do: the policies that name it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Grants {
+    pub policies: Vec<Arc<AccessPolicy>>,
+    /// Of the tenant and these policies.
+    pub epoch: Epoch,
 }
 
 impl Snapshot {
@@ -38,6 +58,7 @@ impl Snapshot {
     ) -> Result<Self, Vec<Fault>> {
         let mut snapshot = Self { version, ..Self::default() };
         let mut faults = Vec::new();
+        let mut revocations = BTreeSet::new();
         for resource in resources {
             let name = resource.name.clone();
             let replaced = match &resource.spec {
@@ -47,6 +68,12 @@ impl Snapshot {
                 Spec::FeatureGroup(spec) => snapshot.groups.insert(name, Arc::new(spec.clone())).is_some(),
                 Spec::Tenant(spec) => snapshot.tenants.insert(name, Arc::new(spec.clone())).is_some(),
                 Spec::AccessPolicy(spec) => snapshot.policies.insert(name, Arc::new(spec.clone())).is_some(),
+                Spec::Revocation(spec) => {
+                    let revoked = Arc::make_mut(&mut snapshot.revoked);
+                    revoked.serials.extend(spec.serials.iter().cloned());
+                    revoked.ids.extend(spec.ids.iter().cloned());
+                    !revocations.insert(name)
+                }
             };
             if replaced {
                 faults
@@ -64,7 +91,22 @@ impl Snapshot {
                 problem: "there is no Region; expected at least one".into(),
             });
         }
-        if faults.is_empty() { Ok(snapshot) } else { Err(faults) }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        snapshot.grants = grants(&snapshot, resources);
+        snapshot.model_epochs = model_epochs(&snapshot, resources);
+        Ok(snapshot)
+    }
+
+    /// What a tenant may do; `None` for a tenant that is not known.
+    pub fn grants(&self, tenant: &Name) -> Option<&Grants> {
+        self.grants.get(tenant)
+    }
+
+    /// Stands for what a model is and what it joins; `None` for a model that is not known.
+    pub fn model_epoch(&self, model: &str) -> Option<&Epoch> {
+        self.model_epochs.get(model)
     }
 
     /// The pool that serves a model in a region.
@@ -90,7 +132,7 @@ impl Snapshot {
             }
         };
         match &resource.spec {
-            Spec::Region(_) | Spec::FeatureGroup(_) | Spec::Tenant(_) => {}
+            Spec::Region(_) | Spec::FeatureGroup(_) | Spec::Tenant(_) | Spec::Revocation(_) => {}
             Spec::Pool(pool) => {
                 if !self.regions.contains_key(&pool.region) {
                     missing("Region", &pool.region, "spec.region".into(), &mut fault);
@@ -143,6 +185,54 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// Adds a resource's text to an epoch. Names and lengths keep texts apart.
+fn add(epoch: &mut Sha256, resource: &Resource) {
+    for part in [resource.spec.kind(), resource.name.as_str(), &resource.canonical] {
+        epoch.update((part.len() as u64).to_le_bytes());
+        epoch.update(part);
+    }
+}
+
+/// In the order of names, so that the order of files does not matter.
+fn sorted<'a>(resources: &'a [Resource], kind: &str) -> Vec<&'a Resource> {
+    let mut sorted: Vec<&Resource> = resources.iter().filter(|resource| resource.spec.kind() == kind).collect();
+    sorted.sort_by(|one, other| one.name.cmp(&other.name));
+    sorted
+}
+
+fn grants(snapshot: &Snapshot, resources: &[Resource]) -> BTreeMap<Name, Grants> {
+    let mut found: BTreeMap<Name, (Vec<Arc<AccessPolicy>>, Sha256)> = BTreeMap::new();
+    for tenant in sorted(resources, "Tenant") {
+        let mut epoch = Sha256::new();
+        add(&mut epoch, tenant);
+        found.insert(tenant.name.clone(), (Vec::new(), epoch));
+    }
+    for resource in sorted(resources, "AccessPolicy") {
+        let Some(policy) = snapshot.policies.get(&resource.name) else { continue };
+        let tenants: BTreeSet<&Name> = policy.subjects.iter().map(|subject| &subject.tenant).collect();
+        for tenant in tenants {
+            let Some((policies, epoch)) = found.get_mut(tenant) else { continue };
+            policies.push(policy.clone());
+            add(epoch, resource);
+        }
+    }
+    let grants = |(policies, epoch): (_, Sha256)| Grants { policies, epoch: epoch.finalize().into() };
+    found.into_iter().map(|(tenant, found)| (tenant, grants(found))).collect()
+}
+
+fn model_epochs(snapshot: &Snapshot, resources: &[Resource]) -> BTreeMap<Name, Epoch> {
+    let groups: BTreeMap<&Name, &Resource> =
+        sorted(resources, "FeatureGroup").into_iter().map(|group| (&group.name, group)).collect();
+    let epoch = |resource: &Resource| {
+        let mut epoch = Sha256::new();
+        add(&mut epoch, resource);
+        let model = snapshot.models.get(&resource.name)?;
+        model.groups().into_iter().filter_map(|name| groups.get(name)).for_each(|group| add(&mut epoch, group));
+        Some((resource.name.clone(), epoch.finalize().into()))
+    };
+    sorted(resources, "Model").into_iter().filter_map(epoch).collect()
 }
 
 /// Reports a reference to a resource that is not there: kind, name, field, and where faults go.

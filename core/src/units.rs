@@ -76,6 +76,64 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// A rate, written `100/s`, `60/m` or `1000/h`; more than none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u64,
+    pub per: Duration,
+}
+
+impl Rate {
+    pub fn parse(text: &str) -> Result<Self, InvalidUnit> {
+        const EXPECTED: InvalidUnit = InvalidUnit("a rate of at least 1, per s, m or h, such as 100/s");
+        let (count, unit) = split_unit(text).ok_or(EXPECTED)?;
+        let per = match unit {
+            "/s" => 1,
+            "/m" => 60,
+            "/h" => 3_600,
+            _ => return Err(EXPECTED),
+        };
+        if count == 0 || count > Self::MOST { Err(EXPECTED) } else { Ok(Self { count, per: Duration::from_secs(per) }) }
+    }
+
+    /// Above any that a gateway can serve, and small enough to count in.
+    const MOST: u64 = 1_000_000_000;
+
+    pub fn per_second(self) -> f64 {
+        self.count as f64 / self.per.as_secs_f64()
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per.as_secs() {
+            60 => "m",
+            3_600 => "h",
+            _ => "s",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+/// A share of a whole, written `10%` or `0.5%`, up to `100%`.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Percent(f64);
+
+impl Percent {
+    pub fn parse(text: &str) -> Result<Self, InvalidUnit> {
+        const EXPECTED: InvalidUnit = InvalidUnit("a share from 0% to 100%, such as 2.5%");
+        let number = text.strip_suffix('%').ok_or(EXPECTED)?;
+        let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let percent = number.parse::<f64>().ok().filter(|percent| plain && (0.0..=100.0).contains(percent));
+        percent.map(|percent| Self(percent / 100.0)).ok_or(EXPECTED)
+    }
+
+    /// From 0 to 1.
+    pub fn ratio(self) -> f64 {
+        self.0
+    }
+}
+
 /// Reads a duration: a whole number with `us`, `ms`, `s`, `m`, `h` or `d`, such as `250ms`.
 pub fn parse_duration(text: &str) -> Result<Duration, InvalidUnit> {
     const EXPECTED: InvalidUnit = InvalidUnit("a duration with its unit: us, ms, s, m, h or d, such as 250ms");
@@ -121,6 +179,19 @@ mod tests {
         assert_eq!(ByteSize::parse("3MiB").unwrap().to_string(), "3MiB");
         for bad in ["", "64", "64KB", "64k", "-1B", "17179869185GiB"] {
             assert!(ByteSize::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn rates_and_shares_need_their_unit() {
+        assert_eq!(Rate::parse("90/m").unwrap().per_second(), 1.5);
+        assert_eq!(Rate::parse("1000/h").unwrap().to_string(), "1000/h");
+        for bad in ["", "5", "/s", "0/s", "-1/s", "5/d", "1.5/s", "1000000001/s"] {
+            assert!(Rate::parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(Percent::parse("2.5%").unwrap().ratio(), 0.025);
+        for bad in ["", "5", "%", "-1%", "101%", "1e1%", "nan%", "inf%", "1.2.3%"] {
+            assert!(Percent::parse(bad).is_err(), "{bad:?}");
         }
     }
 

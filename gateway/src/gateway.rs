@@ -90,6 +90,7 @@ impl Gateway {
         if !subscription.load().regions.contains_key(&settings.region) {
             return Err(StartError::UnknownRegion(settings.region));
         }
+        workload.revoke(&subscription.load().revoked);
         let traces = match &settings.common.otlp {
             Some(otlp) => Traces::start(otlp, "gateway", &registry)?,
             None => Traces::off(),
@@ -129,7 +130,8 @@ impl Gateway {
             };
             workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
         }
-        tokio::spawn(workload.watch(drain.clone()));
+        tokio::spawn(workload.clone().watch(drain.clone()));
+        tokio::spawn(workload.follow(subscription.clone(), drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(health::watch(shared.clone(), subscription));
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));

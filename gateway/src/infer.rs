@@ -88,7 +88,7 @@ pub fn find(
     let snapshot = &asking.fleet.snapshot;
     // Operators want to see what was refused, too.
     exchange.model = clipped(model);
-    authorize(snapshot, &asking.principal, model, action)?;
+    authorize(snapshot, &asking.principal, model, version, action)?;
     let found = snapshot.models.get(model).ok_or_else(|| Refusal::UnknownModel(clipped(model)))?;
     let Some(served) = found.version(version) else {
         return Err(Refusal::UnknownVersion { model: clipped(model), version: clipped(version) });

@@ -105,6 +105,7 @@ impl Sidecar {
         if !snapshots.load().pools.contains_key(&settings.pool) {
             tracing::warn!(pool = %settings.pool, "the snapshot has no such pool; no model is served");
         }
+        workload.revoke(&snapshots.load().revoked);
         let features = match &settings.features {
             Some(features) => Some(Features::open(features, &settings.region, &mut metrics.registry())?),
             None => None,
@@ -174,6 +175,7 @@ impl Sidecar {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve(pages));
         tasks.spawn(Arc::clone(&workload).watch(drain.clone()));
+        tasks.spawn(Arc::clone(&workload).follow(Arc::clone(&snapshots), drain.clone()));
         tasks.spawn(Arc::clone(&snapshots).watch(drain.clone()));
         tasks.spawn(report_health(Arc::clone(&inference), reporter, drain.clone()));
         tasks.spawn(async move { models.follow(&snapshots).await });

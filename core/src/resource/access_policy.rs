@@ -7,6 +7,8 @@ use crate::units::{InvalidUnit, Name};
 pub struct AccessPolicy {
     pub subjects: Vec<Subject>,
     pub models: Vec<Pattern>,
+    /// Of the models; default all.
+    pub versions: Vec<Pattern>,
     pub actions: Vec<Action>,
 }
 
@@ -37,32 +39,48 @@ impl Action {
     }
 }
 
-/// A name, or a beginning of names followed by `*`.
+/// A glob over names: `*` stands for any characters, also none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
-    literal: String,
-    prefix: bool,
+    /// What stands between the stars; at least one.
+    parts: Vec<String>,
 }
 
 impl Pattern {
     pub fn parse(text: &str) -> Result<Self, InvalidUnit> {
-        const EXPECTED: InvalidUnit = InvalidUnit("a name, or a beginning and '*', such as fraud-*");
-        let (literal, prefix) = text.strip_suffix('*').map_or((text, false), |literal| (literal, true));
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if !literal.bytes().all(allowed) || literal.len() > Name::MAX || (literal.is_empty() && !prefix) {
+        const EXPECTED: InvalidUnit = InvalidUnit("a name in which '*' stands for any characters, such as fraud-*");
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-*".contains(&byte);
+        if text.is_empty() || text.len() > Name::MAX || !text.bytes().all(allowed) {
             return Err(EXPECTED);
         }
-        Ok(Self { literal: literal.to_owned(), prefix })
+        Ok(Self { parts: text.split('*').map(str::to_owned).collect() })
+    }
+
+    pub fn any() -> Self {
+        Self { parts: vec![String::new(), String::new()] }
     }
 
     pub fn matches(&self, name: &str) -> bool {
-        if self.prefix { name.starts_with(&self.literal) } else { name == self.literal }
+        let [first, middle @ .., last] = &self.parts[..] else {
+            // Without a star it is the name itself.
+            return self.parts.first().is_some_and(|only| only == name);
+        };
+        let Some(rest) = name.strip_prefix(first.as_str()) else { return false };
+        let Some(mut rest) = rest.strip_suffix(last.as_str()) else { return false };
+        // The first place where a part fits leaves most to the others.
+        middle.iter().all(|part| match rest.split_once(part.as_str()) {
+            Some((_, after)) => {
+                rest = after;
+                true
+            }
+            None => false,
+        })
     }
 }
 
 impl std::fmt::Display for Pattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{}", self.literal, if self.prefix { "*" } else { "" })
+        f.write_str(&self.parts.join("*"))
     }
 }
 
@@ -77,11 +95,16 @@ pub(super) fn read(spec: &Field<'_>) -> Option<AccessPolicy> {
         items
     };
     let subjects = list("subjects").iter().filter_map(read_subject).collect();
-    let models = list("models").iter().filter_map(|item| item.parse(Pattern::parse)).collect();
+    let patterns = |items: Vec<Field<'_>>| items.iter().filter_map(|item| item.parse(Pattern::parse)).collect();
+    let models = patterns(list("models"));
+    let versions = match fields.optional("versions") {
+        Some(_) => patterns(list("versions")),
+        None => vec![Pattern::any()],
+    };
     let actions = [Action::Infer, Action::Metadata, Action::Admin].map(|action| (action.name(), action));
     let actions = list("actions").iter().filter_map(|item| item.choice(&actions)).collect();
     fields.finish();
-    Some(AccessPolicy { subjects, models, actions })
+    Some(AccessPolicy { subjects, models, versions, actions })
 }
 
 fn read_subject(field: &Field<'_>) -> Option<Subject> {
@@ -89,8 +112,33 @@ fn read_subject(field: &Field<'_>) -> Option<Subject> {
     let tenant = fields.required("tenant").and_then(|field| field.parse(Name::parse));
     let clients = match fields.optional("client") {
         Some(field) => field.parse(Pattern::parse),
-        None => Pattern::parse("*").ok(),
+        None => Some(Pattern::any()),
     };
     fields.finish();
     Some(Subject { tenant: tenant?, clients: clients? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_characters() {
+        for (pattern, matching, others) in [
+            ("eta", &["eta"][..], &["et", "eta2", ""][..]),
+            ("*", &["", "eta"], &[]),
+            ("fraud-*", &["fraud-", "fraud-eu"], &["fraud", "xfraud-"]),
+            ("*-canary", &["a-canary", "-canary"], &["canary", "a-canary-2"]),
+            ("a*b*c", &["abc", "axbxc", "abcbc"], &["ac", "abcd", "acb"]),
+            ("a*a", &["aa", "aba"], &["a"]),
+            ("*b*", &["b", "abc"], &["ac"]),
+        ] {
+            let pattern = Pattern::parse(pattern).unwrap();
+            assert!(matching.iter().all(|name| pattern.matches(name)), "{pattern}");
+            assert!(others.iter().all(|name| !pattern.matches(name)), "{pattern}");
+        }
+        for bad in ["", "a b", "a/b", "ä"] {
+            assert!(Pattern::parse(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! What operators write, checked: Region, Pool, Model, FeatureGroup, Tenant, AccessPolicy.
+//! What operators write, checked: Region, Pool, Model, FeatureGroup, Tenant, AccessPolicy,
+//! Revocation.
 //!
 //! The rule: only checked values leave this module, unknown keys are faults, and every fault is found
 //! in one pass. A resource on its own is checked here; references between resources are checked by
@@ -9,6 +10,7 @@ mod feature_group;
 mod model;
 mod pool;
 pub mod reader;
+mod revocation;
 pub mod yaml;
 
 pub use access_policy::{AccessPolicy, Action, Pattern, Subject};
@@ -16,6 +18,7 @@ pub use feature_group::{Consistency, FeatureGroup, FieldDefinition, FieldValue, 
 pub use model::{Backend, FeatureRef, InputBinding, MissingFeature, Model, TensorSpec, WarmUp};
 pub use pool::{Pod, Pool};
 pub use reader::Fault;
+pub use revocation::Revocation;
 
 use crate::identity::TrustDomain;
 use crate::units::Name;
@@ -44,6 +47,7 @@ pub enum Spec {
     FeatureGroup(FeatureGroup),
     Tenant(Tenant),
     AccessPolicy(AccessPolicy),
+    Revocation(Revocation),
 }
 
 /// A place that serves by itself.
@@ -69,6 +73,7 @@ impl Spec {
             Self::FeatureGroup(_) => "FeatureGroup",
             Self::Tenant(_) => "Tenant",
             Self::AccessPolicy(_) => "AccessPolicy",
+            Self::Revocation(_) => "Revocation",
         }
     }
 }
@@ -174,8 +179,10 @@ fn read_spec(kind: &str, spec: &Field<'_>, faults: &Faults) -> Option<Spec> {
         "FeatureGroup" => feature_group::read(spec).map(Spec::FeatureGroup),
         "Tenant" => read_tenant(spec).map(Spec::Tenant),
         "AccessPolicy" => access_policy::read(spec).map(Spec::AccessPolicy),
+        "Revocation" => revocation::read(spec).map(Spec::Revocation),
         _ => {
-            let expected = "unknown kind, expected Region, Pool, Model, FeatureGroup, Tenant or AccessPolicy";
+            let expected =
+                "unknown kind, expected Region, Pool, Model, FeatureGroup, Tenant, AccessPolicy or Revocation";
             faults.add(spec.node.line, "kind", expected);
             None
         }

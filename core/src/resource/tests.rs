@@ -102,7 +102,7 @@ fn each_wrong_value_names_its_field() {
         ("datatype: FP32, default: 0", "datatype: FP32, default: NaN", "spec.fields[0].default"),
         ("datatype: FP32, default: 0", "datatype: BYTES", "spec.fields[0].datatype"),
         ("actions: [infer, metadata]", "actions: [infer, fly]", "spec.actions[1]"),
-        ("models: [\"phish*\"]", "models: [\"*phish\"]", "spec.models[0]"),
+        ("models: [\"phish*\"]", "models: [\"phish/\"]", "spec.models[0]"),
         ("name: pod-1", "name: pod-0", "spec.pods[1]"),
         ("trustDomain: spillway.test", "trustDomain: Spillway", "spec.trustDomain"),
         ("name: score,", "name: \"\",", "spec.outputs[0].name"),

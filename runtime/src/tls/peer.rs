@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
-use spillway_core::identity::{InvalidId, SpiffeId};
+use spillway_core::identity::{InvalidId, Serial, SpiffeId};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// The end of the connection that a certificate is for.
@@ -18,6 +18,7 @@ pub enum Side {
 #[derive(Debug)]
 pub struct Peer {
     pub id: SpiffeId,
+    pub serial: Serial,
     pub not_after: SystemTime,
     /// The leaf first, as the peer presented it.
     pub chain: Vec<CertificateDer<'static>>,
@@ -49,6 +50,8 @@ pub enum PeerError {
     Expired,
     #[error("the chain does not lead to a root that is trusted now")]
     Untrusted(#[source] rustls::Error),
+    #[error("the certificate or its identity is revoked")]
+    Revoked,
     #[error("the peer is '{found}'; expected '{expected}'")]
     Unexpected { found: Box<SpiffeId>, expected: Box<SpiffeId> },
 }
@@ -67,6 +70,7 @@ impl PeerError {
             Self::NotYetValid => "not-yet-valid",
             Self::Expired => "expired",
             Self::Untrusted(_) => "untrusted",
+            Self::Revoked => "revoked",
             Self::Unexpected { .. } => "unexpected-peer",
         }
     }
@@ -76,6 +80,7 @@ impl PeerError {
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
     pub id: SpiffeId,
+    pub serial: Serial,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     pub for_client: bool,
@@ -108,6 +113,7 @@ impl Leaf {
         let [uri] = uris[..] else { return Err(PeerError::UriNames(uris.len())) };
         Ok(Self {
             id: SpiffeId::parse(uri)?,
+            serial: Serial::new(leaf.raw_serial()),
             not_before: time(leaf.validity().not_before.timestamp()),
             not_after: time(leaf.validity().not_after.timestamp()),
             for_client: extended.client_auth,

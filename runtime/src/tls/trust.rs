@@ -11,19 +11,21 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use spillway_core::identity::{SpiffeId, TrustDomain};
+use spillway_core::identity::{Revoked, SpiffeId, TrustDomain};
 
 use super::peer::{Leaf, PeerError, Side, root_trust_domain};
 use super::provider::provider;
 use super::workload::IdentityError;
 
 /// The root store of one trust domain. Ids of other domains are refused, whoever signed them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Trust {
     domain: TrustDomain,
     roots: RootCertStore,
     clients: Arc<dyn ClientCertVerifier>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// What is refused all the same.
+    revoked: Arc<Revoked>,
 }
 
 impl Trust {
@@ -49,7 +51,16 @@ impl Trust {
             .clear_root_hint_subjects()
             .build()
             .map_err(|_| refused("no root can be used"))?;
-        Ok(Self { domain, roots, clients, algorithms })
+        Ok(Self { domain, roots, clients, algorithms, revoked: Arc::default() })
+    }
+
+    /// The same roots, and these refused.
+    pub(super) fn revoking(self, revoked: Arc<Revoked>) -> Self {
+        Self { revoked, ..self }
+    }
+
+    pub(super) fn revoked(&self) -> &Arc<Revoked> {
+        &self.revoked
     }
 
     /// Verifies a chain, leaf first, for the use of its peer's side.
@@ -68,6 +79,9 @@ impl Trust {
         let leaf = Leaf::read(end_entity)?;
         if leaf.id.trust_domain != self.domain {
             return Err(PeerError::TrustDomain);
+        }
+        if self.revoked.includes(&leaf.id, &leaf.serial) {
+            return Err(PeerError::Revoked);
         }
         leaf.check_time(now)?;
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -197,6 +211,7 @@ fn refused(error: PeerError) -> rustls::Error {
         PeerError::Malformed => CertificateError::BadEncoding.into(),
         PeerError::Purpose => CertificateError::InvalidPurpose.into(),
         PeerError::NoCertificate => rustls::Error::NoCertificatesPresented,
+        PeerError::Revoked => CertificateError::Revoked.into(),
         PeerError::UriNames(_)
         | PeerError::NotAnId(_)
         | PeerError::TrustDomain
@@ -215,6 +230,7 @@ pub(super) fn refusal(error: &rustls::Error) -> Option<PeerError> {
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => PeerError::Expired,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => PeerError::NotYetValid,
+            CertificateError::Revoked => PeerError::Revoked,
             CertificateError::BadEncoding => PeerError::Malformed,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => PeerError::Purpose,
             _ => PeerError::Untrusted(error.clone()),

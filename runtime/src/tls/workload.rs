@@ -21,13 +21,14 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use spillway_core::identity::SpiffeId;
+use spillway_core::identity::{Revoked, SpiffeId};
 
 use super::peer::{Leaf, Peer, PeerError, Side};
 use super::provider::provider;
 use super::trust::{Clients, ExactServer, Trust};
 use crate::drain::Drain;
 use crate::file::Watched;
+use crate::snapshot::Subscription;
 use crate::telemetry::Metrics;
 
 const POLL: Duration = Duration::from_millis(500);
@@ -107,7 +108,7 @@ impl Workload {
         let IdentitySettings { certificate, key, trust_bundle } = settings.clone();
         let mut watched = Watched::new(vec![certificate, key, trust_bundle], MAX_FILE);
         let contents = watched.changed()?.unwrap_or_default();
-        let (identity, leaf) = Identity::read(1, &contents)?;
+        let (identity, leaf) = Identity::read(1, &contents, Arc::default())?;
         leaf.check_time(SystemTime::now())?;
         let workload = Self {
             id: leaf.id.clone(),
@@ -202,6 +203,33 @@ impl Workload {
         Ok(())
     }
 
+    /// Refuses these from now on, on open connections too. Whether that is a change.
+    pub fn revoke(&self, revoked: &Arc<Revoked>) -> bool {
+        // Held so that no reload comes between.
+        let _files = self.files.lock();
+        let current = self.current.load();
+        if current.trust.revoked() == revoked {
+            return false;
+        }
+        let trust = (*current.trust).clone().revoking(revoked.clone());
+        self.current.store(Arc::new(Identity::new(current.generation + 1, current.key.clone(), trust)));
+        true
+    }
+
+    /// Follows the revocations of the Snapshot until stopped.
+    pub async fn follow(self: Arc<Self>, snapshots: Arc<Subscription>, drain: Drain) {
+        let mut changed = snapshots.changed();
+        loop {
+            if self.revoke(&snapshots.load().revoked) {
+                tracing::info!(generation = self.generation(), "revocations changed");
+            }
+            tokio::select! {
+                Ok(()) = changed.changed() => {}
+                () = drain.stopped() => return,
+            }
+        }
+    }
+
     /// Follows the files until stopped.
     pub async fn watch(self: Arc<Self>, drain: Drain) {
         let mut refused = None;
@@ -264,7 +292,8 @@ impl Workload {
         let Some(contents) = files.watched.changed()? else { return Ok(false) };
         files.usable_from = None;
         let current = self.current.load();
-        let (identity, leaf) = Identity::read(current.generation + 1, &contents)?;
+        let revoked = current.trust.revoked().clone();
+        let (identity, leaf) = Identity::read(current.generation + 1, &contents, revoked)?;
         if leaf.id != self.id {
             return Err(IdentityError::OtherId { found: Box::new(leaf.id), running: Box::new(self.id.clone()) });
         }
@@ -287,7 +316,7 @@ impl Workload {
 }
 
 impl Identity {
-    fn read(generation: u64, contents: &[Vec<u8>]) -> Result<(Self, Leaf), IdentityError> {
+    fn read(generation: u64, contents: &[Vec<u8>], revoked: Arc<Revoked>) -> Result<(Self, Leaf), IdentityError> {
         let [certificate, key, bundle] = contents else { return Err(IdentityError::NoCertificate) };
         let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
         let chain = chain.map_err(|_| IdentityError::NoCertificate)?;
@@ -297,10 +326,15 @@ impl Identity {
         let key = CertifiedKey::new(chain, key);
         key.keys_match().map_err(|_| IdentityError::Mismatch)?;
         let key = Arc::new(key);
-        let trust = Arc::new(Trust::read(leaf.id.trust_domain.clone(), bundle)?);
+        let trust = Trust::read(leaf.id.trust_domain.clone(), bundle)?.revoking(revoked);
+        Ok((Self::new(generation, key, trust), leaf))
+    }
+
+    fn new(generation: u64, key: Arc<CertifiedKey>, trust: Trust) -> Self {
+        let trust = Arc::new(trust);
         let server = server_config(&key, &trust, &[b"h2", b"http/1.1"]);
         let h2_server = server_config(&key, &trust, &[b"h2"]);
-        Ok((Self { generation, key, trust, server, h2_server }, leaf))
+        Self { generation, key, trust, server, h2_server }
     }
 }
 
@@ -320,6 +354,7 @@ fn server_config(key: &Arc<CertifiedKey>, trust: &Arc<Trust>, protocols: &[&[u8]
 fn peer(leaf: Leaf, chain: &[CertificateDer<'_>], side: Side, generation: u64) -> Peer {
     Peer {
         id: leaf.id,
+        serial: leaf.serial,
         not_after: leaf.not_after,
         chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
         side,

@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use spillway_core::identity::Revoked;
+
 use super::*;
 use crate::authority::Authority;
 use crate::drain::Drain;
@@ -27,6 +29,34 @@ async fn t49_a_new_pair_is_taken_and_open_connections_go_on() {
     assert!(accepted.is_ok());
     let leaf = |client: Client| client.unwrap().get_ref().1.peer_certificates().unwrap()[0].clone();
     assert_ne!(leaf(old), leaf(new));
+}
+
+#[tokio::test]
+async fn t50_a_revoked_id_or_serial_is_refused_on_open_connections_and_new_ones() {
+    let domain = Domain::create();
+    let settings = domain.settings(GATEWAY, None);
+    let gateway = Workload::load(&settings).unwrap();
+    let leaf = domain.issue(CLIENT);
+    let config = Arc::new(client_config(&domain, Some(&leaf)));
+    let (open, _client) = handshake(&gateway, config.clone(), Offer::H2).await;
+    let open = open.unwrap();
+    let now = SystemTime::now();
+    let by_id = Revoked { ids: [open.peer.id.clone()].into(), ..Revoked::default() };
+    let by_serial = Revoked { serials: [open.peer.serial.clone()].into(), ..Revoked::default() };
+    for revoked in [by_id, by_serial] {
+        let revoked = Arc::new(revoked);
+        assert!(gateway.revoke(&revoked));
+        assert!(!gateway.revoke(&revoked), "told twice is one change");
+        assert_eq!(gateway.still_trusted(&open.peer, now), Err(PeerError::Revoked));
+        let (refused, _client) = handshake(&gateway, config.clone(), Offer::H2).await;
+        assert_eq!(refused.err().map(|error| error.reason()), Some("revoked"));
+        // A new pair of ours forgets nothing.
+        domain.issue(GATEWAY).save(&settings.certificate, &settings.key).unwrap();
+        assert!(gateway.reload().unwrap());
+        assert_eq!(gateway.still_trusted(&open.peer, now), Err(PeerError::Revoked));
+    }
+    assert!(gateway.revoke(&Arc::default()));
+    assert_eq!(gateway.still_trusted(&open.peer, now), Ok(()));
 }
 
 #[tokio::test]
