@@ -12,7 +12,9 @@
 //! * [`deadline`]: how long a request may take.
 //! * [`routing`]: which pod gets it.
 //! * [`feature`]: groups, stored values, freshness.
+//! * [`cache`]: results that are given again.
 
+pub mod cache;
 pub mod deadline;
 pub mod feature;
 pub mod identity;
