@@ -13,6 +13,7 @@
 //! * [`routing`]: which pod gets it.
 //! * [`feature`]: groups, stored values, freshness.
 
+pub mod cache;
 pub mod deadline;
 pub mod feature;
 pub mod identity;

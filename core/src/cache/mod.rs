@@ -1,0 +1,3 @@
+//! Cached results of the gateway.
+
+pub mod store;
