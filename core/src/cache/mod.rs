@@ -7,6 +7,7 @@
 //! * [`control`]: what a request wishes (`Cache-Control`).
 //! * [`freshness`]: which answers may be stored, for how long, and what an entry is worth at a time.
 //! * [`coherence`]: which entries the feature changes heard so far leave standing.
+//! * [`store`]: where entries are kept, within bytes and a fair share for each tenant.
 //! * [`guard`]: whether looking up pays at all.
 //! * [`status`]: what an answer says about it (`Cache-Status`).
 
@@ -16,3 +17,4 @@ pub mod freshness;
 pub mod guard;
 pub mod key;
 pub mod status;
+pub mod store;
