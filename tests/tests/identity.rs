@@ -268,3 +268,49 @@ fn replace(path: &std::path::Path, text: &str) {
     std::fs::write(&beside, text).expect("it is written");
     std::fs::rename(&beside, path).expect("it is renamed");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t50_a_revoked_certificate_is_refused_on_open_connections_and_nobody_else_notices() {
+    let mut region = Region::new("identity-revoked");
+    for name in ["by-id", "by-serial", "stays"] {
+        region.issue(name, &format!("tenant/acme/client/{name}"), HOUR);
+    }
+    region.start().await;
+    let load = right_predictions(&region.client("stays"), Protocol::H2);
+    let serial = {
+        let pem = std::fs::read(region.identity("by-serial").certificate).expect("a certificate");
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).expect("PEM");
+        pem.parse_x509().expect("a certificate").raw_serial_as_string()
+    };
+    for (name, revoked) in [
+        ("by-id", format!("ids: ['{}']", id("tenant/acme/client/by-id"))),
+        ("by-serial", format!("serials: ['{serial}']")),
+    ] {
+        let client = region.client(name);
+        let mut open = Vec::new();
+        for protocol in [Protocol::H1, Protocol::H2] {
+            let mut connection = client.connect(protocol).await.expect("a connection");
+            let answer = connection.send(client.json(INFER, &entity("site-0001"))).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{name} before");
+            open.push(connection);
+        }
+        let resource = format!(
+            "apiVersion: spillway/v1\nkind: Revocation\nmetadata: {{ name: {name} }}\nspec: {{ {revoked}, reason: lost }}\n"
+        );
+        region.resources.insert(format!("revoke-{name}.yaml"), resource);
+        region.apply();
+        eventually("new connections are refused", SOON, async || {
+            client.get("/v2/health/live").await.is_err().then_some(())
+        })
+        .await;
+        for mut connection in open {
+            let answer = connection.send(client.json(INFER, &entity("site-0001"))).await.expect("an answer");
+            assert_eq!((answer.status.as_u16(), answer.error_code()), (403, "untrusted-certificate"), "{name} after");
+            eventually("the connection is ended", SOON, async || connection.is_closed().then_some(())).await;
+        }
+    }
+    let refused = region.gateway_metrics().sum("spillway_gateway_handshake_failures_total", &["reason=\"revoked\""]);
+    assert!(refused >= 2.0, "{refused} counted");
+    let shots = load.stop().await;
+    assert!(failures(&shots).is_empty() && shots.len() > 50, "{:?} of {}", failures(&shots), shots.len());
+}

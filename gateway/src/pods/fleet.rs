@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use spillway_core::identity::{Role, SpiffeId};
 use spillway_core::inference::Entities;
 use spillway_core::resource::{Model, Pool};
-use spillway_core::routing::{Ring, key_hash, p2c};
+use spillway_core::routing::{Call, Candidate, Ring, RoutingSettings, choose, key_hash};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_runtime::tls::Workload;
@@ -123,48 +123,31 @@ impl PoolLinks {
     /// One entity goes where the ring says, so that its features are warm there; all else goes to the
     /// less loaded of two. Pods that look dead come last.
     pub fn pick(&self, entities: &Entities, random: u64, tried: Option<&PodLink>) -> Option<&Arc<PodLink>> {
-        let untried = |pod: &&Arc<PodLink>| tried.is_none_or(|tried| tried.key != pod.key);
         // However it is named: by the parameter, or by an entity input of one row.
-        if let [entity] = entities.ids() {
-            let hash = key_hash(entity);
-            let owner = self.ring.owner(hash).map(|index| &self.pods[index]);
-            if let Some(owner) = owner.filter(untried).filter(|pod| pod.looks_alive()) {
-                return Some(owner);
+        let key = match entities.ids() {
+            [entity] => Some(key_hash(entity)),
+            _ => None,
+        };
+        let call = Call { key, hot: false, panic: false, random };
+        let candidate = |index: usize| {
+            let pod = &self.pods[index];
+            Candidate {
+                usable: pod.looks_alive(),
+                tried: tried.is_some_and(|tried| tried.key == pod.key),
+                in_flight: pod.upstream.in_flight(),
+                report: None,
+                weight: 1.0,
+                failing: 0.0,
             }
-            let mut others = self.ring.order(hash).map(|index| &self.pods[index]).filter(untried);
-            let first = others.next()?;
-            return if first.looks_alive() {
-                Some(first)
-            } else {
-                Some(others.find(|pod| pod.looks_alive()).unwrap_or(first))
-            };
-        }
-        self.less_loaded(random, |pod| untried(&pod) && pod.looks_alive())
-            .or_else(|| self.less_loaded(random, |pod| untried(&pod)))
-    }
-
-    fn less_loaded(&self, random: u64, wanted: impl Fn(&Arc<PodLink>) -> bool) -> Option<&Arc<PodLink>> {
-        let mut pods = [None; MAX_CHOICES];
-        let mut loads = [0; MAX_CHOICES];
-        let mut count = 0;
-        // Of a larger pool each request sees a random window.
-        let start = if self.pods.len() > MAX_CHOICES { random as usize % self.pods.len() } else { 0 };
-        let around = self.pods[start..].iter().chain(&self.pods[..start]);
-        for pod in around.filter(|pod| wanted(pod)).take(MAX_CHOICES) {
-            pods[count] = Some(pod);
-            loads[count] = pod.upstream.in_flight();
-            count += 1;
-        }
-        pods[p2c(random, &loads[..count])?]
+        };
+        let choice = choose(&RoutingSettings::default(), &call, &self.ring, candidate, || random)?;
+        self.pods.get(choice.pod)
     }
 
     pub fn any_serving(&self) -> bool {
         self.pods.iter().any(|pod| pod.health.is_serving())
     }
 }
-
-/// Pods among which the two are drawn.
-const MAX_CHOICES: usize = 32;
 
 /// One Snapshot and the ways to the pods that it names.
 pub struct Fleet {
