@@ -11,6 +11,7 @@
 //! * [`policy`]: who may do what.
 //! * [`deadline`]: how long a request may take.
 //! * [`routing`]: which pod gets it.
+//! * [`resilience`]: which pods are left alone, and for how long.
 //! * [`feature`]: groups, stored values, freshness.
 //! * [`cache`]: results that are given again.
 
@@ -20,6 +21,7 @@ pub mod feature;
 pub mod identity;
 pub mod inference;
 pub mod policy;
+pub mod resilience;
 pub mod resource;
 pub mod routing;
 pub mod snapshot;
