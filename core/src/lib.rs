@@ -20,6 +20,7 @@ pub mod deadline;
 pub mod feature;
 pub mod identity;
 pub mod inference;
+pub mod limit;
 pub mod policy;
 pub mod resilience;
 pub mod resource;
