@@ -11,6 +11,8 @@ mod model;
 mod pool;
 pub mod reader;
 mod revocation;
+mod tenant;
+mod traffic;
 pub mod yaml;
 
 pub use access_policy::{AccessPolicy, Action, Pattern, Subject};
@@ -19,6 +21,8 @@ pub use model::{Backend, FeatureRef, InputBinding, MissingFeature, Model, Tensor
 pub use pool::{Pod, Pool};
 pub use reader::Fault;
 pub use revocation::Revocation;
+pub use tenant::{Per, RateLimit, Scope as LimitScope, Tenant, Unit};
+pub use traffic::{Cost, Degradation, Traffic};
 
 use crate::identity::TrustDomain;
 use crate::units::Name;
@@ -55,13 +59,6 @@ pub enum Spec {
 pub struct Region {
     /// The trust domain that its workloads and clients belong to.
     pub trust_domain: TrustDomain,
-}
-
-/// A customer. Its clients prove themselves as `spiffe://<trust domain>/tenant/<name>/client/<client>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tenant {
-    /// For people; may be empty.
-    pub description: String,
 }
 
 impl Spec {
@@ -177,7 +174,7 @@ fn read_spec(kind: &str, spec: &Field<'_>, faults: &Faults) -> Option<Spec> {
         "Pool" => pool::read(spec).map(Spec::Pool),
         "Model" => model::read(spec).map(Box::new).map(Spec::Model),
         "FeatureGroup" => feature_group::read(spec).map(Spec::FeatureGroup),
-        "Tenant" => read_tenant(spec).map(Spec::Tenant),
+        "Tenant" => tenant::read(spec).map(Spec::Tenant),
         "AccessPolicy" => access_policy::read(spec).map(Spec::AccessPolicy),
         "Revocation" => revocation::read(spec).map(Spec::Revocation),
         _ => {
@@ -197,16 +194,6 @@ fn read_region(spec: &Field<'_>) -> Option<Region> {
     });
     fields.finish();
     Some(Region { trust_domain: trust_domain? })
-}
-
-fn read_tenant(spec: &Field<'_>) -> Option<Tenant> {
-    let fields = spec.map();
-    let description = match fields.optional("description") {
-        Some(field) => field.text()?.to_owned(),
-        None => String::new(),
-    };
-    fields.finish();
-    Some(Tenant { description })
 }
 
 fn peek<'a>(node: &'a Node, path: &[&str]) -> Option<&'a str> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::reader::{Field, Fields};
+use super::traffic::{self, Traffic};
 use crate::inference::Datatype;
 use crate::units::{InvalidUnit, Name, parse_duration};
 
@@ -26,6 +27,7 @@ pub struct Model {
     pub outputs: Vec<TensorSpec>,
     pub missing_feature: MissingFeature,
     pub warm_up: WarmUp,
+    pub traffic: Traffic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,6 +154,7 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Model> {
         fields.finish();
         Some(WarmUp { requests: u32::try_from(requests?).ok()?, batch: u32::try_from(batch?).ok()? })
     });
+    let traffic = traffic::read(&fields, &outputs);
     fields.finish();
     Some(Model {
         pools,
@@ -168,6 +171,7 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Model> {
         outputs,
         missing_feature: missing_feature?,
         warm_up: warm_up?,
+        traffic: traffic?,
     })
 }
 

@@ -122,6 +122,17 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// The entries of a map whose keys are the operator's own names.
+    pub fn entries(&self) -> Vec<(String, Field<'a>)> {
+        let Value::Map(entries) = &self.node.value else {
+            self.fault(format!("expected a map, found {}", self.node.what()));
+            return Vec::new();
+        };
+        let field =
+            |name: &str, node| Field { path: format!("{}.{}", self.path, clipped(name)), node, faults: self.faults };
+        entries.iter().map(|(key, node)| (key.text.clone(), field(&key.text, node))).collect()
+    }
+
     /// The fields of a map.
     pub fn map(&self) -> Fields<'a> {
         let entries = match &self.node.value {

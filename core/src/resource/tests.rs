@@ -1,4 +1,5 @@
 use super::*;
+use crate::limit::Class;
 use crate::snapshot::Snapshot;
 
 const GOOD: &str = r#"
@@ -41,10 +42,40 @@ spec:
     - { name: features, datatype: FP32, shape: [-1, 2], features: [site.age, site.https] }
   outputs:
     - { name: score, datatype: FP32, shape: [-1, 1] }
+  cost: { request: 2, row: 1 }
+  cache: { ttl: 5m, staleWhileRevalidate: 10s, staleIfError: 1m }
+  routing: { policy: ring, loadFactor: 1.5, slowStart: 10s, hotEntity: { rate: 500/s, pods: 3 } }
+  retries: { most: 2, budget: 20%, backoff: 50ms, longestBackoff: 1s }
+  hedge: true
+  breaker: { window: 50, failures: 40%, openFor: 5s, probes: 3 }
+  bulkhead: { inFlight: 10, queue: 20 }
+  degradation:
+    levels: [1, 3, 4]
+    predictionP95: 50ms
+    errors: 2%
+    enterAfter: 1s
+    leaveAfter: 2s
+    static: { score: [0.5] }
 ---
 apiVersion: spillway/v1
 kind: Tenant
 metadata: { name: acme }
+spec:
+  priority: { default: normal, highest: high }
+  inFlight: 50
+  cacheControl: honour
+  limits:
+    - { name: all, per: tenant, rate: 1000/s, burst: 200, scope: region }
+    - { name: rows, per: model, models: ["phis*"], of: cost, rate: 90/m }
+    - { name: entity, per: entity, rate: 10/s }
+---
+apiVersion: spillway/v1
+kind: Revocation
+metadata: { name: lost }
+spec:
+  serials: ["0a:1b"]
+  ids: ["spiffe://spillway.test/tenant/acme/client/web"]
+  reason: a stolen laptop
 ---
 apiVersion: spillway/v1
 kind: AccessPolicy
@@ -63,6 +94,37 @@ fn good_resources_compile_to_a_snapshot() {
     assert_eq!(model.missing_feature, MissingFeature::Refuse);
     let region = Name::parse("eu-west").unwrap();
     assert_eq!(snapshot.pool_of(model, &region).unwrap().1.pods.len(), 2);
+}
+
+#[test]
+fn traffic_is_read_as_it_is_written_and_has_defaults() {
+    let snapshot = Snapshot::compile(7, &parse(GOOD).unwrap()).unwrap();
+    let traffic = &snapshot.models["phishing"].traffic;
+    assert_eq!(traffic.cost.of(3), 5);
+    assert_eq!(traffic.cache.as_ref().unwrap().stale_if_error.as_secs(), 60);
+    assert_eq!((traffic.routing.load_factor, traffic.routing.spread, traffic.routing.hot.threshold), (1.5, 3, 500));
+    assert_eq!((traffic.retries.retries, traffic.budget.ratio, traffic.hedge), (2, 0.2, true));
+    assert_eq!((traffic.breaker.window, traffic.breaker.failure_ratio, traffic.breaker.probes), (50, 0.4, 3));
+    assert_eq!((traffic.bulkhead.tenant_in_flight, traffic.bulkhead.tenant_queue), (8, 10));
+    let degradation = traffic.degradation.as_ref().unwrap();
+    assert_eq!(degradation.settings.allowed, [true, false, true, true]);
+    assert_eq!(degradation.fixed, [[FieldValue::Float(0.5)]]);
+    let tenant = &snapshot.tenants["acme"];
+    assert_eq!((tenant.default_class, tenant.highest_class), (Class::Normal, Class::High));
+    let bursts: Vec<u32> = tenant.limits.iter().map(|limit| limit.burst).collect();
+    assert_eq!(bursts, [200, 2, 10]);
+    assert!(tenant.limits[1].applies_to("phishing") && !tenant.limits[1].applies_to("eta"));
+    assert_eq!((snapshot.revoked.serials.len(), snapshot.revoked.ids.len()), (1, 1));
+
+    let bare = GOOD.split("  cost:").next().unwrap().to_owned()
+        + "---\n"
+        + GOOD.split("score: [0.5] }\n---\n").nth(1).unwrap();
+    let resources = parse(&bare).unwrap();
+    let Spec::Model(model) = &resources.iter().find(|resource| resource.name.as_str() == "phishing").unwrap().spec
+    else {
+        panic!("a model")
+    };
+    assert_eq!(model.traffic, Traffic::default());
 }
 
 #[test]
@@ -106,6 +168,31 @@ fn each_wrong_value_names_its_field() {
         ("name: pod-1", "name: pod-0", "spec.pods[1]"),
         ("trustDomain: spillway.test", "trustDomain: Spillway", "spec.trustDomain"),
         ("name: score,", "name: \"\",", "spec.outputs[0].name"),
+        ("cost: { request: 2, row: 1 }", "cost: { request: -1 }", "spec.cost.request"),
+        ("ttl: 5m", "ttl: 0s", "spec.cache"),
+        ("ttl: 5m", "ttl: 48h", "spec.cache.ttl"),
+        ("loadFactor: 1.5", "loadFactor: 1", "spec.routing.loadFactor"),
+        ("loadFactor: 1.5", "loadFactor: NaN", "spec.routing.loadFactor"),
+        ("policy: ring", "policy: random", "spec.routing.policy"),
+        ("pods: 3", "pods: 17", "spec.routing.hotEntity.pods"),
+        ("budget: 20%", "budget: 0.2", "spec.retries.budget"),
+        ("most: 2", "most: 4", "spec.retries.most"),
+        ("hedge: true", "hedge: yes", "spec.hedge"),
+        ("window: 50", "window: 5", "spec.breaker.window"),
+        ("inFlight: 10,", "inFlight: 0,", "spec.bulkhead.inFlight"),
+        ("levels: [1, 3, 4]", "levels: [1, 5]", "spec.degradation.levels[1]"),
+        ("levels: [1, 3, 4]", "levels: [2]", "spec.degradation"),
+        ("score: [0.5]", "score: [0.5, 1]", "spec.degradation.static.score"),
+        ("score: [0.5]", "scores: [0.5]", "spec.degradation.static.scores"),
+        ("score: [0.5]", "score: [NaN]", "spec.degradation.static.score[0]"),
+        ("highest: high", "highest: low", "spec.priority"),
+        ("rate: 1000/s", "rate: 1000", "spec.limits[0].rate"),
+        ("per: entity", "per: client", "spec.limits[2].per"),
+        ("name: entity, per: entity", "name: entity, per: entity, scope: region", "spec.limits[2]"),
+        ("name: rows", "name: all", "spec.limits[1]"),
+        ("cacheControl: honour", "cacheControl: true", "spec.cacheControl"),
+        ("0a:1b", "0x1b", "spec.serials[0]"),
+        ("spiffe://spillway.test/tenant", "https://spillway.test/tenant", "spec.ids[0]"),
     ] {
         assert!(GOOD.contains(from), "{from}");
         let faults = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
