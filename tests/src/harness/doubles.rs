@@ -14,6 +14,7 @@ use spillway_proto::inference::model_metadata_response::TensorMetadata;
 use spillway_proto::inference::*;
 use spillway_runtime::tls::Workload;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
@@ -34,6 +35,11 @@ pub enum Manner {
     /// An output that nobody asked for in place of the score.
     WrongName,
     Late(Duration),
+    /// So many requests at a time, each for so long; the others wait.
+    Busy {
+        at_once: usize,
+        each: Duration,
+    },
     Fails,
 }
 
@@ -59,13 +65,19 @@ struct Shared {
     manner: Mutex<Manner>,
     seen: Mutex<Vec<Seen>>,
     cases: Vec<Case>,
+    places: Semaphore,
 }
 
 impl TritonDouble {
     pub fn start() -> Self {
         let incoming = TcpIncoming::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
         let address = incoming.local_addr().expect("it is bound");
-        let shared = Arc::new(Shared { manner: Mutex::new(Manner::Right), seen: Mutex::default(), cases: cases() });
+        let shared = Arc::new(Shared {
+            manner: Mutex::new(Manner::Right),
+            seen: Mutex::default(),
+            cases: cases(),
+            places: Semaphore::new(0),
+        });
         let service = GrpcInferenceServiceServer::from_arc(shared.clone());
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
@@ -75,6 +87,9 @@ impl TritonDouble {
     }
 
     pub fn set(&self, manner: Manner) {
+        if let Manner::Busy { at_once, .. } = manner {
+            self.shared.places.add_permits(at_once);
+        }
         *self.shared.manner.lock() = manner;
     }
 
@@ -172,6 +187,10 @@ impl GrpcInferenceService for Shared {
         let manner = *self.manner.lock();
         match manner {
             Manner::Late(time) => tokio::time::sleep(time).await,
+            Manner::Busy { each, .. } => {
+                let _place = self.places.acquire().await.map_err(|_| Status::unavailable("the double ends"))?;
+                tokio::time::sleep(each).await;
+            }
             Manner::Fails => return Err(Status::internal("the double fails as told")),
             Manner::WrongShape => scores.push(0.25),
             _ => {}

@@ -12,8 +12,10 @@ use spillway_runtime::authority::{Authority, LeafRequest};
 use spillway_runtime::tls::{IdentitySettings, Workload};
 
 use super::client::Client;
+use super::doubles::TritonDouble;
 use super::metrics::{self, Metrics};
 use super::process::{Process, spillway, spillway_ok};
+use super::relay::Relay;
 use super::run_folder::RunFolder;
 use super::{eventually, ports};
 
@@ -26,10 +28,14 @@ const READY: Duration = Duration::from_secs(30);
 /// Laid out by [`Region::new`], changed at will, run by [`Region::start`].
 pub struct Region {
     pub gateway: Option<Process>,
+    /// Of [`Self::start_more_gateways`].
+    pub more_gateways: Vec<Process>,
     pub sidecars: Vec<Process>,
     pub authority: Authority,
     /// Settings added to those of each sidecar; `features` come from [`Self::features`].
     pub sidecar_settings: String,
+    /// Settings added to those of one pod's sidecar.
+    pub pod_settings: BTreeMap<usize, String>,
     /// The `features` of the sidecars, indented by two.
     pub features: String,
     pub gateway_settings: String,
@@ -44,6 +50,8 @@ pub struct Region {
 pub struct Pod {
     pub name: String,
     pub address: SocketAddr,
+    /// What gateways dial: the pod itself, or a relay before it.
+    pub dialled: SocketAddr,
 }
 
 impl Region {
@@ -64,9 +72,11 @@ impl Region {
         let features = format!("  memory: 64MiB\n  sqlite: {}\n", folder.join("features.sqlite").display());
         let mut region = Self {
             gateway: None,
+            more_gateways: Vec::new(),
             sidecars: Vec::new(),
             authority,
             sidecar_settings: String::new(),
+            pod_settings: BTreeMap::new(),
             features,
             gateway_settings: String::new(),
             resources,
@@ -86,9 +96,34 @@ impl Region {
 
     /// Gives the region this many pods; before it is started.
     pub fn set_pods(&mut self, count: usize) {
-        let pod = |index| Pod { name: format!("pod-{index}"), address: ports::local(ports::free()) };
+        let pod = |index| {
+            let address = ports::local(ports::free());
+            Pod { name: format!("pod-{index}"), address, dialled: address }
+        };
         self.pods = (0..count).map(pod).collect();
         self.write_pool();
+    }
+
+    /// Gateways reach each pod over a link of its own.
+    pub async fn relay_pods(&mut self) -> Vec<Relay> {
+        let mut relays = Vec::with_capacity(self.pods.len());
+        for pod in &mut self.pods {
+            let relay = Relay::to(pod.address).await;
+            pod.dialled = relay.address;
+            relays.push(relay);
+        }
+        self.write_pool();
+        relays
+    }
+
+    /// Each pod has a model server of its own.
+    pub fn use_doubles(&mut self) -> Vec<TritonDouble> {
+        self.edit("model.yaml", "backend: onnx", "backend: triton");
+        let doubles: Vec<TritonDouble> = self.pods.iter().map(|_| TritonDouble::start()).collect();
+        for (index, double) in doubles.iter().enumerate() {
+            self.pod_settings.insert(index, format!("triton: \"http://{}\"\n", double.address));
+        }
+        doubles
     }
 
     fn write_pool(&mut self) {
@@ -96,7 +131,7 @@ impl Region {
             "apiVersion: spillway/v1\nkind: Pool\nmetadata: {{ name: {POOL} }}\nspec:\n  region: {REGION}\n  pods:\n"
         );
         for pod in &self.pods {
-            writeln!(text, "    - {{ name: {}, address: \"{}\" }}", pod.name, pod.address).expect("memory");
+            writeln!(text, "    - {{ name: {}, address: \"{}\" }}", pod.name, pod.dialled).expect("memory");
         }
         self.resources.insert("pool.yaml".into(), text);
     }
@@ -188,13 +223,14 @@ impl Region {
 
     /// Starts the sidecar of a pod, again or for the first time.
     pub fn spawn_sidecar(&self, index: usize) -> Process {
-        let Pod { name, address } = &self.pods[index];
+        let Pod { name, address, .. } = &self.pods[index];
         self.issue(name, &format!("region/{REGION}/sidecar/{POOL}/{name}"), LIFE);
         let settings = format!(
-            "{}pool: {POOL}\npod: {name}\nmodels: {}\n{}features:\n{}",
+            "{}pool: {POOL}\npod: {name}\nmodels: {}\n{}{}features:\n{}",
             self.common(name, *address),
             self.folder.join("models").display(),
             self.sidecar_settings,
+            self.pod_settings.get(&index).map_or("", String::as_str),
             self.features,
         );
         self.spawn(name, "sidecar", &settings)
@@ -206,11 +242,40 @@ impl Region {
         self.gateway = Some(gateway);
     }
 
+    /// Starts `gateway-1`, `gateway-2` … beside `gateway-0`.
+    pub async fn start_more_gateways(&mut self, count: usize) {
+        let gateways: Vec<Process> = (1..=count).map(|index| self.spawn_gateway(&format!("gateway-{index}"))).collect();
+        for gateway in &gateways {
+            wait_until_ready(gateway).await;
+        }
+        self.more_gateways.extend(gateways);
+    }
+
+    /// A client of a tenant at each gateway.
+    pub fn clients(&self, name: &str) -> Vec<Client> {
+        let gateways = self.gateway.iter().chain(&self.more_gateways);
+        gateways.map(|gateway| Client::new(gateway.address, &self.identity(name))).collect()
+    }
+
     /// A gateway on a free port.
     pub fn spawn_gateway(&self, name: &str) -> Process {
+        self.spawn_gateway_at(name, ports::local(0))
+    }
+
+    fn spawn_gateway_at(&self, name: &str, listen: SocketAddr) -> Process {
         self.issue(name, &format!("region/{REGION}/gateway/{name}"), LIFE);
-        let settings = format!("{}name: {name}\n{}", self.common(name, ports::local(0)), self.gateway_settings);
+        let settings = format!("{}name: {name}\n{}", self.common(name, listen), self.gateway_settings);
         self.spawn(name, "gateway", &settings)
+    }
+
+    /// Starts the gateway anew beside itself, on the same port, and then stops the old one.
+    pub async fn replace_gateway(&mut self) {
+        let next = self.spawn_gateway_at("gateway-0", self.gateway().address);
+        wait_until_ready(&next).await;
+        let before = self.gateway.replace(next);
+        if let Some(mut before) = before {
+            before.stop().await;
+        }
     }
 
     fn spawn(&self, name: &str, kind: &str, settings: &str) -> Process {

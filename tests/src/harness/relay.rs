@@ -1,4 +1,4 @@
-//! A TCP link that can be made slow or silent.
+//! A TCP link that can be made slow, silent or broken.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -14,6 +14,10 @@ pub enum Link {
     Good,
     /// Everything arrives so much later.
     Slow(Duration),
+    /// Nothing arrives any more; connections stay, and new ones are taken.
+    Silent,
+    /// Connections are reset, open ones and new ones.
+    Resets,
 }
 
 /// Ended when dropped, with its connections.
@@ -48,7 +52,16 @@ impl Drop for Relay {
     }
 }
 
-async fn carry(client: TcpStream, server: SocketAddr, link: watch::Receiver<Link>) {
+async fn carry(client: TcpStream, server: SocketAddr, mut link: watch::Receiver<Link>) {
+    let mut resets = link.clone();
+    let reset = async move {
+        let told = resets.wait_for(|link| *link == Link::Resets).await.is_ok();
+        if !told {
+            std::future::pending::<()>().await;
+        }
+    };
+    // Closing with this sends a reset in place of an end.
+    let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
     let Ok(server) = TcpStream::connect(server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (mut from_client, mut to_client) = client.into_split();
@@ -61,9 +74,13 @@ async fn carry(client: TcpStream, server: SocketAddr, link: watch::Receiver<Link
             let mut part = vec![0; 16 << 10];
             let count = from_server.read(&mut part).await?;
             part.truncate(count);
+            // What arrives in silence is given when the link is good again, as after a lost route.
+            if link.wait_for(|link| *link != Link::Silent).await.is_err() {
+                return Ok(());
+            }
             let delay = match *link.borrow() {
-                Link::Good => Duration::ZERO,
                 Link::Slow(delay) => delay,
+                Link::Good | Link::Silent | Link::Resets => Duration::ZERO,
             };
             if count == 0 || queue.send((tokio::time::Instant::now() + delay, part)).await.is_err() {
                 return std::io::Result::Ok(());
@@ -78,6 +95,7 @@ async fn carry(client: TcpStream, server: SocketAddr, link: watch::Receiver<Link
         std::io::Result::Ok(())
     };
     tokio::select! {
+        () = reset => {}
         _ = up => {}
         _ = read => {}
         _ = write => {}
