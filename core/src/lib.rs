@@ -9,6 +9,7 @@
 //! * [`snapshot`]: all resources as one consistent value.
 //! * [`inference`]: the Open Inference Protocol in one form, whatever the client spoke.
 //! * [`policy`]: who may do what.
+//! * [`limit`]: how much they may ask for.
 //! * [`deadline`]: how long a request may take.
 //! * [`routing`]: which pod gets it.
 //! * [`feature`]: groups, stored values, freshness.
@@ -17,6 +18,7 @@ pub mod deadline;
 pub mod feature;
 pub mod identity;
 pub mod inference;
+pub mod limit;
 pub mod policy;
 pub mod resource;
 pub mod routing;
