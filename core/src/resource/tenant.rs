@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::access_policy::Pattern;
 use super::reader::{Field, Fields};
-use crate::limit::Class;
+use crate::limit::{self, Class, Gcra, Reserves};
 use crate::units::{Name, Rate};
 
 /// A customer. Its clients prove themselves as `spiffe://<trust domain>/tenant/<name>/client/<client>`.
@@ -70,8 +70,9 @@ impl RateLimit {
     }
 }
 
-const CLASSES: [(&str, Class); 4] =
-    [("critical", Class::Critical), ("high", Class::High), ("normal", Class::Normal), ("low", Class::Low)];
+fn classes() -> [(&'static str, Class); 4] {
+    Class::ALL.map(|class| (class.name(), class))
+}
 
 pub(super) fn read(spec: &Field<'_>) -> Option<Tenant> {
     let fields = spec.map();
@@ -102,8 +103,8 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Tenant> {
 fn read_priority(fields: &Fields<'_>) -> Option<(Class, Class)> {
     let Some(field) = fields.optional("priority") else { return Some((Class::Normal, Class::Normal)) };
     let fields = field.map();
-    let default = fields.optional("default").map_or(Some(Class::Normal), |field| field.choice(&CLASSES));
-    let highest = fields.optional("highest").map_or(default, |field| field.choice(&CLASSES));
+    let default = fields.optional("default").map_or(Some(Class::Normal), |field| field.choice(&classes()));
+    let highest = fields.optional("highest").map_or(default, |field| field.choice(&classes()));
     fields.finish();
     let (default, highest) = (default?, highest?);
     // Critical is the least of the order.
@@ -162,5 +163,10 @@ fn read_limit(field: &Field<'_>) -> Option<RateLimit> {
         );
     }
     fields.finish();
-    Some(RateLimit { name: name?, per: per?, models, unit: unit?, rate: rate?, burst: burst?, scope: scope? })
+    let (rate, burst) = (rate?, burst?);
+    if let Err(fault) = Gcra::new(limit::Rate { tokens: rate.count, per: rate.per }, burst, Reserves::default()) {
+        field.fault(fault.to_string());
+        return None;
+    }
+    Some(RateLimit { name: name?, per: per?, models, unit: unit?, rate, burst, scope: scope? })
 }

@@ -187,6 +187,8 @@ fn each_wrong_value_names_its_field() {
         ("score: [0.5]", "score: [NaN]", "spec.degradation.static.score[0]"),
         ("highest: high", "highest: low", "spec.priority"),
         ("rate: 1000/s", "rate: 1000", "spec.limits[0].rate"),
+        ("rate: 1000/s", "rate: 20000000/s", "spec.limits[0]"),
+        ("rate: 90/m", "rate: 1/h, burst: 1000000", "spec.limits[1]"),
         ("per: entity", "per: client", "spec.limits[2].per"),
         ("name: entity, per: entity", "name: entity, per: entity, scope: region", "spec.limits[2]"),
         ("name: rows", "name: all", "spec.limits[1]"),
