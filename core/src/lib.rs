@@ -12,11 +12,14 @@
 //! * [`deadline`]: how long a request may take.
 //! * [`routing`]: which pod gets it.
 //! * [`feature`]: groups, stored values, freshness.
+//! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.
 
+pub mod audit;
 pub mod deadline;
 pub mod feature;
 pub mod identity;
 pub mod inference;
+pub mod line;
 pub mod policy;
 pub mod resource;
 pub mod routing;
