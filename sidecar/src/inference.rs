@@ -21,7 +21,7 @@ use crate::metrics::{ByModel, ByReason, SidecarMetrics};
 use crate::model::served::{Lookup, Models, ServedModel};
 use crate::model::start::all_outputs;
 use crate::model::{Call, ModelError};
-use crate::record::{OK, Record, Recorder};
+use crate::record::{CANCELLED, OK, Record, Recorder};
 
 /// Triton's parameter, in microseconds. Read here, and written anew by the backend.
 const TIMEOUT: &str = "timeout";
@@ -87,7 +87,10 @@ impl Inference {
         let called = Instant::now();
         let span = record.step("model");
         let call = Call { deadline: prepared.deadline, trace: span.as_parent() };
+        let pending =
+            Pending { metrics: &self.metrics, model: prepared.served.name.as_str(), deadline: prepared.deadline };
         let answer = prepared.served.backend.infer(&prepared.request, &call).await;
+        std::mem::forget(pending);
         drop(span);
         record.model_took(called.elapsed());
         prepared.finish(answer, self, record)
@@ -130,6 +133,24 @@ impl Inference {
         strip(&mut request, &served);
         in_time(deadline, SHORTEST_USEFUL)?;
         Ok(Prepared { served, request, deadline, rows, joined })
+    }
+}
+
+/// A model call whose end is not known yet. Dropped before it (the gateway reset the call, mostly because its time was
+/// over a moment before ours), it counts as a call without a usable answer.
+struct Pending<'a> {
+    metrics: &'a SidecarMetrics,
+    model: &'a str,
+    deadline: Instant,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        /// What the way from the gateway and its timer may take.
+        const SLACK: Duration = Duration::from_millis(50);
+        let late = Instant::now() + SLACK >= self.deadline;
+        let reason = if late { ModelError::DeadlineExceeded.outcome() } else { CANCELLED };
+        self.metrics.model_errors.get_or_create(&ByReason { model: self.model.to_owned(), reason }).inc();
     }
 }
 

@@ -16,7 +16,7 @@ use crate::model::ModelError;
 /// The outcome of a request that got its prediction.
 pub const OK: &str = "ok";
 /// The outcome of a request whose caller went away.
-const CANCELLED: &str = "cancelled";
+pub const CANCELLED: &str = "cancelled";
 
 /// Begins records.
 #[derive(Clone, Debug)]
