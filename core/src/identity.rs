@@ -90,6 +90,47 @@ impl fmt::Display for SpiffeId {
     }
 }
 
+/// Whom a client wants to reach.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ExpectedPeer {
+    Exactly(SpiffeId),
+    /// Whichever sidecar of a pool it is.
+    SidecarOf {
+        trust_domain: TrustDomain,
+        region: Name,
+        pool: Name,
+    },
+}
+
+impl ExpectedPeer {
+    pub fn includes(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Exactly(expected) => expected == id,
+            Self::SidecarOf { trust_domain, region, pool } => {
+                let in_pool = matches!(&id.role, Role::Sidecar { region: r, pool: p, .. } if r == region && p == pool);
+                in_pool && id.trust_domain == *trust_domain
+            }
+        }
+    }
+}
+
+impl From<SpiffeId> for ExpectedPeer {
+    fn from(id: SpiffeId) -> Self {
+        Self::Exactly(id)
+    }
+}
+
+impl fmt::Display for ExpectedPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(id) => id.fmt(f),
+            Self::SidecarOf { trust_domain, region, pool } => {
+                write!(f, "spiffe://{trust_domain}/region/{region}/sidecar/{pool}/*")
+            }
+        }
+    }
+}
+
 /// A certificate's serial number: its bytes, without leading zeros.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Serial(Vec<u8>);
@@ -159,6 +200,29 @@ mod tests {
         assert_eq!(serial.to_string(), "0a1b");
         for bad in ["", "0", "00", "a", "0g", "0x0a", &"ff".repeat(21)] {
             assert_eq!(Serial::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_expected_peer_is_one_or_any_sidecar_of_one_pool() {
+        let id = |path: &str| SpiffeId::parse(&format!("spiffe://{path}")).unwrap();
+        let name = |text| Name::parse(text).unwrap();
+        let pod = id("td/region/eu/sidecar/scorers/pod-0");
+        let other = id("td/region/eu/sidecar/scorers/pod-1");
+        let exactly = ExpectedPeer::from(pod.clone());
+        assert!(exactly.includes(&pod) && !exactly.includes(&other));
+        let (trust_domain, region, pool) = (pod.trust_domain.clone(), name("eu"), name("scorers"));
+        let any = ExpectedPeer::SidecarOf { trust_domain, region, pool };
+        assert_eq!(any.to_string(), "spiffe://td/region/eu/sidecar/scorers/*");
+        assert!(any.includes(&pod) && any.includes(&other));
+        for stranger in [
+            "other/region/eu/sidecar/scorers/pod-0",
+            "td/region/us/sidecar/scorers/pod-0",
+            "td/region/eu/sidecar/rankers/pod-0",
+            "td/region/eu/gateway/scorers",
+            "td/tenant/scorers/client/pod-0",
+        ] {
+            assert!(!any.includes(&id(stranger)), "{stranger}");
         }
     }
 

@@ -7,6 +7,7 @@
 //! * [`identity`]: SPIFFE ids, the only thing that says who a peer is.
 //! * [`resource`]: what operators write, checked.
 //! * [`snapshot`]: all resources as one consistent value.
+//! * [`members`]: who is in a pool, as DNS says.
 //! * [`inference`]: the Open Inference Protocol in one form, whatever the client spoke.
 //! * [`policy`]: who may do what.
 //! * [`limit`]: how much they may ask for.
@@ -25,6 +26,7 @@ pub mod identity;
 pub mod inference;
 pub mod limit;
 pub mod line;
+pub mod members;
 pub mod policy;
 pub mod resilience;
 pub mod resource;

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::identity::Revoked;
-use crate::resource::{
-    AccessPolicy, Fault, FeatureGroup, MissingFeature, Model, Pod, Pool, Region, Resource, Spec, Tenant,
-};
+use crate::resource::{AccessPolicy, Fault, FeatureGroup, MissingFeature, Model, Pool, Region, Resource, Spec, Tenant};
 use crate::units::Name;
 
 /// Stands for the text of some resources: the same text, the same epoch.
@@ -117,11 +115,6 @@ impl Snapshot {
     /// The models that a pool serves, in name order.
     pub fn models_of<'a>(&'a self, pool: &'a Name) -> impl Iterator<Item = (&'a Name, &'a Arc<Model>)> {
         self.models.iter().filter(move |(_, model)| model.pools.contains(pool))
-    }
-
-    /// A pod of a pool by name.
-    pub fn pod<'a>(pool: &'a Pool, name: &str) -> Option<&'a Pod> {
-        pool.pods.iter().find(|pod| pod.name.as_str() == name)
     }
 
     fn check_references(&self, resource: &Resource, unreadable: &BTreeSet<String>, faults: &mut Vec<Fault>) {

@@ -42,6 +42,64 @@ impl fmt::Display for Name {
     }
 }
 
+/// A whole name in the DNS, in lower case and without the dot at its end. No search list applies to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DnsName(std::sync::Arc<str>);
+
+impl DnsName {
+    /// Octets of a name as text (RFC 1035, section 2.3.4), and of one of its labels.
+    const MAX: usize = 253;
+    const MAX_LABEL: usize = 63;
+
+    /// The name of a host (RFC 1123, section 2.1): what ends in digits alone is an address, not a name.
+    pub fn host(text: &str) -> Result<Self, InvalidUnit> {
+        const EXPECTED: InvalidUnit = InvalidUnit(
+            "a DNS name: labels of 1 to 63 letters, digits or inner '-', 253 in all, the last not of digits alone",
+        );
+        let name = Self::normal(text);
+        let digits = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+        let numeric = name.rsplit('.').next().is_none_or(digits);
+        if numeric || name.len() > Self::MAX || !name.split('.').all(Self::is_label) {
+            return Err(EXPECTED);
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name of SRV records of a service over TCP (RFC 2782).
+    pub fn service(text: &str) -> Result<Self, InvalidUnit> {
+        const EXPECTED: InvalidUnit =
+            InvalidUnit("the name of a service over TCP, such as _oip._tcp.scorers.example.net");
+        let name = Self::normal(text);
+        let (service, domain) = name.split_once("._tcp.").ok_or(EXPECTED)?;
+        let label = service.strip_prefix('_').ok_or(EXPECTED)?;
+        if !Self::is_label(label) || service.len() > Self::MAX_LABEL || name.len() > Self::MAX {
+            return Err(EXPECTED);
+        }
+        Self::host(domain).map_err(|_| EXPECTED)?;
+        Ok(Self(name.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn normal(text: &str) -> String {
+        text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase()
+    }
+
+    fn is_label(label: &str) -> bool {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let edges = !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
+        edges && label.len() <= Self::MAX_LABEL && label.bytes().all(inner)
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A count of bytes, written `512B`, `64KiB`, `16MiB`, `2GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -192,6 +250,31 @@ mod tests {
         assert_eq!(Percent::parse("2.5%").unwrap().ratio(), 0.025);
         for bad in ["", "5", "%", "-1%", "101%", "1e1%", "nan%", "inf%", "1.2.3%"] {
             assert!(Percent::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn dns_names_are_whole_names_of_hosts_or_of_services_over_tcp() {
+        let longest = format!("{}{}", "a.".repeat(96), "b".repeat(63));
+        assert_eq!(
+            DnsName::host("Scorers.models.svc.Cluster.local.").unwrap().as_str(),
+            "scorers.models.svc.cluster.local"
+        );
+        for good in ["scorers", "a.b-c.d1", "1.example", "xn--bcher-kva.example", &longest[2..]] {
+            assert_eq!(DnsName::host(good).unwrap().as_str(), good);
+        }
+        let too_long = format!("{}.a", "a".repeat(64));
+        for bad in [
+            "", ".", "a..b", ".a", "-a.b", "a-.b", "a_b", "a b", "10.0.0.7", "a.7", "fd00::7", "ä.b", "*.a", &longest,
+            &too_long,
+        ] {
+            assert!(DnsName::host(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(DnsName::service("_OIP._tcp.scorers.").unwrap().as_str(), "_oip._tcp.scorers");
+        for bad in
+            ["scorers", "oip._tcp.scorers", "_oip._udp.scorers", "_oip._tcp", "__oip._tcp.a", "_a.b._tcp.c", "_._tcp.a"]
+        {
+            assert!(DnsName::service(bad).is_err(), "{bad:?}");
         }
     }
 

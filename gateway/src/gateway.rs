@@ -1,7 +1,7 @@
 //! The process: load, bind, run, drain.
 //!
 //! ```text
-//! control runtime (the caller's): admin, snapshot and certificate files, health checks, drain
+//! control runtime (the caller's): admin, snapshot and certificate files, members, health checks, drain
 //! worker threads, one runtime each: accept, serve, own connections to the pods
 //! ```
 
@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
+use crate::members::{Members, Membership};
 use crate::metrics::Metrics;
 use crate::pods::fleet::{Fleet, HealthBook};
 use crate::pods::health;
@@ -117,6 +118,7 @@ impl Gateway {
             audit: audit.clone(),
             traces,
             workload: workload.clone(),
+            membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
             book: HealthBook::default(),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
@@ -131,7 +133,6 @@ impl Gateway {
         for (index, socket) in sockets.into_iter().enumerate() {
             let worker = Worker {
                 shared: shared.clone(),
-                subscription: subscription.clone(),
                 trust_bundle: settings.common.identity.trust_bundle.clone(),
                 places: places.clone(),
             };
@@ -140,7 +141,8 @@ impl Gateway {
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
-        tokio::spawn(health::watch(shared.clone(), subscription));
+        tokio::spawn(shared.membership.clone().follow(subscription, drain));
+        tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
@@ -196,6 +198,10 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             "answerBytes": settings.limits.answer,
             "bodiesInMemoryBytes": settings.limits.memory,
         },
+        "dns": {
+            "servers": settings.dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "timeoutMs": settings.dns.timeout.as_millis() as u64,
+        },
     });
     Pages { metrics: registry, readiness, config: Arc::new(move || config.clone()), drain: shared.drain.clone() }
 }
@@ -203,7 +209,6 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
 /// One thread: a runtime, a socket, a fleet.
 struct Worker {
     shared: Arc<Shared>,
-    subscription: Arc<Subscription>,
     trust_bundle: PathBuf,
     places: Places,
 }
@@ -222,16 +227,18 @@ impl Worker {
     }
 
     async fn serve(self, listener: TcpListener) {
-        let Self { shared, subscription, trust_bundle, places } = self;
-        let mut changed = subscription.changed();
-        let fleet = |before: Option<&Fleet>| {
+        let Self { shared, trust_bundle, places } = self;
+        let mut changed = shared.membership.subscribe();
+        let fleet = |members: Arc<Members>, before: Option<&Fleet>| {
             let Shared { region, workload, book, upstream_metrics, .. } = &*shared;
-            Fleet::new(subscription.current(), region, workload, book, upstream_metrics, before)
+            Fleet::new(members, region, workload, book, upstream_metrics, before)
         };
-        let current = Arc::new(ArcSwap::from_pointee(fleet(None)));
+        let members = changed.borrow_and_update().clone();
+        let current = Arc::new(ArcSwap::from_pointee(fleet(members, None)));
         let follow = async {
             while changed.changed().await.is_ok() {
-                let next = fleet(Some(&current.load()));
+                let members = changed.borrow_and_update().clone();
+                let next = fleet(members, Some(&current.load()));
                 current.store(Arc::new(next));
             }
         };
@@ -251,7 +258,7 @@ impl Worker {
         let accept = Arc::new(door).serve(listener);
         tokio::select! {
             () = async { accept.await; drain.stopped().await } => {}
-            // Ends only with the process: the subscription outlives the workers.
+            // Ends only with the process: the membership outlives the workers.
             () = follow => {}
         }
     }

@@ -7,7 +7,7 @@
 //! * [`downstream`]: connections of clients, and what may stand on the wire.
 //! * [`request`]: one request, read strictly, within bounds.
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
-//! * [`pods`]: where they are, whether they live, a call to one.
+//! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`exchange`], [`audit`], [`metrics`]: what is recorded.
 
@@ -20,6 +20,7 @@ mod exchange;
 mod gateway;
 mod infer;
 mod local;
+mod members;
 mod metrics;
 mod pods;
 mod request;
@@ -32,7 +33,7 @@ use std::io::Write;
 use spillway_runtime::drain::Drain;
 
 pub use gateway::{Gateway, StartError};
-pub use settings::{GatewaySettings, Limits};
+pub use settings::{DnsSettings, GatewaySettings, Limits};
 
 /// Runs a gateway until `drain` is over. Once it is bound, it writes one line to stdout:
 /// `{"listening":{"https":"ADDRESS","admin":"ADDRESS"}}`.

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use spillway_core::inference::Limits as RequestLimits;
-use spillway_core::units::{ByteSize, InvalidUnit, Name};
-use spillway_runtime::settings::{CommonSettings, Field, FromNode, or_default, required};
+use spillway_core::units::{ByteSize, InvalidUnit, Name, parse_duration};
+use spillway_runtime::settings::{CommonSettings, Field, FromNode, or_default, read_optional, required};
 
 /// Threads beyond this would only wait for each other.
 const MAX_THREADS: i64 = 256;
@@ -23,6 +24,23 @@ pub struct GatewaySettings {
     pub threads: NonZeroUsize,
     /// `limits`.
     pub limits: Limits,
+    /// `dns`.
+    pub dns: DnsSettings,
+}
+
+/// Whom to ask for the members of pools that DNS fills.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// `servers`: addresses and ports, at most 8; default: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// `timeout`: how long the answer to one question may take, at most 30s; default 2s.
+    pub timeout: Duration,
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        Self { servers: Vec::new(), timeout: Duration::from_secs(2) }
+    }
 }
 
 /// What is accepted at most.
@@ -68,6 +86,7 @@ impl FromNode for GatewaySettings {
             None => Some(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
         };
         let limits = or_default(&fields, "limits", Limits::default);
+        let dns = or_default(&fields, "dns", DnsSettings::default);
         fields.finish();
         Some(Self {
             common: common?,
@@ -76,7 +95,34 @@ impl FromNode for GatewaySettings {
             listen: listen?,
             threads: NonZeroUsize::new(threads?)?,
             limits: limits?,
+            dns: dns?,
         })
+    }
+}
+
+impl FromNode for DnsSettings {
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        const MOST_SERVERS: usize = 8;
+        const LONGEST: Duration = Duration::from_secs(30);
+        let default = Self::default();
+        let fields = field.map();
+        let servers = read_optional(&fields, "servers", |field| {
+            let items = field.items();
+            if items.is_empty() || items.len() > MOST_SERVERS {
+                field.fault("expected 1 to 8 addresses");
+                return None;
+            }
+            items.iter().map(SocketAddr::from_node).collect()
+        });
+        let timeout = match fields.optional("timeout") {
+            Some(field) => field.parse(|text| match parse_duration(text)? {
+                time if !time.is_zero() && time <= LONGEST => Ok(time),
+                _ => Err(InvalidUnit("more than 0 and at most 30s")),
+            }),
+            None => Some(default.timeout),
+        };
+        fields.finish();
+        Some(Self { servers: servers?.unwrap_or(default.servers), timeout: timeout? })
     }
 }
 
@@ -144,6 +190,7 @@ snapshot: snapshot
     fn what_is_absent_has_its_default() {
         let settings: GatewaySettings = parse(FILE).unwrap();
         assert_eq!(settings.limits, Limits::default());
+        assert_eq!(settings.dns, DnsSettings { servers: Vec::new(), timeout: Duration::from_secs(2) });
         assert_eq!(settings.name.as_str(), "gw-0");
     }
 
@@ -154,6 +201,19 @@ snapshot: snapshot
         let fields: Vec<&str> = faults.iter().map(|fault| fault.field.as_str()).collect();
         for field in ["limits.body", "limits.tensor", "threads", "extra"] {
             assert!(fields.contains(&field), "{field} in {fields:?}");
+        }
+    }
+
+    #[test]
+    fn dns_servers_are_addresses_and_their_answers_bounded_in_time() {
+        let with = |dns: &str| parse::<GatewaySettings>(&format!("{FILE}dns: {{{dns}}}\n"));
+        let dns = with("servers: ['127.0.0.1:53', '[::1]:5353'], timeout: 500ms").unwrap().dns;
+        assert_eq!((dns.servers.len(), dns.timeout), (2, Duration::from_millis(500)));
+        let many = format!("servers: [{}]", "'127.0.0.1:53', ".repeat(9));
+        for bad in
+            ["servers: []", "servers: [resolver]", "servers: ['127.0.0.1']", "timeout: 0s", "timeout: 31s", &many]
+        {
+            assert!(with(bad).is_err(), "{bad}");
         }
     }
 

@@ -11,6 +11,7 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
+use crate::members::Membership;
 use crate::metrics::Metrics;
 use crate::pods::fleet::HealthBook;
 use crate::request::memory::Memory;
@@ -26,6 +27,7 @@ pub struct Shared {
     pub audit: Audit,
     pub traces: Traces,
     pub workload: Arc<Workload>,
+    pub membership: Arc<Membership>,
     pub book: HealthBook,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,

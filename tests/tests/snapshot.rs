@@ -33,7 +33,7 @@ fn check_prints_every_fault_with_file_line_resource_field_and_what_is_expected()
     let told = String::from_utf8(output.stdout).expect("text");
     let at = |file: &str| folder.join(file).display().to_string();
     for (place, says) in [
-        (format!("{}:5: Pool/scorers: spec.regoin: ", at("pool.yaml")), "expected one of pods, region"),
+        (format!("{}:5: Pool/scorers: spec.regoin: ", at("pool.yaml")), "expected one of dns, pods, region"),
         (
             format!("{}:7: Pool/scorers: spec.pods[0].address: ", at("pool.yaml")),
             "'nowhere' is not valid: expected an address",

@@ -18,7 +18,7 @@ pub mod yaml;
 pub use access_policy::{AccessPolicy, Action, Pattern, Subject};
 pub use feature_group::{Consistency, FeatureGroup, FieldDefinition, FieldValue, Scope};
 pub use model::{Backend, FeatureRef, InputBinding, MissingFeature, Model, TensorSpec, WarmUp};
-pub use pool::{Pod, Pool};
+pub use pool::{DnsSource, Pod, PodSource, Pool};
 pub use reader::Fault;
 pub use revocation::Revocation;
 pub use tenant::{Per, RateLimit, Scope as LimitScope, Tenant, Unit};

@@ -1,6 +1,7 @@
 use super::*;
 use crate::limit::Class;
 use crate::snapshot::Snapshot;
+use crate::units::DnsName;
 
 const GOOD: &str = r#"
 apiVersion: spillway/v1
@@ -15,7 +16,7 @@ spec:
   region: eu-west
   pods:
     - { name: pod-0, address: "127.0.0.1:9001" }
-    - { name: pod-1, address: "127.0.0.1:9002" }
+    - { name: pod-1, address: "127.0.0.1:9002", weight: 25 }
 ---
 apiVersion: spillway/v1
 kind: FeatureGroup
@@ -93,7 +94,8 @@ fn good_resources_compile_to_a_snapshot() {
     assert_eq!(model.version("").unwrap().as_str(), "1");
     assert_eq!(model.missing_feature, MissingFeature::Refuse);
     let region = Name::parse("eu-west").unwrap();
-    assert_eq!(snapshot.pool_of(model, &region).unwrap().1.pods.len(), 2);
+    let PodSource::Listed(pods) = &snapshot.pool_of(model, &region).unwrap().1.source else { panic!("a list") };
+    assert_eq!(pods.iter().map(|pod| pod.weight.get()).collect::<Vec<_>>(), [100, 25]);
 }
 
 #[test]
@@ -143,7 +145,7 @@ fn every_fault_is_reported_with_its_line_and_what_is_expected() {
     let has = |text: &str| shown.iter().any(|line| line.contains(text));
     assert!(has("1: Pool/bad name: apiVersion: 'spillway/v2' is not valid: expected spillway/v1"), "{shown:#?}");
     assert!(has("3: Pool/bad name: metadata.name:"), "{shown:#?}");
-    assert!(has("5: Pool/bad name: spec.regoin: unknown key, expected one of pods, region"), "{shown:#?}");
+    assert!(has("5: Pool/bad name: spec.regoin: unknown key, expected one of dns, pods, region"), "{shown:#?}");
     assert!(has("spec.region: is missing and required"), "{shown:#?}");
     assert!(has("7: Pool/bad name: spec.pods[0].address: 'nowhere' is not valid: expected an address"), "{shown:#?}");
 }
@@ -166,6 +168,9 @@ fn each_wrong_value_names_its_field() {
         ("actions: [infer, metadata]", "actions: [infer, fly]", "spec.actions[1]"),
         ("models: [\"phish*\"]", "models: [\"phish/\"]", "spec.models[0]"),
         ("name: pod-1", "name: pod-0", "spec.pods[1]"),
+        ("weight: 25", "weight: 0", "spec.pods[1].weight"),
+        ("weight: 25", "weight: 101", "spec.pods[1].weight"),
+        ("  pods:", "  dns: {srv: _oip._tcp.scorers}\n  pods:", "spec.dns"),
         ("trustDomain: spillway.test", "trustDomain: Spillway", "spec.trustDomain"),
         ("name: score,", "name: \"\",", "spec.outputs[0].name"),
         ("cost: { request: 2, row: 1 }", "cost: { request: -1 }", "spec.cost.request"),
@@ -199,6 +204,41 @@ fn each_wrong_value_names_its_field() {
         assert!(GOOD.contains(from), "{from}");
         let faults = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
         assert!(faults.iter().any(|fault| fault.field == field && fault.line > 0), "{to}: {faults:#?}");
+    }
+}
+
+#[test]
+fn a_pools_members_may_come_from_dns() {
+    let read = |members: &str| {
+        let text =
+            format!("apiVersion: spillway/v1\nkind: Pool\nmetadata: {{name: a}}\nspec: {{region: eu{members}}}\n");
+        let resource = parse(&text)?.remove(0);
+        let again = parse_canonical("Pool", "a", &resource.canonical).unwrap();
+        assert_eq!(again.spec, resource.spec);
+        let Spec::Pool(pool) = resource.spec else { panic!("a Pool") };
+        Ok::<_, Vec<Fault>>(pool.source)
+    };
+    let name = |name| DnsName::host(name).unwrap();
+    let hosts = PodSource::Dns(DnsSource::Hosts { name: name("scorers.svc"), port: 9_443.try_into().unwrap() });
+    assert_eq!(read(", dns: {name: scorers.svc, port: 9443}").unwrap(), hosts);
+    let services = PodSource::Dns(DnsSource::Services { name: DnsName::service("_oip._tcp.scorers").unwrap() });
+    assert_eq!(read(", dns: {srv: _oip._tcp.scorers}").unwrap(), services);
+    for (members, field) in [
+        ("", "spec"),
+        (", pods: []", "spec.pods"),
+        (", dns: {}", "spec.dns"),
+        (", dns: {name: scorers.svc}", "spec.dns"),
+        (", dns: {port: 9443}", "spec.dns"),
+        (", dns: {srv: _oip._tcp.scorers, port: 9443}", "spec.dns"),
+        (", dns: {srv: _oip._tcp.scorers, name: scorers.svc, port: 9443}", "spec.dns"),
+        (", dns: {name: scorers.svc, port: 0}", "spec.dns.port"),
+        (", dns: {name: scorers.svc, port: 65536}", "spec.dns.port"),
+        (", dns: {name: 10.0.0.7, port: 9443}", "spec.dns.name"),
+        (", dns: {srv: scorers.svc}", "spec.dns.srv"),
+        (", dns: {name: scorers.svc, port: 9443, ttl: 5s}", "spec.dns.ttl"),
+    ] {
+        let faults = read(members).unwrap_err();
+        assert!(faults.iter().any(|fault| fault.field == field && fault.line > 0), "{members}: {faults:#?}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! The pods of this region as one worker thread sees them: their places on the ring, the way to each,
 //! and whether they answer.
 //!
-//! The rule: a [`Fleet`] is made from one Snapshot and holds it, so that a request sees both or
-//! neither change. Ways to pods are kept across Snapshots. Health is an advice on order: a pod that
+//! The rule: a [`Fleet`] is made from one Snapshot with its members and holds it, so that a request sees
+//! both or neither change. Ways to pods are kept across both. Health is an advice on order: a pod that
 //! looks dead is tried last, never written off.
 
 use std::collections::HashMap;
@@ -11,16 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
-use spillway_core::identity::{Role, SpiffeId};
+use spillway_core::identity::{ExpectedPeer, Role, SpiffeId};
 use spillway_core::inference::Entities;
-use spillway_core::resource::{Model, Pool};
+use spillway_core::resource::{Model, Pod};
 use spillway_core::routing::{Call, Candidate, Ring, RoutingSettings, choose, key_hash};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::{Upstream, UpstreamMetrics, UpstreamSettings};
 
-/// Where a pod is and who it must be.
+use crate::members::Members;
+
+/// Where a pod is and what it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodKey {
     pub pool: Name,
@@ -62,7 +64,7 @@ impl Health {
 
 /// The health of all pods of the region, shared by threads.
 ///
-/// Only the pods of the newest Snapshot count: threads that still look at an older one keep the entries
+/// Only the pods of the newest Members count: threads that still look at an older one keep the entries
 /// of pods that are gone, and nobody asks those any more.
 #[derive(Debug, Default)]
 pub struct HealthBook(Mutex<HashMap<PodKey, Entry>>);
@@ -70,7 +72,7 @@ pub struct HealthBook(Mutex<HashMap<PodKey, Entry>>);
 #[derive(Debug, Default)]
 struct Entry {
     health: Arc<Health>,
-    /// Is in the newest Snapshot.
+    /// Is in the newest Members.
     current: bool,
 }
 
@@ -103,6 +105,7 @@ pub struct PodLink {
     pub key: PodKey,
     pub upstream: Upstream,
     pub health: Arc<Health>,
+    pub weight: f64,
 }
 
 impl PodLink {
@@ -136,7 +139,7 @@ impl PoolLinks {
                 tried: tried.is_some_and(|tried| tried.key == pod.key),
                 in_flight: pod.upstream.in_flight(),
                 report: None,
-                weight: 1.0,
+                weight: pod.weight,
                 failing: 0.0,
             }
         };
@@ -149,8 +152,9 @@ impl PoolLinks {
     }
 }
 
-/// One Snapshot and the ways to the pods that it names.
+/// One Snapshot and the ways to the members of its pools.
 pub struct Fleet {
+    pub members: Arc<Members>,
     pub snapshot: Arc<Snapshot>,
     region: Name,
     pools: HashMap<Name, PoolLinks>,
@@ -158,37 +162,40 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Makes the fleet of a Snapshot; links of `before` are kept where pod and address are the same.
+    /// Links of `before` are kept where name, address and the identity expected are the same.
     pub fn new(
-        snapshot: Arc<Snapshot>,
+        members: Arc<Members>,
         region: &Name,
         workload: &Arc<Workload>,
         book: &HealthBook,
         metrics: &UpstreamMetrics,
         before: Option<&Self>,
     ) -> Self {
-        let mut fleet = Self { snapshot, region: region.clone(), pools: HashMap::new(), links: HashMap::new() };
-        for (name, pool) in fleet.snapshot.pools.iter().filter(|(_, pool)| pool.region == *region) {
-            let pods: Vec<Arc<PodLink>> = keys(name, pool)
-                .map(|key| {
-                    let kept = before.and_then(|before| before.links.get(&key));
-                    let upstream = kept.map_or_else(
-                        || {
-                            let (expected, settings) = (identity(workload, region, &key), UpstreamSettings::default());
-                            Upstream::with(workload.clone(), key.address, expected, settings, metrics.clone())
-                        },
-                        |kept| kept.upstream.clone(),
-                    );
-                    Arc::new(PodLink { upstream, health: book.of(&key), key })
-                })
-                .collect();
-            fleet.links.extend(pods.iter().map(|pod| (pod.key.clone(), pod.clone())));
+        let (mut pools, mut links) = (HashMap::new(), HashMap::new());
+        for (name, roster) in &members.rosters {
+            let link = |pod: &Pod| {
+                let key = PodKey { pool: name.clone(), pod: pod.name.clone(), address: pod.address };
+                let expected = expected(workload, region, &key, roster.named);
+                let kept = before.and_then(|before| before.links.get(&key));
+                let kept = kept.filter(|kept| *kept.upstream.expected() == expected);
+                let upstream = kept.map_or_else(
+                    || {
+                        let settings = UpstreamSettings::default();
+                        Upstream::with(workload.clone(), key.address, expected, settings, metrics.clone())
+                    },
+                    |kept| kept.upstream.clone(),
+                );
+                Arc::new(PodLink { upstream, health: book.of(&key), key, weight: pod.weight.get().into() })
+            };
+            let pods: Vec<Arc<PodLink>> = roster.pods.iter().map(link).collect();
+            links.extend(pods.iter().map(|pod| (pod.key.clone(), pod.clone())));
             let identities: Vec<String> =
                 pods.iter().map(|pod| identity(workload, region, &pod.key).to_string()).collect();
-            let ring = Ring::new(identities.iter().map(String::as_str));
-            fleet.pools.insert(name.clone(), PoolLinks { ring, pods });
+            let ring =
+                Ring::weighted(identities.iter().zip(&pods).map(|(identity, pod)| (identity.as_str(), pod.weight)));
+            pools.insert(name.clone(), PoolLinks { ring, pods });
         }
-        fleet
+        Self { snapshot: members.snapshot.clone(), members, region: region.clone(), pools, links }
     }
 
     pub fn links(&self) -> impl Iterator<Item = &Arc<PodLink>> {
@@ -210,11 +217,16 @@ impl Fleet {
     }
 }
 
-fn keys<'a>(name: &'a Name, pool: &'a Pool) -> impl Iterator<Item = PodKey> + 'a {
-    pool.pods.iter().map(|pod| PodKey { pool: name.clone(), pod: pod.name.clone(), address: pod.address })
+/// Who a pod must prove to be.
+fn expected(workload: &Workload, region: &Name, key: &PodKey, named: bool) -> ExpectedPeer {
+    let SpiffeId { trust_domain, .. } = workload.id();
+    if named {
+        return identity(workload, region, key).into();
+    }
+    ExpectedPeer::SidecarOf { trust_domain, region: region.clone(), pool: key.pool.clone() }
 }
 
-/// Who a pod must be: a sidecar of our own trust domain and region.
+/// A pod's place on the ring: a sidecar of our own trust domain and region.
 fn identity(workload: &Workload, region: &Name, key: &PodKey) -> SpiffeId {
     SpiffeId {
         trust_domain: workload.id().trust_domain,

@@ -12,7 +12,6 @@ use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt, Limited};
 use prost::Message;
-use spillway_runtime::snapshot::Subscription;
 use spillway_runtime::upstream::OipBody;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -30,14 +29,14 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 const MAX_ANSWER: usize = 1 << 10;
 
 /// Checks until the drain is over.
-pub async fn watch(shared: Arc<Shared>, subscription: Arc<Subscription>) {
+pub async fn watch(shared: Arc<Shared>) {
     let Shared { region, workload, book, upstream_metrics, metrics, drain, .. } = &*shared;
     let mut fleet: Option<Fleet> = None;
-    let mut changed = subscription.changed();
+    let mut changed = shared.membership.subscribe();
     loop {
-        let snapshot = subscription.current();
-        if fleet.as_ref().is_none_or(|fleet| !Arc::ptr_eq(&fleet.snapshot, &snapshot)) {
-            let next = Fleet::new(snapshot, region, workload, book, upstream_metrics, fleet.as_ref());
+        let members = changed.borrow_and_update().clone();
+        if fleet.as_ref().is_none_or(|fleet| !Arc::ptr_eq(&fleet.members, &members)) {
+            let next = Fleet::new(members, region, workload, book, upstream_metrics, fleet.as_ref());
             fleet = Some(next);
         }
         let Some(fleet) = &fleet else { return };

@@ -1,4 +1,4 @@
-//! The pods of this region: where they are, whether they live, a call to one.
+//! The pods of this region: the ways to them, whether they live, a call to one.
 
 pub mod call;
 pub mod fleet;

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod client;
+mod dns;
 mod sidecar;
 mod stream;
 
@@ -20,6 +21,7 @@ use spillway_runtime::snapshot::seal;
 use spillway_runtime::tls::{IdentitySettings, Workload};
 
 pub use client::*;
+pub use dns::*;
 pub use sidecar::*;
 pub use stream::*;
 
@@ -46,6 +48,33 @@ pub fn workload(authority: &Authority, folder: &Path, text: &str, life: Duration
     (settings, workload)
 }
 
+/// What a region needs before its gateway.
+pub struct Ground {
+    pub folder: tempfile::TempDir,
+    pub authority: Authority,
+}
+
+impl Ground {
+    pub fn new() -> Self {
+        spillway_runtime::tls::install_provider();
+        let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
+        Self { folder: tempfile::tempdir().unwrap(), authority }
+    }
+
+    /// A sidecar of the pool.
+    pub async fn sidecar(&self, pod: &str) -> Sidecar {
+        self.sidecar_at(&format!("scorers/{pod}"), "127.0.0.1:0").await
+    }
+
+    /// A sidecar that proves to be `POOL/POD`.
+    pub async fn sidecar_at(&self, proves: &str, address: &str) -> Sidecar {
+        let (_, pod) = proves.split_once('/').unwrap();
+        let text = format!("spiffe://spillway.test/region/eu/sidecar/{proves}");
+        let (_, workload) = workload(&self.authority, &self.folder.path().join(pod), &text, HOUR);
+        Sidecar::start_at(pod, workload, std::net::TcpListener::bind(address).unwrap()).await
+    }
+}
+
 impl World {
     pub async fn start() -> Self {
         Self::with("").await
@@ -53,16 +82,17 @@ impl World {
 
     /// `extra` are more lines of the gateway's settings.
     pub async fn with(extra: &str) -> Self {
-        spillway_runtime::tls::install_provider();
-        let folder = tempfile::tempdir().unwrap();
-        let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
-        let mut sidecars = Vec::new();
-        for pod in ["pod-0", "pod-1"] {
-            let text = format!("spiffe://spillway.test/region/eu/sidecar/scorers/{pod}");
-            let (_, workload) = workload(&authority, &folder.path().join(pod), &text, HOUR);
-            sidecars.push(Sidecar::start(pod, workload).await);
-        }
-        let resources = resources(&sidecars);
+        let ground = Ground::new();
+        let sidecars = vec![ground.sidecar("pod-0").await, ground.sidecar("pod-1").await];
+        let world = Self::on(ground, sidecars, None, extra).await;
+        until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
+        world
+    }
+
+    /// A gateway that need not be ready yet. `dns` says where the pool's members are from; none: listed.
+    pub async fn on(ground: Ground, sidecars: Vec<Sidecar>, dns: Option<&str>, extra: &str) -> Self {
+        let Ground { folder, authority } = ground;
+        let resources = resources(&sidecars, dns);
         std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(&resources).unwrap(), 1)).unwrap();
         workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
         let path = folder.path().display();
@@ -83,20 +113,27 @@ accessLog: {path}/access.log
         let settings: GatewaySettings = settings::parse(&file).unwrap();
         let drain = Drain::new(Duration::from_secs(5));
         let gateway = Gateway::start(settings, drain.clone()).await.unwrap();
-        let world = Self { folder, authority, sidecars, gateway, drain };
-        until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
-        world
+        Self { folder, authority, sidecars, gateway, drain }
     }
 
     /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
     pub async fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
-        let mut text = resources(&self.sidecars);
+        let mut text = resources(&self.sidecars, None);
         for (from, to) in replaced {
             assert!(text.contains(from), "{from}");
             text = text.replace(from, to);
         }
+        self.publish_text(version, &text).await;
+    }
+
+    /// Takes the pool's members from elsewhere from now on.
+    pub async fn publish_dns(&self, version: u64, dns: &str) {
+        self.publish_text(version, &resources(&self.sidecars, Some(dns))).await;
+    }
+
+    async fn publish_text(&self, version: u64, text: &str) {
         let (new, path) = (self.folder.path().join("snapshot.new"), self.folder.path().join("snapshot"));
-        std::fs::write(&new, seal(&resource::parse(&text).unwrap(), version)).unwrap();
+        std::fs::write(&new, seal(&resource::parse(text).unwrap(), version)).unwrap();
         std::fs::rename(new, path).unwrap();
         until("the snapshot is read", async || self.metric("spillway_snapshot_version").await == version).await;
     }
@@ -177,7 +214,8 @@ accessLog: {path}/access.log
 
 /// Waits for a condition, at most 10 s.
 pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    for _ in 0..500 {
+    let since = std::time::Instant::now();
+    while since.elapsed() < Duration::from_secs(10) {
         if is_so().await {
             return;
         }
@@ -186,11 +224,12 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     panic!("not within 10 s: {what}");
 }
 
-fn resources(sidecars: &[Sidecar]) -> String {
-    let pods: String = sidecars
-        .iter()
-        .map(|sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address))
-        .collect();
+fn resources(sidecars: &[Sidecar], dns: Option<&str>) -> String {
+    let listed = |sidecar: &Sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address);
+    let members = match dns {
+        Some(dns) => format!("  dns: {{ {dns} }}\n"),
+        None => format!("  pods:\n{}", sidecars.iter().map(listed).collect::<String>()),
+    };
     format!(
         r#"
 apiVersion: spillway/v1
@@ -203,8 +242,7 @@ kind: Pool
 metadata: {{ name: scorers }}
 spec:
   region: eu
-  pods:
-{pods}---
+{members}---
 apiVersion: spillway/v1
 kind: Model
 metadata: {{ name: double }}

@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Which lines are written when `SPILLWAY_LOG` says nothing.
 /// Pingora reports what clients do wrong as its own errors; those are counted and in the access log.
-const DEFAULT_FILTER: &str =
-    "info,pingora_core=off,pingora_proxy=off,scylla=warn,h2=warn,hyper=warn,rustls=warn,tower=warn,opentelemetry=warn";
+/// Hickory tells of each datagram that is no answer; questions without one are counted.
+const DEFAULT_FILTER: &str = "info,pingora_core=off,pingora_proxy=off,hickory_net=off,hickory_resolver=off,scylla=warn,h2=warn,hyper=warn,rustls=warn,tower=warn,opentelemetry=warn";
 
 /// Sends `tracing` and `log` records to stderr as one JSON object per line. The first call of the
 /// process decides; later ones change nothing.

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
-use spillway_core::identity::{InvalidId, Serial, SpiffeId};
+use spillway_core::identity::{ExpectedPeer, InvalidId, Serial, SpiffeId};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// The end of the connection that a certificate is for.
@@ -53,7 +53,7 @@ pub enum PeerError {
     #[error("the certificate or its identity is revoked")]
     Revoked,
     #[error("the peer is '{found}'; expected '{expected}'")]
-    Unexpected { found: Box<SpiffeId>, expected: Box<SpiffeId> },
+    Unexpected { found: Box<SpiffeId>, expected: Box<ExpectedPeer> },
 }
 
 impl PeerError {

@@ -11,11 +11,13 @@ use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use spillway_core::identity::ExpectedPeer;
+use spillway_core::units::Name;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsConnector, client};
 
-use super::trust::ExactServer;
+use super::trust::ExpectedServer;
 use super::*;
 use crate::authority::{IssuedLeaf, LeafRequest};
 use crate::fixture::*;
@@ -51,7 +53,7 @@ fn client_config(domain: &Domain, leaf: Option<&IssuedLeaf>) -> ClientConfig {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ExactServer { trust, expected: id(GATEWAY) }));
+        .with_custom_certificate_verifier(Arc::new(ExpectedServer { trust, expected: id(GATEWAY).into() }));
     let mut config = match leaf {
         Some(leaf) => {
             let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes()).map(Result::unwrap).collect();
@@ -130,6 +132,21 @@ async fn a_server_that_is_someone_else_is_refused() {
     let other = id("spiffe://spillway.test/region/eu/sidecar/scorers/pod-1");
     let (_, client) = handshake(&sidecar, gateway.client_config(other), Offer::H2).await;
     assert!(client.unwrap_err().to_string().contains("expected"));
+}
+
+#[tokio::test]
+async fn any_sidecar_of_a_pool_is_let_in_where_that_is_expected_and_nobody_else() {
+    let domain = Domain::create();
+    let (gateway, sidecar) = (domain.workload(GATEWAY), domain.workload(SIDECAR));
+    for (pool, known) in [("scorers", true), ("rankers", false)] {
+        let expected = ExpectedPeer::SidecarOf {
+            trust_domain: id(SIDECAR).trust_domain,
+            region: Name::parse("eu").unwrap(),
+            pool: Name::parse(pool).unwrap(),
+        };
+        let (_, client) = handshake(&sidecar, gateway.client_config(expected.clone()), Offer::H2).await;
+        assert_eq!(client.is_ok(), known, "{expected}");
+    }
 }
 
 #[tokio::test]

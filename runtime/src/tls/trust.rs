@@ -11,7 +11,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use spillway_core::identity::{Revoked, SpiffeId, TrustDomain};
+use spillway_core::identity::{ExpectedPeer, Revoked, TrustDomain};
 
 use super::peer::{Leaf, PeerError, Side, root_trust_domain};
 use super::provider::provider;
@@ -154,14 +154,14 @@ impl ClientCertVerifier for Clients {
     }
 }
 
-/// A client's view: exactly one server will do, whatever names and addresses it goes by.
+/// A client's view: only the expected server will do, whatever names and addresses it goes by.
 #[derive(Debug)]
-pub(super) struct ExactServer {
+pub(super) struct ExpectedServer {
     pub trust: Arc<Trust>,
-    pub expected: SpiffeId,
+    pub expected: ExpectedPeer,
 }
 
-impl ServerCertVerifier for ExactServer {
+impl ServerCertVerifier for ExpectedServer {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -172,7 +172,7 @@ impl ServerCertVerifier for ExactServer {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let now = SystemTime::now();
         let leaf = self.trust.verify_parts(end_entity, intermediates, Side::Server, now).map_err(refused)?;
-        if leaf.id != self.expected {
+        if !self.expected.includes(&leaf.id) {
             let expected = Box::new(self.expected.clone());
             return Err(refused(PeerError::Unexpected { found: Box::new(leaf.id), expected }));
         }

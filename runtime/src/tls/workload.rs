@@ -21,11 +21,11 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use spillway_core::identity::{Revoked, Serial, SpiffeId};
+use spillway_core::identity::{ExpectedPeer, Revoked, Serial, SpiffeId};
 
 use super::peer::{Leaf, Peer, PeerError, Side};
 use super::provider::provider;
-use super::trust::{Clients, ExactServer, Trust};
+use super::trust::{Clients, ExpectedServer, Trust};
 use crate::audit::{Audit, Event, Hash, clipped};
 use crate::drain::Drain;
 use crate::file::Watched;
@@ -157,15 +157,15 @@ impl Workload {
         self.current.load().h2_server.clone()
     }
 
-    /// For a client of exactly this server, over h2.
-    pub fn client_config(&self, expected: SpiffeId) -> Arc<ClientConfig> {
-        self.client(expected).0
+    /// For a client of the expected server alone, over h2.
+    pub fn client_config(&self, expected: impl Into<ExpectedPeer>) -> Arc<ClientConfig> {
+        self.client(expected.into()).0
     }
 
     /// The client config and the generation that it comes from.
-    pub(crate) fn client(&self, expected: SpiffeId) -> (Arc<ClientConfig>, u64) {
+    pub(crate) fn client(&self, expected: ExpectedPeer) -> (Arc<ClientConfig>, u64) {
         let identity = self.current.load();
-        let verifier = ExactServer { trust: identity.trust.clone(), expected };
+        let verifier = ExpectedServer { trust: identity.trust.clone(), expected };
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .expect("the provider speaks TLS 1.3")

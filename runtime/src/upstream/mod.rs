@@ -27,7 +27,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use spillway_core::identity::SpiffeId;
+use spillway_core::identity::ExpectedPeer;
 use tokio::time::Instant;
 
 pub use body::{Aborted, OipBody, OipSender};
@@ -104,7 +104,7 @@ struct Inner {
     workload: Arc<Workload>,
     address: SocketAddr,
     authority: Authority,
-    expected: SpiffeId,
+    expected: ExpectedPeer,
     settings: UpstreamSettings,
     metrics: UpstreamMetrics,
     slots: Vec<Slot>,
@@ -114,14 +114,14 @@ struct Inner {
 
 impl Upstream {
     /// A server at this address that must be `expected`. Connects with the first call.
-    pub fn new(workload: Arc<Workload>, address: SocketAddr, expected: SpiffeId) -> Self {
+    pub fn new(workload: Arc<Workload>, address: SocketAddr, expected: impl Into<ExpectedPeer>) -> Self {
         Self::with(workload, address, expected, UpstreamSettings::default(), UpstreamMetrics::default())
     }
 
     pub fn with(
         workload: Arc<Workload>,
         address: SocketAddr,
-        expected: SpiffeId,
+        expected: impl Into<ExpectedPeer>,
         settings: UpstreamSettings,
         metrics: UpstreamMetrics,
     ) -> Self {
@@ -131,7 +131,7 @@ impl Upstream {
             workload,
             address,
             authority,
-            expected,
+            expected: expected.into(),
             settings,
             metrics,
             slots,
@@ -144,7 +144,7 @@ impl Upstream {
         self.0.address
     }
 
-    pub fn expected(&self) -> &SpiffeId {
+    pub fn expected(&self) -> &ExpectedPeer {
         &self.0.expected
     }
 
