@@ -1,6 +1,7 @@
 //! Confirmed writes on a real Redis: who has the old row in memory does not serve it after the answer.
 
 mod features_harness;
+mod support;
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,12 @@ use features_harness::redis::*;
 use features_harness::*;
 use futures_util::future::join_all;
 use spillway_core::feature::hearing::LEASE;
+use spillway_core::inference::{InferRequest, Parameter, Parameters};
 use spillway_runtime::feature_changes::confirm::PATIENCE;
+use spillway_runtime::oip;
 use spillway_sidecar::features::*;
+use support::fp32;
+use support::pod::{Pod, joined_model, resources};
 
 /// What a slow machine adds.
 const SLACK: Duration = Duration::from_secs(1);
@@ -90,6 +95,35 @@ async fn who_is_cut_off_is_waited_for_until_its_lease_ends_and_serves_nothing_ol
         assert_eq!(reader.hits(&reader.site("a").await), Some(2 * hits));
     }
     assert_eq!(reader.value("feature_leases_lost_total"), 3);
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_serves_nothing_old() {
+    let region = Region::start("plain");
+    let writer = region.sidecar().await;
+    assert!(writer.put("a", 1, now_us()).await.unwrap().confirmed);
+    let (warmed, is_warm) = tokio::sync::oneshot::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = FeatureSettings { store: sqlite(folder.path()), ..region.settings.clone() };
+    // All of it runs on this thread, and so all of it stops.
+    let reader = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let reader = Sidecar::open(&settings);
+            reader.until_well().await;
+            warm(&reader, "a").await;
+            warmed.send(()).unwrap();
+            goes_on.recv().unwrap();
+            reader.hits(&reader.site("a").await)
+        })
+    });
+    is_warm.await.unwrap();
+    let began = Instant::now();
+    assert!(writer.put("a", 2, now_us()).await.unwrap().confirmed);
+    assert!((SLACK..LEASE + SLACK).contains(&began.elapsed()), "{:?}", began.elapsed());
+    go_on.send(()).unwrap();
+    assert_eq!(reader.join().unwrap(), Some(2));
 }
 
 #[tokio::test]
@@ -186,6 +220,23 @@ async fn after_a_restart_of_redis_nothing_is_confirmed_until_all_leases_from_bef
 }
 
 #[tokio::test]
+async fn a_list_with_wrong_bytes_blocks_no_write_and_heals() {
+    const LIST: &str = "spillway:eu:features:listeners";
+    let region = Region::start("plain");
+    let sidecar = region.sidecar().await;
+    region.server.redis_cli(&["hset", LIST, "a", "1 99999999999999", "b", "x", "c", "1 2 3", "d", "-1 5", "e", ""]);
+    let began = Instant::now();
+    assert!(sidecar.put("a", 1, now_us()).await.unwrap().confirmed);
+    assert!(began.elapsed() < SLACK, "{:?}", began.elapsed());
+    for wrong in [&["set", LIST, "x"][..], &["hset", LIST, "since", "x"], &["hset", LIST, "seen", ""], &["del", LIST]] {
+        region.server.redis_cli(wrong);
+        // What was told before the list began anew is not confirmed, what is told after it is.
+        eventually("writes are confirmed again", async || sidecar.put("a", 1, now_us()).await.unwrap().confirmed).await;
+        sidecar.until_well().await;
+    }
+}
+
+#[tokio::test]
 async fn many_waits_share_one_question() {
     let region = Region::start("plain");
     let writer = region.sidecar().await;
@@ -205,7 +256,7 @@ async fn deaf_a_row_from_memory_is_of_use_only_where_no_tier_answers_and_counts_
     let (sidecar, link) = region.linked().await;
     assert!(sidecar.put("a", 1, now_us()).await.unwrap().confirmed);
     link.hold(true);
-    eventually("it is deaf", async || !sidecar.features.hears()).await;
+    eventually("it is deaf, and has dropped all", async || sidecar.value("feature_leases_lost_total") == 1).await;
     for _ in 0..3 {
         assert_eq!(tier(&sidecar.site("a").await), Some(Tier::L3), "asked each time");
     }
@@ -233,4 +284,43 @@ async fn a_look_up_says_how_long_its_rows_stay_fresh() {
     sidecar.put("stale", 1, now_us() - 2 * MINUTE).await.unwrap();
     assert_eq!(until(&["new", "stale"]).await, Some(0));
     assert_eq!(until(&[]).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_says_which_changes_it_reflects_and_how_long_its_rows_stay_fresh() {
+    let region = Region::start("plain");
+    let resources = resources(&joined_model("phishing", "  backend: onnx\n  missingFeature: refuse"));
+    let stores =
+        format!("features: {{redis: {{servers: ['{}']}}, sqlite: FOLDER/features.db}}\n", region.server.address());
+    let pod = Pod::start(&resources, &stores).await.ready().await;
+    let (cases, _) = support::expected();
+    pod.put(&cases[..1], Duration::ZERO).await;
+    pod.put(&cases[1..2], Duration::from_secs(2 * 3_600)).await;
+    let mut gateway = pod.gateway().await;
+    // The sequence, and the freshness left in milliseconds.
+    let mut said = async |case: usize, sent: bool| {
+        let entity = Parameter::Text(cases[case].entity.clone());
+        let request = InferRequest {
+            model: "phishing".into(),
+            inputs: if sent { vec![fp32("features", &[1, 9], &cases[case].features)] } else { Vec::new() },
+            parameters: Parameters(vec![("entity_id".into(), entity)]),
+            ..InferRequest::default()
+        };
+        let answer = gateway.model_infer(oip::encode_request(&request)).await.unwrap();
+        let number = |name| answer.metadata().get(name).map(|value| value.to_str().unwrap().parse::<u64>().unwrap());
+        (number("spillway-feature-sequence"), number("spillway-feature-fresh-ms"))
+    };
+    eventually("changes are heard", async || said(0, false).await.0.is_some()).await;
+    let told: u64 = region.server.redis_cli(&["get", "spillway:eu:features:changes"]).parse().unwrap();
+    let (sequence, fresh) = said(0, false).await;
+    assert_eq!(sequence, Some(told));
+    assert!((3_500_000..=3_600_000).contains(&fresh.unwrap()), "{fresh:?}");
+    assert_eq!(said(1, false).await, (Some(told), Some(0)), "stale");
+    assert_eq!(said(0, true).await, (None, None), "the client's own features");
+    // Its end gives the lease back: nobody waits for it.
+    let leases = || region.server.redis_cli(&["hlen", "spillway:eu:features:listeners"]);
+    assert_eq!(leases(), "4");
+    drop(gateway);
+    pod.stop().await;
+    assert_eq!(leases(), "3", "what is said of the list itself");
 }

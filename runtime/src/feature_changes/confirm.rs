@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use spillway_core::feature::hearing::LEASE;
 use spillway_core::feature::{Audience, Verdict};
 use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Changes, Metrics};
+use super::{Changes, Metrics, pace};
 
 /// The longest wait: a lease that was renewed a moment ago, and some time to notice its end.
 pub const PATIENCE: Duration = LEASE.saturating_add(Duration::from_secs(1));
@@ -91,7 +92,7 @@ impl Confirmations {
             open.push(Wait { number, began, end });
         }
         self.waits.joined.notify_one();
-        match tokio::time::timeout(PATIENCE, ended).await {
+        match timeout(PATIENCE, ended).await {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false) | Err(_)) => Err(Unconfirmed::Unreached),
             Err(_) if self.waits.reached.load(Ordering::Relaxed) => Err(Unconfirmed::Late),
@@ -101,25 +102,29 @@ impl Confirmations {
 }
 
 async fn ask(changes: Arc<Changes>, waits: Arc<Waits>, metrics: Metrics) {
-    let mut pause = None;
+    let mut next = None;
+    // When Redis may be asked again.
+    let mut free = Instant::now();
     loop {
-        match pause {
+        match next {
             // Whoever joins is not kept waiting by those who wait for long.
-            Some(pause) => tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = waits.joined.notified() => tokio::time::sleep(FIRST).await,
+            Some(next) => tokio::select! {
+                () = sleep_until(next) => {}
+                () = waits.joined.notified() => sleep_until(free.max(Instant::now() + FIRST)).await,
             },
             None => {
                 waits.joined.notified().await;
-                tokio::time::sleep(FIRST).await;
+                sleep_until(free.max(Instant::now() + FIRST)).await;
             }
         }
         let audience = changes.audience().await.ok();
         waits.reached.store(audience.is_some(), Ordering::Relaxed);
-        if let Some(Audience { listeners, .. }) = audience {
-            metrics.listeners.set(i64::try_from(listeners).unwrap_or(i64::MAX));
+        let listeners = audience.map_or(0, |audience| audience.listeners);
+        if audience.is_some() {
+            metrics.listed(listeners);
         }
-        pause = waits.settle(audience).map(|waited| (waited / 8).clamp(OFTEN, SELDOM));
+        free = Instant::now() + pace(listeners);
+        next = waits.settle(audience).map(|waited| free.max(Instant::now() + (waited / 8).clamp(OFTEN, SELDOM)));
     }
 }
 

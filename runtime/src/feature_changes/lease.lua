@@ -32,7 +32,10 @@ end
 
 local function lease(value)
   local number, ends = string.match(value, '^(%d+) (%d+)$')
-  return number, tonumber(ends)
+  ends = tonumber(ends)
+  -- Nobody of ours wrote an end so far away: no clock went back so much without a new list.
+  if not ends or ends > now + ARGV[2] + SILENCE then return nil end
+  return number, ends
 end
 
 local function listed() return redis.call('HLEN', KEYS[1]) - 3 end
@@ -61,9 +64,8 @@ if now - seen > SILENCE / 2 then redis.call('HSET', KEYS[1], 'seen', now) end
 -- Numbers may be beyond what a double counts exactly: compared as they are written.
 local function lower(a, b) return #a < #b or (#a == #b and a < b) end
 local holding, lowest = 0, nil
-local all = redis.call('HGETALL', KEYS[1])
-for at = 1, #all, 2 do
-  local number, ends = lease(all[at + 1])
+for _, value in ipairs(redis.call('HVALS', KEYS[1])) do
+  local number, ends = lease(value)
   if ends and ends >= now then
     holding = holding + 1
     if not lowest or lower(number, lowest) then lowest = number end

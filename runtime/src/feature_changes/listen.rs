@@ -14,19 +14,18 @@ use fred::types::Message;
 use spillway_core::feature::{Ear, Heard};
 use tokio::sync::SetOnce;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Changes, Given, Hearing, Listener, Metrics, PATIENCE};
+use super::{Changes, Given, Hearing, Listener, Metrics, PATIENCE, pace};
+use crate::store::RedisFailed;
 use crate::store::redis::keep_connected;
 
 /// How often the lease is renewed and the counter compared with what was heard.
 const POLL: Duration = Duration::from_secs(1);
 /// After a call that failed.
 const RETRY: Duration = Duration::from_millis(100);
-/// Messages that one word to Redis may stand for; more are applied after it.
-const BATCH: usize = 1_024;
 
 /// A listener's task. Dropped, it ends at once and leaves its lease to run out.
 pub struct Listening {
@@ -64,6 +63,8 @@ pub fn listen(
         since: 0,
         subscribed: false,
         hears: false,
+        owes: false,
+        due: Instant::now(),
     };
     let (token, done) = (stop.clone(), stopped.clone());
     let task = tokio::spawn(async move {
@@ -87,6 +88,9 @@ struct Task<L> {
     subscribed: bool,
     /// What the listener was told last.
     hears: bool,
+    /// Whether Redis does not know yet how far we are, and when it may be told again.
+    owes: bool,
+    due: Instant,
 }
 
 impl<L: Listener> Task<L> {
@@ -98,43 +102,42 @@ impl<L: Listener> Task<L> {
         let mut polls = tokio::time::interval(POLL);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let well = tokio::select! {
+            let soon = tokio::select! {
                 () = stop.cancelled() => return self.lost().await,
                 message = messages.recv() => {
-                    let mut next = message;
-                    for _ in 0..BATCH {
-                        match next {
-                            Ok(message) => self.message(&message),
-                            Err(RecvError::Lagged(_)) => self.missed(),
-                            Err(RecvError::Closed) => return self.lost().await,
-                        }
-                        let Ok(message) = messages.try_recv() else { break };
-                        next = Ok(message);
+                    match message {
+                        Ok(message) => self.message(&message),
+                        Err(RecvError::Lagged(_)) => self.missed(),
+                        Err(RecvError::Closed) => return self.lost().await,
                     }
-                    self.say().await
+                    None
+                }
+                () = sleep_until(self.due), if self.hears && self.owes => {
+                    self.say().await;
+                    (!self.hears).then_some(RETRY)
                 }
                 Ok(_) = reconnects.recv() => {
                     self.subscribed = false;
                     self.lost().await;
-                    false
+                    Some(Duration::ZERO)
                 }
                 Ok(_) = errors.recv(), if self.subscribed => {
                     if !self.subscriber.is_connected() {
                         self.subscribed = false;
                         self.lost().await;
                     }
-                    true
+                    None
                 }
-                _ = polls.tick() => self.poll().await,
+                _ = polls.tick() => self.poll().await.is_err().then_some(RETRY),
             };
-            if !well {
-                polls.reset_after(RETRY);
+            if let Some(soon) = soon {
+                polls.reset_after(soon);
             }
         }
     }
 
-    /// Whether it went as it should.
-    async fn poll(&mut self) -> bool {
+    /// Fails when it is to be tried again soon.
+    async fn poll(&mut self) -> Result<(), RedisFailed> {
         if !self.subscribed && self.subscriber.is_connected() {
             let subscribe = self.subscriber.subscribe(self.changes.channel());
             self.subscribed = matches!(timeout(PATIENCE, subscribe).await, Ok(Ok(())));
@@ -142,55 +145,55 @@ impl<L: Listener> Task<L> {
         if !self.subscribed || !self.subscriber.is_connected() {
             self.subscribed = false;
             self.lost().await;
-            return true;
+            // Until it connects again, or longer.
+            return Ok(());
         }
         if !self.ear.is_leased(self.hearing.now()) {
             self.lost().await;
-            if !self.begin().await {
-                return false;
-            }
+            self.begin().await?;
         }
-        let Ok(number) = self.changes.number(self.since).await else { return false };
+        let number = self.changes.number(self.since).await?;
         if self.ear.counter(number) == Heard::Gap {
             // Messages that get lost may mean a connection that is dead and does not know: the next poll asks.
             self.subscribed = !self.hears;
             self.listener.flush(number);
         }
         self.tell();
-        self.say().await
+        self.say().await;
+        // If not, Redis knew nothing of the lease any more.
+        if self.hears { Ok(()) } else { Err(RedisFailed) }
     }
 
     /// A new lease, so that writers wait for us from now on.
-    async fn begin(&mut self) -> bool {
+    async fn begin(&mut self) -> Result<(), RedisFailed> {
         self.id = format!("{:016x}", rand::random::<u64>());
         let asked = self.hearing.now();
-        let Ok(Given { since, listeners }) = self.changes.begin(&self.id).await else { return false };
-        self.since = since;
+        let given = self.changes.begin(&self.id).await?;
+        self.since = given.since;
         self.ear.leased(asked);
-        self.metrics.listeners.set(i64::try_from(listeners).unwrap_or(i64::MAX));
-        true
+        self.metrics.listed(given.listeners);
+        Ok(())
     }
 
-    /// How far we have come, to Redis; with that the lease goes on.
-    async fn say(&mut self) -> bool {
-        if self.ear.hears_until().is_none() {
-            return true;
-        }
+    /// How far we have come, to Redis; with that the lease goes on. While we hear alone.
+    async fn say(&mut self) {
         let asked = self.hearing.now();
-        match self.changes.renew(&self.id, self.ear.number()).await {
+        let next = match self.changes.renew(&self.id, self.ear.number()).await {
             Ok(Some(Given { listeners, .. })) => {
+                self.owes = false;
                 self.ear.renewed(asked);
                 self.tell();
-                self.metrics.listeners.set(i64::try_from(listeners).unwrap_or(i64::MAX));
-                true
+                self.metrics.listed(listeners);
+                pace(listeners)
             }
             Ok(None) => {
                 self.lost().await;
-                false
+                RETRY
             }
-            // It lasts a while yet.
-            Err(_) => false,
-        }
+            // The lease lasts a while yet.
+            Err(RedisFailed) => RETRY,
+        };
+        self.due = Instant::now() + next;
     }
 
     fn message(&mut self, message: &Message) {
@@ -203,6 +206,7 @@ impl<L: Listener> Task<L> {
             self.listener.flush(number);
         }
         self.hearing.applied(self.ear.number());
+        self.owes = true;
     }
 
     /// Messages came faster than they were taken, or one of them is none.

@@ -12,7 +12,7 @@ use super::confirm::Unconfirmed;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub(super) leases_lost: Counter,
-    pub(super) listeners: Gauge,
+    listeners: Gauge,
     pub(super) confirmation: Histogram,
     late: Counter,
     unreached: Counter,
@@ -44,6 +44,10 @@ impl Metrics {
             unreached: reason("redis"),
             crowded: reason("crowded"),
         }
+    }
+
+    pub(super) fn listed(&self, listeners: u64) {
+        self.listeners.set(i64::try_from(listeners).unwrap_or(i64::MAX));
     }
 
     pub(super) fn unconfirmed(&self, reason: Unconfirmed) {

@@ -36,6 +36,12 @@ const COUNTER: &str = include_str!("counter.lua");
 /// Redis gets as long as this for one call about changes; nobody's request waits for it.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// The least time between two of a process's words, or questions, to Redis: a lone write is not kept waiting,
+/// and in a burst all processes together say, or ask, 10,000 times a second at most.
+fn pace(listeners: u64) -> Duration {
+    Duration::from_micros(listeners.saturating_mul(100)).clamp(Duration::from_millis(1), Duration::from_millis(100))
+}
+
 /// What must not be given any more when rows change. Called from one task, one call at a time; each call is
 /// to be done with when it returns, since it is said to be right afterwards.
 pub trait Listener: Send + 'static {
