@@ -8,6 +8,7 @@
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`oip`]: gRPC messages and core's form.
 //! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
+//! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
 //! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
 //! * [`admin`]: the port that they look at.
 //! * [`drain`]: the end of a process.
@@ -18,6 +19,7 @@ pub mod admin;
 pub mod audit;
 pub mod authority;
 pub mod drain;
+pub mod feature_changes;
 pub mod file;
 pub mod oip;
 pub mod settings;

@@ -1,7 +1,7 @@
 //! `spillway.feature.v1`: features in, and a look at what is kept. Translates and calls [`Features`].
 //!
 //! The rule: only this region's control plane and gateways may call it, a batch is checked whole before
-//! its first row is written, and any call may be sent again.
+//! its first row is written, any call may be sent again, and what was written is confirmed or said not to be.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use spillway_proto::feature::{
 use spillway_runtime::tls::Peer;
 use tonic::{Code, Request, Response, Status};
 
-use crate::features::{Event, Features, Found, Present, WriteError};
+use crate::features::{Event, Features, Found, Present, WriteError, Written};
 
 /// Rows or keys in one call.
 pub const BATCH: usize = 1_000;
@@ -111,9 +111,9 @@ impl Service for FeatureService {
         }
         let rejected = if rejections.is_empty() {
             match self.features.write(&snapshot, &events).await {
-                Ok(written) => {
-                    let written = u32::try_from(written.count).unwrap_or(u32::MAX);
-                    return Ok(Response::new(PutResponse { written, rejections }));
+                Ok(Written { count, confirmed, .. }) => {
+                    let written = u32::try_from(count).unwrap_or(u32::MAX);
+                    return Ok(Response::new(PutResponse { written, rejections, confirmed }));
                 }
                 Err(WriteError::Rejected(rejected)) => rejected,
                 Err(error) => return Err(not_written(&error)),
@@ -123,7 +123,7 @@ impl Service for FeatureService {
         };
         rejections.extend(rejected.into_iter().map(|(at, fault)| rejection(places[at], fault.to_string())));
         rejections.sort_by_key(|rejection| rejection.row);
-        Ok(Response::new(PutResponse { written: 0, rejections }))
+        Ok(Response::new(PutResponse { written: 0, rejections, confirmed: false }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
@@ -172,8 +172,9 @@ impl Service for FeatureService {
             events.push(Event { tenant: tenant.to_owned(), entity: key.entity, group, event_us, values: None });
         }
         match self.features.write(&snapshot, &events).await {
-            Ok(written) => {
-                Ok(Response::new(DeleteResponse { deleted: u32::try_from(written.count).unwrap_or(u32::MAX) }))
+            Ok(Written { count, confirmed, .. }) => {
+                let deleted = u32::try_from(count).unwrap_or(u32::MAX);
+                Ok(Response::new(DeleteResponse { deleted, confirmed }))
             }
             Err(WriteError::Rejected(rejected)) => Err(rejected.first().map_or_else(
                 || refusal(Code::InvalidArgument, "invalid-row", "the keys cannot be accepted"),

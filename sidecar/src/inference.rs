@@ -66,11 +66,12 @@ pub struct Prepared {
 }
 
 impl Inference {
+    /// The answer with what was joined for it, and the steps' durations for `server-timing`.
     pub async fn infer(
         &self,
         message: ModelInferRequest,
         context: &Context,
-    ) -> (Result<ModelInferResponse, Failure>, String) {
+    ) -> (Result<(ModelInferResponse, Joined), Failure>, String) {
         let mut record = self.recorder.begin(context);
         let result = self.answer(message, context, &mut record).await;
         record.end(result.as_ref().err().map_or(OK, Failure::code));
@@ -82,7 +83,7 @@ impl Inference {
         message: ModelInferRequest,
         context: &Context,
         record: &mut Record,
-    ) -> Result<ModelInferResponse, Failure> {
+    ) -> Result<(ModelInferResponse, Joined), Failure> {
         let prepared = self.prepare(message, context, record).await?;
         let called = Instant::now();
         let span = record.step("model");
@@ -93,7 +94,7 @@ impl Inference {
         std::mem::forget(pending);
         drop(span);
         record.model_took(called.elapsed());
-        prepared.finish(answer, self, record)
+        Ok((prepared.finish(answer, self, record)?, prepared.joined))
     }
 
     /// Everything before the model.

@@ -37,6 +37,9 @@ pub struct Joined {
     pub stale: bool,
     /// Event time of the oldest row used, in Unix microseconds.
     pub oldest_event_us: Option<i64>,
+    /// As [`crate::features::Lookup`] says.
+    pub sequence: Option<u64>,
+    pub fresh_until_us: Option<i64>,
 }
 
 /// Whom to join for.
@@ -115,7 +118,8 @@ impl Join {
             |entity, group: usize| place.get(group).copied().flatten().and_then(|group| lookup.cell(entity, group));
         // Rows that no tier could speak of may be there: that is another fault than a row that is not.
         let unknown = lookup.unavailable() > 0;
-        let mut joined = Joined::default();
+        let (sequence, fresh_until_us) = (lookup.sequence, lookup.fresh_until_us);
+        let mut joined = Joined { sequence, fresh_until_us, ..Joined::default() };
         for input in lacking {
             let mut data = BytesMut::with_capacity(input.gather.length(whom.entities.len()));
             let gathered =

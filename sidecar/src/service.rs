@@ -19,11 +19,14 @@ use spillway_runtime::telemetry::TraceParent;
 use spillway_runtime::tls::{Peer, Workload};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::audit::denial;
 use crate::failure::Failure;
+use crate::features::now_us;
 use crate::inference::{Context, Inference};
+use crate::join::Joined;
 use crate::model::served::{Lookup, ServedModel};
 use crate::stream::Session;
 
@@ -105,8 +108,9 @@ impl GrpcInferenceService for Service {
         let (result, timing) = self.inference.infer(request.into_inner(), &context).await;
         let timing = timing.parse().ok().filter(|_| !timing.is_empty());
         match result {
-            Ok(answer) => {
+            Ok((answer, joined)) => {
                 let mut response = Response::new(answer);
+                say_features(&joined, response.metadata_mut());
                 timing.map(|timing| response.metadata_mut().insert("server-timing", timing));
                 Ok(response)
             }
@@ -135,6 +139,15 @@ impl GrpcInferenceService for Service {
         // Owned by the stream: it ends when the client's side of the channel is dropped.
         tokio::spawn(session.run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// For whoever keeps the answer: which changes of features it reflects, and how long its rows stay fresh.
+fn say_features(joined: &Joined, metadata: &mut MetadataMap) {
+    if let Some(until) = joined.fresh_until_us {
+        let left = until.saturating_sub(now_us()).max(0) / 1_000;
+        metadata.insert("spillway-feature-fresh-ms", left.into());
+        joined.sequence.map(|number| metadata.insert("spillway-feature-sequence", number.into()));
     }
 }
 

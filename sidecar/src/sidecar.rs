@@ -204,6 +204,9 @@ impl Sidecar {
         tasks.spawn(async move { models.follow(&snapshots).await });
         server.serve(routes, guard).await;
         drain.finish().await;
+        if let Some(features) = &inference.features {
+            features.end().await;
+        }
         tasks.shutdown().await;
         let Recorder { log, traces, .. } = inference.recorder.clone();
         let flushed = tokio::task::spawn_blocking(move || {

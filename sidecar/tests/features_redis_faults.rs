@@ -220,7 +220,7 @@ async fn redis_that_became_a_replica_is_not_believed_by_the_writer_and_told_late
 }
 
 #[tokio::test]
-async fn a_counter_of_another_type_makes_rows_be_kept_for_moments_only() {
+async fn a_counter_of_another_type_makes_memory_not_believed() {
     let region = Region::start("plain");
     let (writer, reader) = (region.sidecar().await, region.sidecar().await);
     writer.put("a", 1, now_us()).await.unwrap();

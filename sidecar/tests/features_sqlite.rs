@@ -108,7 +108,10 @@ async fn past_its_freshness_a_row_is_served_as_stale_and_past_its_retention_not_
         let found = sidecar.site("old").await;
         assert_eq!((sidecar.hits(&found), is_stale(&found), tier(&found)), (Some(1), true, Some(from)));
     }
-    assert_eq!(sidecar.put("older", 1, now_us() - 90 * SECOND).await.unwrap(), Written { count: 0, expired: 1 });
+    assert_eq!(
+        sidecar.put("older", 1, now_us() - 90 * SECOND).await.unwrap(),
+        Written { count: 0, expired: 1, confirmed: true }
+    );
     assert!(is_absent(&sidecar.site("older").await));
 }
 

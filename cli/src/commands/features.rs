@@ -23,6 +23,10 @@ use rows::{Format, Numbered, Reader};
 /// How long a store may be away before a load gives up; it goes on there when it is started again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const UNCONFIRMED: &str = "warning: rows that are not confirmed are kept, but a process of the region did not say in time that it has \
+                           dropped what they overwrote, or Redis could not be reached: answers may still be made of the old values \
+                           for a while. Load the file again to have it confirmed.";
+
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -65,6 +69,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(load.run(&target.connection()?))?;
     eprintln!("{outcome}");
+    if outcome.unconfirmed > 0 {
+        eprintln!("{UNCONFIRMED}");
+    }
     Ok(if outcome.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -76,6 +83,8 @@ pub struct Outcome {
     /// Rows past the group's `retainFor`: there was nothing to keep.
     pub expired: u64,
     pub refused: u64,
+    /// Of those written: the region did not confirm that nobody gives their old values.
+    pub unconfirmed: u64,
 }
 
 impl std::fmt::Display for Outcome {
@@ -83,6 +92,9 @@ impl std::fmt::Display for Outcome {
         write!(f, "{} rows written, {} refused", self.written, self.refused)?;
         if self.expired > 0 {
             write!(f, ", {} not kept: past the group's retainFor", self.expired)?;
+        }
+        if self.unconfirmed > 0 {
+            write!(f, ", {} not confirmed", self.unconfirmed)?;
         }
         Ok(())
     }
@@ -93,6 +105,7 @@ impl std::ops::AddAssign for Outcome {
         self.written += other.written;
         self.expired += other.expired;
         self.refused += other.refused;
+        self.unconfirmed += other.unconfirmed;
     }
 }
 
@@ -163,9 +176,10 @@ async fn put(
     let mut outcome = Outcome::default();
     while !batch.is_empty() {
         let rows: Vec<Row> = batch.iter().map(|row| row.row.clone()).collect();
-        let PutResponse { written, rejections } = put_patiently(client, PutRequest { rows }).await?;
+        let PutResponse { written, rejections, confirmed } = put_patiently(client, PutRequest { rows }).await?;
         if rejections.is_empty() {
             outcome.written = written.into();
+            outcome.unconfirmed = if confirmed { 0 } else { outcome.written };
             outcome.expired = (batch.len() as u64).saturating_sub(outcome.written);
             break;
         }
@@ -232,17 +246,22 @@ impl Progress {
         };
         let fields: Vec<&str> = text.split_whitespace().collect();
         Ok(match fields[..] {
-            [key, byte, line, written, expired, refused] if key == self.key => (
+            [key, byte, line, written, expired, refused, unconfirmed] if key == self.key => (
                 Position { byte: byte.parse()?, line: line.parse()? },
-                Outcome { written: written.parse()?, expired: expired.parse()?, refused: refused.parse()? },
+                Outcome {
+                    written: written.parse()?,
+                    expired: expired.parse()?,
+                    refused: refused.parse()?,
+                    unconfirmed: unconfirmed.parse()?,
+                },
             ),
             _ => Default::default(),
         })
     }
 
     fn write(&self, at: Position, outcome: &Outcome) -> Result<()> {
-        let Outcome { written, expired, refused } = outcome;
-        let text = format!("{} {} {} {written} {expired} {refused}\n", self.key, at.byte, at.line);
+        let Outcome { written, expired, refused, unconfirmed } = outcome;
+        let text = format!("{} {} {} {written} {expired} {refused} {unconfirmed}\n", self.key, at.byte, at.line);
         write_atomic(&self.path, text.as_bytes(), 0o644)
             .with_context(|| format!("cannot write {}", self.path.display()))
     }

@@ -9,15 +9,18 @@
 //! * [`freshness`]: fresh, stale or expired; which of two events wins.
 //! * [`assemble`]: rows into a tensor.
 //! * [`coherence`]: which fills and which invalidations an in-process tier may believe.
+//! * [`hearing`]: when it may be believed itself, and when a change is confirmed.
 
 pub mod assemble;
 pub mod coherence;
 pub mod freshness;
+pub mod hearing;
 pub mod key;
 pub mod layout;
 
 pub use assemble::{Cell, Gather, Gathered, MissingFields};
 pub use coherence::{Channel, Heard, may_fill};
 pub use freshness::{Freshness, InvalidEvent, check_event_time};
+pub use hearing::{Audience, Ear, Verdict};
 pub use key::{InvalidKey, RowKey};
 pub use layout::{InvalidRow, Layout, Missing, Row, Stored};

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use spillway_core::feature::RowKey;
@@ -16,6 +17,8 @@ pub(super) struct Flights<T>(Arc<Mutex<HashMap<RowKey, Seat<T>, ahash::RandomSta
 struct Seat<T> {
     slots: watch::Receiver<Slots<T>>,
     index: usize,
+    /// Before the leader asked anybody.
+    began: Instant,
 }
 
 /// The rows that this request asks for. Dropped: what is not answered yet is handed over.
@@ -47,14 +50,15 @@ impl<T: Clone> Flights<T> {
         let (sender, receiver) = watch::channel(Vec::new());
         let mut lead = Lead { flights: self.clone(), keys: Vec::new(), sender, receiver: receiver.clone() };
         let mut places = Vec::new();
+        let began = Instant::now();
         let mut flights = self.0.lock();
         for key in keys {
             if let Some(seat) = flights.get(key) {
-                places.push(Err(Follow(Seat { slots: seat.slots.clone(), index: seat.index })));
+                places.push(Err(Follow(Seat { slots: seat.slots.clone(), ..*seat })));
                 continue;
             }
             let index = lead.keys.len();
-            flights.insert(key.clone(), Seat { slots: receiver.clone(), index });
+            flights.insert(key.clone(), Seat { slots: receiver.clone(), index, began });
             lead.keys.push(key.clone());
             places.push(Ok(index));
         }
@@ -68,6 +72,11 @@ impl<T> Flights<T> {
     /// The row was overwritten: reads that begin now do not share an answer from before.
     pub fn forget(&self, key: &RowKey) {
         self.0.lock().remove(key);
+    }
+
+    /// As if every row were.
+    pub fn forget_all(&self) {
+        self.0.lock().clear();
     }
 }
 
@@ -94,6 +103,13 @@ impl<T> Drop for Lead<T> {
                 flights.remove(key);
             }
         }
+    }
+}
+
+impl<T> Follow<T> {
+    /// Whether the leader began no earlier than at this time.
+    pub fn began_since(&self, arrived: Instant) -> bool {
+        self.0.began >= arrived
     }
 }
 
@@ -157,6 +173,20 @@ mod tests {
         drop(before);
         let (_, places) = flights.join(keys.iter());
         assert!(matches!(places[..], [Err(_)]), "the older leader took only its own seat away");
+    }
+
+    #[tokio::test]
+    async fn after_a_flush_no_answer_from_before_is_shared() {
+        let flights = Flights::<u32>::default();
+        let keys = [key("a")];
+        let (_before, _) = flights.join(keys.iter());
+        flights.forget_all();
+        let arrived = Instant::now();
+        let (_lead, places) = flights.join(keys.iter());
+        assert!(matches!(places[..], [Ok(0)]));
+        let (_, places) = flights.join(keys.iter());
+        let [Err(follow)] = &places[..] else { panic!("a is being asked for") };
+        assert!(follow.began_since(arrived) && !follow.began_since(Instant::now()));
     }
 
     #[tokio::test]

@@ -73,6 +73,12 @@ pub struct Lookup {
     pub(super) found: Vec<Found>,
     pub(super) groups: usize,
     pub(super) now_us: i64,
+    /// Every change up to this number is reflected. `None`: changes are not heard, or not numbered.
+    pub sequence: Option<u64>,
+    /// When the row that ends first ends to be fresh, in Unix microseconds; long past if one is stale or not
+    /// known. An absent row counts as one that is written now: a write that ends its absence is told like any
+    /// other. `None` without rows.
+    pub fresh_until_us: Option<i64>,
     /// Tiers that were asked and failed: the values are the best that is known.
     pub failed_tiers: FailedTiers,
 }

@@ -1,20 +1,22 @@
 //! L1: rows in this process, bounded by bytes.
 //!
-//! The rule: a fill that is older than an invalidation seen since its read began is refused, and while
-//! invalidations cannot be heard a row is believed for moments only.
+//! The rule: a fill that is older than an invalidation seen since its read began is refused. While changes that
+//! are told cannot be heard, no row is believed: it is of use only where no other tier answers. Where nobody
+//! tells of changes, rows are believed for moments.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use spillway_core::feature::{Freshness, Row, RowKey, may_fill};
+use spillway_runtime::feature_changes::Hearing;
 
 use super::groups::Group;
 use super::settings::MemorySettings;
 
 /// A stale row was just confirmed by the durable tier: that long it is not asked again.
-const STALE_RECHECK: std::time::Duration = std::time::Duration::from_secs(1);
+const STALE_RECHECK: Duration = Duration::from_secs(1);
 
 /// Rows share an invalidation tick with those of the same slot: a collision only refuses a fill.
 const SLOTS: usize = 4_096;
@@ -27,6 +29,8 @@ pub(super) struct Memory {
     tick: AtomicU64,
     flushed: AtomicU64,
     invalidated: Box<[AtomicU64]>,
+    /// What is heard from Redis; none: there is no Redis, and `heard` says whether a file tells of changes.
+    hearing: Option<Hearing>,
     heard: AtomicBool,
 }
 
@@ -35,6 +39,17 @@ struct Entry {
     /// None: known to be absent.
     row: Option<Row>,
     filled: Instant,
+}
+
+/// How far L1 is to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Belief {
+    /// Changes are heard, from Redis up to a number.
+    Full { number: Option<u64> },
+    /// Nobody tells of changes.
+    Moments,
+    /// Changes are told, and not heard.
+    None,
 }
 
 /// What L1 knows of a row.
@@ -61,7 +76,7 @@ impl Weighter<RowKey, Entry> for Weight {
 }
 
 impl Memory {
-    pub fn new(settings: MemorySettings) -> Self {
+    pub fn new(settings: MemorySettings, hearing: Option<Hearing>) -> Self {
         let hash = ahash::RandomState::new();
         let capacity = settings.size.0.max(1 << 16);
         let rows = Cache::with(
@@ -79,20 +94,37 @@ impl Memory {
             tick: AtomicU64::new(1),
             flushed: AtomicU64::new(0),
             invalidated: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            hearing,
             heard: AtomicBool::new(false),
         }
     }
 
-    pub fn get(&self, key: &str, group: &Group, now: Instant, now_us: i64) -> Known {
+    /// To be asked before the first look, with a time from after the request came.
+    pub fn belief(&self, now: Instant) -> Belief {
+        match &self.hearing {
+            Some(hearing) => match hearing.heard(now) {
+                Some(number) => Belief::Full { number: Some(number) },
+                None => Belief::None,
+            },
+            None if self.heard.load(Ordering::Relaxed) => Belief::Full { number: None },
+            None => Belief::Moments,
+        }
+    }
+
+    pub fn get(&self, key: &str, group: &Group, belief: Belief, now: Instant, now_us: i64) -> Known {
         let Some(entry) = self.rows.get(key) else { return Known::Nothing };
         let age = now.saturating_duration_since(entry.filled);
+        let keep = match belief {
+            Belief::Full { .. } => self.settings.keep,
+            Belief::Moments => self.settings.keep_absent,
+            Belief::None => Duration::ZERO,
+        };
         let Some(row) = entry.row else {
-            return if age < self.settings.keep_absent { Known::Absent } else { Known::Nothing };
+            return if age < self.settings.keep_absent.min(keep) { Known::Absent } else { Known::Nothing };
         };
         if !group.layout.owns(&row) {
             return Known::Nothing;
         }
-        let keep = if self.heard.load(Ordering::Relaxed) { self.settings.keep } else { self.settings.keep_absent };
         match group.freshness(row.event_us(), now_us) {
             Freshness::Fresh if age < keep => Known::Fresh(row),
             Freshness::Stale if age < STALE_RECHECK.min(keep) => Known::Stale(row),
@@ -132,13 +164,13 @@ impl Memory {
         self.rows.clear();
     }
 
-    /// Whether invalidations by other processes reach this one.
+    /// Whether a file tells of changes; and what was said last.
     pub fn set_heard(&self, heard: bool) -> bool {
         self.heard.swap(heard, Ordering::SeqCst)
     }
 
     pub fn hears(&self) -> bool {
-        self.heard.load(Ordering::SeqCst)
+        matches!(self.belief(Instant::now()), Belief::Full { .. })
     }
 
     pub fn weight(&self) -> u64 {
@@ -183,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_fill_from_before_an_invalidation_is_refused() {
-        let memory = Memory::new(MemorySettings::default());
+        let memory = Memory::new(MemorySettings::default(), None);
         let (key, row) = (key("a"), row(1));
         let began = memory.tick();
         memory.invalidate(&key);
@@ -198,7 +230,7 @@ mod tests {
 
     #[test]
     fn fills_and_invalidations_at_once_leave_nothing_old() {
-        let memory = Arc::new(Memory::new(MemorySettings::default()));
+        let memory = Arc::new(Memory::new(MemorySettings::default(), None));
         let latest = Arc::new(AtomicU64::new(1));
         let key = key("a");
         // Each round: the "store" moves on, then the row is invalidated, while readers fill what they read.

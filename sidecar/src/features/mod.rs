@@ -4,7 +4,8 @@
 //! The rules: one round per tier for all rows of a call, within its slice of the deadline. A tier that
 //! fails is skipped and said to have failed; an error is never taken for an absence and never kept. A
 //! value past its freshness is replaced if any tier has a newer one, else served and said to be stale.
-//! The last event wins in every tier, and a write reaches L3, then L2, then every L1 that may hold it.
+//! The last event wins in every tier, and a write reaches L3, then L2, then every L1 that may hold it; it is
+//! confirmed when they have said so.
 //!
 //! In reading order: [`settings`], [`lookup`], `read` (one look-up), `round` (one round through L2 and L3),
 //! `flight` (shared reads), `write`, `repair` (what Redis missed), `memory` (L1), `redis` (L2), `listen`
@@ -34,6 +35,7 @@ use prometheus_client::registry::Registry;
 use spillway_core::feature::Layout;
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
+use spillway_runtime::feature_changes::{self, Confirmations, Hearing, Listening};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
@@ -48,7 +50,7 @@ pub use write::{Event, RejectedEvent, WriteError, Written};
 use cassandra::Cassandra;
 use flight::Flights;
 use groups::Groups;
-use listen::Listener;
+use listen::{FileListener, Listener};
 use memory::Memory;
 use metrics::Metrics;
 use redis::Redis;
@@ -64,6 +66,7 @@ const FILLS: usize = 64;
 pub struct Features {
     memory: Arc<Memory>,
     redis: Option<Arc<Redis>>,
+    changes: Option<Changes>,
     store: Arc<dyn Store>,
     groups: Groups,
     flights: Flights<Resolved>,
@@ -71,6 +74,12 @@ pub struct Features {
     repairs: Arc<Repairs>,
     metrics: Arc<Metrics>,
     _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// Both ends of the region's changes.
+struct Changes {
+    listening: Listening,
+    confirmations: Confirmations,
 }
 
 impl Features {
@@ -83,15 +92,20 @@ impl Features {
         registry: &mut Registry,
     ) -> Result<Arc<Self>, InvalidSettings> {
         let metrics = Arc::new(Metrics::register(registry));
-        let memory = Arc::new(Memory::new(settings.memory));
+        let hearing = settings.redis.as_ref().map(|_| Hearing::default());
+        let memory = Arc::new(Memory::new(settings.memory, hearing.clone()));
         let flights = Flights::default();
         let repairs = Arc::new(Repairs::default());
-        let listener = || Listener::new(memory.clone(), flights.clone(), metrics.clone());
+        let listener = || Listener { memory: memory.clone(), flights: flights.clone(), metrics: metrics.clone() };
         let mut tasks = Vec::new();
-        let mut redis = None;
-        if let Some(settings) = &settings.redis {
+        let (mut redis, mut changes) = (None, None);
+        if let (Some(settings), Some(hearing)) = (&settings.redis, hearing) {
             let (opened, subscriber) = Redis::open(settings, region)?;
-            tasks.push(listen::to_redis(opened.clone(), subscriber, listener()));
+            let (told, counted) = (opened.changes(), feature_changes::Metrics::register(registry));
+            changes = Some(Changes {
+                listening: feature_changes::listen(told.clone(), subscriber, listener(), hearing, counted.clone()),
+                confirmations: Confirmations::start(told.clone(), counted),
+            });
             let repair = repair::repair(opened.clone(), repairs.clone(), metrics.clone());
             tasks.push(AbortOnDropHandle::new(tokio::spawn(repair)));
             redis = Some(opened);
@@ -100,13 +114,14 @@ impl Features {
             StoreSettings::Cassandra(settings) => Arc::new(Cassandra::open(settings)?),
             StoreSettings::Sqlite(settings) => {
                 let sqlite = Sqlite::open(settings)?;
-                tasks.push(sqlite.listen(listener(), redis.is_none())?);
+                tasks.push(sqlite.listen(FileListener::new(listener(), redis.is_none()))?);
                 Arc::new(sqlite)
             }
         };
         Ok(Arc::new(Self {
             memory,
             redis,
+            changes,
             store,
             groups: Groups::default(),
             flights,
@@ -136,12 +151,19 @@ impl Features {
         join(redis, store).await;
     }
 
+    /// To be called when no look-up is wanted any more: no writer waits for this process from then on.
+    pub async fn end(&self) {
+        if let Some(changes) = &self.changes {
+            changes.listening.end().await;
+        }
+    }
+
     /// Where the fields of a group lie, for [`spillway_core::feature::Gather::of`].
     pub fn layout(&self, snapshot: &Snapshot, group: &Name) -> Option<Arc<Layout>> {
         self.groups.get(snapshot, group).map(|group| group.layout.clone())
     }
 
-    /// Whether invalidations by other processes reach this one; if not, L1 keeps rows for moments only.
+    /// Whether changes by other processes are heard; if not, L1 is not believed, or for moments only.
     pub fn hears(&self) -> bool {
         self.memory.hears()
     }

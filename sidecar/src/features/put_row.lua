@@ -4,7 +4,8 @@
 --   unknown the row changed, and to what is not known: forget it, and take nothing for a while, since
 --           whoever read the store before the change may still come to fill it in
 --   garbage these bytes were there and are no row: remove them, if they still are there
--- Answers 1 when something was changed, else 0, or why the row could not be kept.
+-- Answers the number of the change when it was told, else 1 when something was changed and 0 when not; or
+-- why the row could not be kept.
 local FENCE = '\242' -- a format byte that no row has: redis.rs reads it as nothing there
 
 local function event(row)
@@ -49,9 +50,8 @@ elseif old ~= FENCE then
   end
 end
 if KEYS[2] then
-  -- Where the counter cannot rise, 0 is a gap to all who hear it.
-  local number = redis.pcall('INCR', KEYS[2])
-  if type(number) ~= 'number' then number = 0 end
+  local number = next_number(KEYS[2])
   redis.call('PUBLISH', ARGV[4], number .. ' ' .. ARGV[5])
+  return failed or number
 end
 return failed or changed

@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 use super::flight::Follow;
 use super::groups::Group;
 use super::lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Tier};
-use super::memory::Known;
+use super::memory::{Belief, Known};
 use super::metrics::Outcome;
 use super::round::{Call, Pending, Resolved, What};
 use super::{Features, now_us};
@@ -46,21 +46,24 @@ impl Features {
         if rows > MAX_ROWS {
             return Err(FeatureError::TooMany { limit: MAX_ROWS, found: rows });
         }
-        let call = Call { deadline, now_us: now_us(), began: self.memory.tick() };
+        let now = Instant::now();
+        let belief = self.memory.belief(now);
+        let call = Call { deadline, now_us: now_us(), arrived: now, belief, began: self.memory.tick() };
         let mut lookup = Lookup {
             found: Vec::with_capacity(rows),
             groups: groups.len(),
             now_us: call.now_us,
+            sequence: if let Belief::Full { number } = belief { number } else { None },
+            fresh_until_us: None,
             failed_tiers: FailedTiers::default(),
         };
         let mut pending = Vec::new();
         let mut text = String::with_capacity(128);
-        let now = Instant::now();
         for (index, entity) in entities.iter().enumerate() {
             for group in &groups {
                 let brace = RowKey::write(&mut text, group.scope, tenant, entity, &group.name)
                     .map_err(|fault| FeatureError::Key { index, fault })?;
-                let known = match self.memory.get(&text, group, now, call.now_us) {
+                let known = match self.memory.get(&text, group, belief, now, call.now_us) {
                     Known::Fresh(row) => {
                         self.metrics.read(Tier::L1, Outcome::Hit);
                         lookup.found.push(present(group, row, false, Tier::L1));
@@ -86,6 +89,8 @@ impl Features {
             }
         }
         self.resolve(pending, call, &mut lookup).await;
+        let rows = lookup.found.iter().zip(groups.iter().cycle());
+        lookup.fresh_until_us = rows.map(|(found, group)| fresh_until_us(found, group, call.now_us)).min();
         Ok(lookup)
     }
 
@@ -137,6 +142,8 @@ impl Features {
             .into_iter()
             .map(|(row, mut follow)| async move {
                 let resolved = timeout_at(call.deadline.into(), follow.wait()).await.ok().flatten();
+                // Deaf, nothing tells that the row changed between the leader's question and ours.
+                let resolved = resolved.filter(|_| call.belief != Belief::None || follow.began_since(call.arrived));
                 if resolved.is_some() {
                     self.metrics.shared.inc();
                 }
@@ -158,7 +165,8 @@ fn settle(row: &Pending, resolved: Resolved, call: Call, lookup: &mut Lookup) {
         What::Absent(malformed) => Found::Absent { malformed },
         What::Unknown => Found::Unavailable,
         What::Row(found, tier) => match row.group.freshness(found.event_us(), call.now_us) {
-            Freshness::Fresh => present(&row.group, found, false, tier),
+            // Deaf, nobody could say that it was not overwritten.
+            Freshness::Fresh => present(&row.group, found, tier == Tier::L1 && call.belief == Belief::None, tier),
             Freshness::Stale => present(&row.group, found, true, tier),
             Freshness::Expired => Found::Absent { malformed: None },
         },
@@ -171,4 +179,12 @@ fn settle(row: &Pending, resolved: Resolved, call: Call, lookup: &mut Lookup) {
 fn present(group: &Group, row: Row, stale: bool, tier: Tier) -> Found {
     let fresh_until_us = group.fresh_until_us(row.event_us());
     Found::Present(Present { row, stale, tier, fresh_until_us })
+}
+
+fn fresh_until_us(found: &Found, group: &Group, now_us: i64) -> i64 {
+    match found {
+        Found::Present(Present { stale: false, fresh_until_us, .. }) => *fresh_until_us,
+        Found::Absent { .. } => group.fresh_until_us(now_us),
+        Found::Present(_) | Found::Unavailable => 0,
+    }
 }

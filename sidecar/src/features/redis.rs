@@ -18,6 +18,7 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use spillway_core::feature::RowKey;
 use spillway_core::units::Name;
+use spillway_runtime::feature_changes::Changes;
 use spillway_runtime::store::{self, InvalidStore, RedisFailed, RedisSettings};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
@@ -36,13 +37,14 @@ const FENCE: Duration = Duration::from_secs(5);
 /// Names in one message of a cluster's channel.
 const NAMES: usize = 200;
 
-const PUT_ROW: &str = include_str!("put_row.lua");
-const ANNOUNCE: &str = include_str!("announce.lua");
+const PUT_ROW: &str = concat!(include_str!("number.lua"), include_str!("put_row.lua"));
+const ANNOUNCE: &str = concat!(include_str!("number.lua"), include_str!("announce.lua"));
 
 pub(super) struct Redis {
-    connection: store::Redis,
+    connection: Arc<store::Redis>,
+    changes: Arc<Changes>,
     settings: RedisSettings,
-    /// `spillway:<region>:`, before every key and channel: regions may share a server.
+    /// `spillway:<region>:`, before every key: regions may share a server.
     prefix: String,
     rounds: Semaphore,
 }
@@ -72,7 +74,9 @@ impl Redis {
     /// Connects in the background, now and whenever the connection is lost.
     pub fn open(settings: &RedisSettings, region: &Name) -> Result<(Arc<Self>, SubscriberClient), InvalidStore> {
         let (connection, subscriber) = store::Redis::open(settings)?;
+        let connection = Arc::new(connection);
         let redis = Self {
+            changes: Changes::of(connection.clone(), region),
             connection,
             settings: settings.clone(),
             prefix: format!("spillway:{region}:"),
@@ -85,8 +89,9 @@ impl Redis {
         self.settings.timeout
     }
 
-    pub fn channel(&self) -> String {
-        format!("{}features", self.prefix)
+    /// Where the region is told of what is written.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// Comes back when the first attempts to connect have ended, either way.
@@ -115,14 +120,15 @@ impl Redis {
         join_all(slots.map(|keys| self.mget(keys, deadline))).await.concat()
     }
 
-    /// Keeps each event unless a later one is there. `announce`: the region hears of it.
+    /// Keeps each event unless a later one is there. `announce`: the region hears of it, and the answer is the
+    /// number of the change, 0 where the counter cannot rise.
     pub async fn write(
         &self,
         puts: &[Put],
         announce: bool,
         now_us: i64,
         deadline: Instant,
-    ) -> Vec<Result<(), RedisFailed>> {
+    ) -> Vec<Result<u64, RedisFailed>> {
         if !self.is_connected() {
             return vec![Err(RedisFailed); puts.len()];
         }
@@ -141,21 +147,11 @@ impl Redis {
             .await;
         if announce && self.settings.cluster {
             for (puts, results) in puts.chunks(NAMES).zip(results.chunks_mut(NAMES)) {
-                if self.announce(puts, deadline).await.is_err() {
-                    results.fill(Err(RedisFailed));
-                }
+                let told = self.announce(puts, deadline).await;
+                results.iter_mut().for_each(|result| *result = result.and(told));
             }
         }
         results
-    }
-
-    /// The number of the last message on the channel.
-    pub async fn counter(&self, deadline: Instant) -> Result<u64, RedisFailed> {
-        let client = self.connection.client();
-        let key = self.counter_key();
-        let read = client.get::<Option<u64>, _>(key);
-        let number = self.connection.in_time("poll", read, deadline).await;
-        number.map(|number| number.unwrap_or(0))
     }
 
     async fn mget(&self, keys: &[&RowKey], deadline: Instant) -> Vec<Answer> {
@@ -168,7 +164,7 @@ impl Redis {
         }
     }
 
-    async fn put(&self, put: &Put, announce: bool, now_us: i64, deadline: Instant) -> Result<(), RedisFailed> {
+    async fn put(&self, put: &Put, announce: bool, now_us: i64, deadline: Instant) -> Result<u64, RedisFailed> {
         let (what, bytes, keep) = match &put.value {
             Value::Event { bytes, expires_us } => {
                 let left = Duration::from_micros(u64::try_from(expires_us.saturating_sub(now_us)).unwrap_or(0));
@@ -180,34 +176,30 @@ impl Redis {
         let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut keys = vec![self.row_key(&put.key)];
         if announce {
-            keys.push(self.counter_key());
+            keys.push(self.changes.counter().to_owned());
         }
         let arguments: Vec<Bytes> = vec![
             what.into(),
             bytes,
             keep.to_string().into(),
-            self.channel().into(),
+            self.changes.channel().to_owned().into(),
             put.key.as_str().to_owned().into(),
         ];
         let client = self.connection.client();
-        let script = client.eval::<i64, _, _, _>(PUT_ROW, keys, arguments);
-        self.connection.in_time("write", script, deadline).await.map(drop)
+        let script = client.eval::<u64, _, _, _>(PUT_ROW, keys, arguments);
+        self.connection.in_time("write", script, deadline).await
     }
 
-    async fn announce(&self, puts: &[Put], deadline: Instant) -> Result<(), RedisFailed> {
+    async fn announce(&self, puts: &[Put], deadline: Instant) -> Result<u64, RedisFailed> {
         let names: Vec<&str> = puts.iter().map(|put| put.key.as_str()).collect();
-        let arguments: Vec<String> = vec![self.channel(), names.join("\n")];
+        let arguments: Vec<String> = vec![self.changes.channel().to_owned(), names.join("\n")];
         let client = self.connection.client();
-        let script = client.eval::<i64, _, _, _>(ANNOUNCE, vec![self.counter_key()], arguments);
-        self.connection.in_time("write", script, deadline).await.map(drop)
+        let script = client.eval::<u64, _, _, _>(ANNOUNCE, vec![self.changes.counter()], arguments);
+        self.connection.in_time("write", script, deadline).await
     }
 
     fn row_key(&self, key: &RowKey) -> String {
         format!("{}f:{}", self.prefix, key.as_str())
-    }
-
-    fn counter_key(&self) -> String {
-        format!("{}features:changes", self.prefix)
     }
 }
 

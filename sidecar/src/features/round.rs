@@ -14,6 +14,7 @@ use spillway_core::feature::{Freshness, Missing, Row, RowKey, Stored};
 use super::Features;
 use super::groups::Group;
 use super::lookup::{FailedTiers, Tier};
+use super::memory::Belief;
 use super::metrics::Outcome;
 use super::redis::{Put, Value};
 use super::store::{Answer, Wanted};
@@ -48,6 +49,9 @@ pub(super) struct Pending {
 pub(super) struct Call {
     pub deadline: Instant,
     pub now_us: i64,
+    /// When it came, and how far L1 was to be believed then.
+    pub arrived: Instant,
+    pub belief: Belief,
     /// L1's tick from before the call.
     pub began: u64,
 }

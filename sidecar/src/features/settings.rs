@@ -20,9 +20,10 @@ pub struct FeatureSettings {
 pub struct MemorySettings {
     /// Keys, rows and their bookkeeping together.
     pub size: ByteSize,
-    /// How long a row is served without asking again while invalidations are heard.
+    /// How long a row is served without asking again while changes are heard.
     pub keep: Duration,
-    /// How long an absence is remembered, and a row while invalidations are not heard. At most 5 s.
+    /// How long an absence is remembered, and a row where nobody tells of changes: no Redis, and a store that
+    /// others write too. At most 5 s.
     pub keep_absent: Duration,
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::listen::Listener;
+use super::listen::FileListener;
 use super::now_us;
 use super::settings::{InvalidSettings, SqliteSettings};
 use super::store::{Answer, Change, Store, Wanted, WriteFailed};
@@ -88,11 +88,10 @@ impl Sqlite {
     /// Tells `listener` of what is written to the file, until the handle is dropped.
     pub fn listen<T: Send + Sync + 'static>(
         &self,
-        listener: Listener<T>,
-        hearing: bool,
+        listener: FileListener<T>,
     ) -> Result<AbortOnDropHandle<()>, InvalidSettings> {
         let connection = connect(&self.settings.path).map_err(InvalidSettings::Sqlite)?;
-        Ok(AbortOnDropHandle::new(tokio::spawn(poll(connection, self.writer.clone(), listener, hearing))))
+        Ok(AbortOnDropHandle::new(tokio::spawn(poll(connection, self.writer.clone(), listener))))
     }
 }
 
@@ -227,8 +226,7 @@ fn write(connection: &mut Connection, changes: &[Change]) -> rusqlite::Result<Ve
 async fn poll<T: Send + Sync + 'static>(
     mut connection: Connection,
     writer: Arc<Mutex<Connection>>,
-    mut listener: Listener<T>,
-    hearing: bool,
+    mut listener: FileListener<T>,
 ) {
     let mut ticks = tokio::time::interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -254,25 +252,19 @@ async fn poll<T: Send + Sync + 'static>(
             Ok(Changes { from_start: Some(last), .. }) => {
                 listener.counter(last);
                 seen = Some(last);
-                if hearing {
-                    listener.hears();
-                }
+                listener.hears();
             }
             Ok(Changes { names, .. }) => {
                 for (number, name) in names {
                     listener.message(number, &name);
                     seen = Some(number);
                 }
-                if hearing {
-                    listener.hears();
-                }
+                listener.hears();
             }
             Err(error) => {
                 tracing::warn!(%error, "sqlite: changes could not be read");
                 seen = None;
-                if hearing {
-                    listener.lost();
-                }
+                listener.lost();
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The write path: check everything, then L3, then L2, then every L1 that may hold the row.
 //!
 //! The rule: a write may be sent again at any time, since the last event wins in each tier; and one that
-//! has begun goes on to the last tier, whether or not its caller still waits. What Redis could not be
-//! told is remembered and told later (`repair`).
+//! has begun goes on to the last tier, whether or not its caller still waits. It is confirmed when every process
+//! that may serve a row from memory has dropped the old one. What Redis could not be told is remembered and told
+//! later (`repair`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,9 @@ pub struct Written {
     pub count: usize,
     /// Events already past their retention, of which there is nothing to keep.
     pub expired: usize,
+    /// Whether no process of the region serves what these events overwrote any more. If not, they are kept all
+    /// the same, and sending them again may get them confirmed. Without Redis it speaks of this process alone.
+    pub confirmed: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -92,12 +96,16 @@ impl Features {
         let features = self.clone();
         // Ends by itself: the stores' write timeouts bound it.
         let write = tokio::spawn(async move { features.keep(changes, now_us).await });
-        let count = write.await.unwrap_or(Err(WriteError::Unavailable { written: 0, of }))?;
-        Ok(Written { count, expired })
+        let (count, told) = write.await.unwrap_or(Err(WriteError::Unavailable { written: 0, of }))?;
+        let confirmed = match &self.changes {
+            Some(changes) if count > 0 => changes.confirmations.confirm(told).await.is_ok(),
+            Some(_) | None => true,
+        };
+        Ok(Written { count, expired, confirmed })
     }
 
-    /// Through all tiers; the number of events that L3 took.
-    async fn keep(&self, changes: Vec<(Arc<Group>, Change)>, now_us: i64) -> Result<usize, WriteError> {
+    /// Through all tiers; how many events L3 took, and what [`Self::tell`] says.
+    async fn keep(&self, changes: Vec<(Arc<Group>, Change)>, now_us: i64) -> Result<(usize, Option<u64>), WriteError> {
         let (groups, changes): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         let results = self.store.write(&changes).await;
         let mut puts = Vec::with_capacity(changes.len());
@@ -123,9 +131,9 @@ impl Features {
         self.metrics.written[1].inc_by(written as u64);
         self.metrics.write_failed[1].inc_by((of - written - refused) as u64);
         self.metrics.write_refused.inc_by(refused as u64);
-        self.tell(&puts, now_us).await;
+        let told = self.tell(&puts, now_us).await;
         match (written, refused) {
-            (written, 0) if written == of => Ok(written),
+            (written, 0) if written == of => Ok((written, told)),
             (written, 0) => Err(WriteError::Unavailable { written, of }),
             (_, refused) => Err(WriteError::Refused { refused, of }),
         }
@@ -157,12 +165,15 @@ impl Features {
         Ok((group, change))
     }
 
-    /// L2 and, through it, the region; then our own L1.
-    async fn tell(&self, puts: &[Put], now_us: i64) {
+    /// L2 and, through it, the region; then our own L1. The number of the last change, if all were told.
+    async fn tell(&self, puts: &[Put], now_us: i64) -> Option<u64> {
+        let mut told = None;
         if let Some(redis) = &self.redis {
             let results = redis.write(puts, true, now_us, Instant::now() + L2_DEADLINE).await;
             let failed: Vec<&RowKey> =
                 puts.iter().zip(&results).filter(|(_, result)| result.is_err()).map(|(put, _)| &put.key).collect();
+            let numbers = results.iter().map(|result| result.ok().filter(|number| *number > 0));
+            told = numbers.collect::<Option<Vec<_>>>().and_then(|numbers| numbers.into_iter().max());
             self.metrics.written[0].inc_by((puts.len() - failed.len()) as u64);
             self.metrics.write_failed[0].inc_by(failed.len() as u64);
             for key in failed {
@@ -175,6 +186,7 @@ impl Features {
             self.flights.forget(&put.key);
             self.memory.invalidate(&put.key);
         }
+        told
     }
 }
 

@@ -117,9 +117,14 @@ impl Sidecar {
 
     /// The value of one metric line, such as `reads_total{tier="l2",outcome="hit"}`.
     pub fn metric(&self, line: &str) -> u64 {
+        self.value(&format!("sidecar_feature_{line}"))
+    }
+
+    /// The same of any metric of ours.
+    pub fn value(&self, line: &str) -> u64 {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        let line = format!("spillway_sidecar_feature_{line} ");
+        let line = format!("spillway_{line} ");
         let value = text.lines().find_map(|text| text.strip_prefix(&line));
         value.unwrap_or_else(|| panic!("no {line} in {text}")).parse().unwrap()
     }

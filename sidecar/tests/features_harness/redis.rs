@@ -49,6 +49,18 @@ impl Region {
         (sidecar, link)
     }
 
+    /// A sidecar that hears of changes from Redis alone: its store is its own.
+    pub async fn apart(&self, link: Option<&Link>) -> (Sidecar, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut redis = self.settings.redis.clone().unwrap();
+        if let Some(link) = link {
+            redis.servers = vec![link.address.to_string()];
+        }
+        let sidecar = Sidecar::open(&settings(sqlite(folder.path()), Some(redis)));
+        sidecar.until_well().await;
+        (sidecar, folder)
+    }
+
     /// Calls of one command since the server started.
     pub fn calls(&self, command: &str) -> u64 {
         let stats = self.server.redis_cli(&["info", "commandstats"]);

@@ -8,6 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// Else the first writes would wait until all leases of the server before this one must have run out.
+const LISTED_FOR_LONG: &str = "
+    local time = redis.call('TIME')
+    local us = time[1] * 1000000 + time[2]
+    local server = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+    local since, seen = string.format('%.0f', us - 60000000), math.floor(us / 1000)
+    redis.call('HSET', KEYS[1], 'since', since, 'seen', seen, 'server', server)";
 
 /// A real server, by the project's own script; stopped when dropped.
 pub struct Server {
@@ -25,6 +34,9 @@ impl Server {
         let port = free_ports(3, 12_000..21_900);
         let server = Self::new("redis.sh", port, vec![port.to_string(), mode.into()]);
         server.start();
+        if mode != "tls" {
+            server.redis_cli(&["eval", LISTED_FOR_LONG, "1", "spillway:eu:features:listeners"]);
+        }
         server
     }
 
@@ -136,11 +148,12 @@ fn free_ports(count: u16, range: std::ops::Range<u16>) -> u16 {
     }
 }
 
-/// A TCP link to a server whose every answer can be delayed, or made nonsense of.
+/// A TCP link to a server whose every answer can be delayed, or made nonsense of, or that carries nothing for a while.
 pub struct Link {
     pub address: SocketAddr,
     delay_ms: Arc<AtomicU64>,
     garbled: Arc<AtomicBool>,
+    held: Arc<watch::Sender<bool>>,
 }
 
 impl Link {
@@ -151,10 +164,13 @@ impl Link {
         let delay = delay_ms.clone();
         let garbled = Arc::new(AtomicBool::new(false));
         let nonsense = garbled.clone();
+        let held = Arc::new(watch::Sender::new(false));
+        let hold = held.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(upstream) = tokio::net::TcpStream::connect(&server).await else { continue };
                 let (delay, nonsense) = (delay.clone(), nonsense.clone());
+                let (mut back_held, mut forth_held) = (hold.subscribe(), hold.subscribe());
                 tokio::spawn(async move {
                     let (mut from_client, mut to_client) = client.into_split();
                     let (mut from_server, mut to_server) = upstream.into_split();
@@ -162,6 +178,7 @@ impl Link {
                         let mut buffer = vec![0; 64 << 10];
                         while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
                             tokio::time::sleep(Duration::from_millis(delay.load(Ordering::Relaxed))).await;
+                            let _ = back_held.wait_for(|held| !held).await;
                             if nonsense.load(Ordering::Relaxed) {
                                 buffer[..count].fill(b'!');
                             }
@@ -170,16 +187,28 @@ impl Link {
                             }
                         }
                     };
-                    let forth = tokio::io::copy(&mut from_client, &mut to_server);
-                    tokio::select! { () = back => {}, _ = forth => {} }
+                    let forth = async {
+                        let mut buffer = vec![0; 64 << 10];
+                        while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                            let _ = forth_held.wait_for(|held| !held).await;
+                            if to_server.write_all(&buffer[..count]).await.is_err() {
+                                break;
+                            }
+                        }
+                    };
+                    tokio::select! { () = back => {}, () = forth => {} }
                 });
             }
         });
-        Self { address, delay_ms, garbled }
+        Self { address, delay_ms, garbled, held }
     }
 
     pub fn delay(&self, delay: Duration) {
         self.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+    /// Connections stay open and nothing comes through, until it all does.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
     }
     pub fn garble(&self, garbled: bool) {
         self.garbled.store(garbled, Ordering::Relaxed);
