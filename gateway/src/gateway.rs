@@ -28,12 +28,15 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
+use crate::clock::Clock;
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
 use crate::metrics::Metrics;
-use crate::pods::fleet::{Fleet, HealthBook};
+use crate::pods::book::Book;
+use crate::pods::fleet::Fleet;
 use crate::pods::health;
+use crate::pods::metrics::PodMetrics;
 use crate::request::memory::Memory;
 use crate::settings::GatewaySettings;
 use crate::shared::Shared;
@@ -106,7 +109,9 @@ impl Gateway {
             Some(log) => AccessLog::open(log, &registry).map_err(failed("accessLog"))?,
             None => AccessLog::off(),
         };
+        let clock = Clock::start();
         let shared = Arc::new(Shared {
+            clock,
             // A name is always a header value.
             region_header: HeaderValue::from_str(settings.region.as_str()).unwrap_or(HeaderValue::from_static("-")),
             region: settings.region.clone(),
@@ -117,7 +122,7 @@ impl Gateway {
             audit: audit.clone(),
             traces,
             workload: workload.clone(),
-            book: HealthBook::default(),
+            book: Book::new(clock, PodMetrics::new(&registry)),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -141,6 +146,7 @@ impl Gateway {
         tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(health::watch(shared.clone(), subscription));
+        tokio::spawn(health::sweep(shared.clone()));
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
@@ -197,7 +203,15 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             "bodiesInMemoryBytes": settings.limits.memory,
         },
     });
-    Pages { metrics: registry, readiness, config: Arc::new(move || config.clone()), drain: shared.drain.clone() }
+    let pods = shared.clone();
+    let config = move || {
+        let mut config = config.clone();
+        if let Some(fleet) = pods.book.newest() {
+            config["pods"] = serde_json::to_value(fleet.view(pods.clock.now())).unwrap_or_default();
+        }
+        config
+    };
+    Pages { metrics: registry, readiness, config: Arc::new(config), drain: shared.drain.clone() }
 }
 
 /// One thread: a runtime, a socket, a fleet.

@@ -11,8 +11,9 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
+use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::pods::fleet::HealthBook;
+use crate::pods::book::Book;
 use crate::request::memory::Memory;
 use crate::settings::Limits;
 
@@ -20,13 +21,15 @@ pub struct Shared {
     pub region: Name,
     pub name: Name,
     pub region_header: HeaderValue,
+    pub clock: Clock,
     pub limits: Limits,
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub audit: Audit,
     pub traces: Traces,
     pub workload: Arc<Workload>,
-    pub book: HealthBook,
+    /// What is known of the pods.
+    pub book: Book,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

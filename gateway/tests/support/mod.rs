@@ -33,6 +33,8 @@ pub struct World {
     pub sidecars: Vec<Sidecar>,
     pub gateway: Gateway,
     pub drain: Drain,
+    /// More resources than those that every test has.
+    more: String,
 }
 
 pub fn id(text: &str) -> SpiffeId {
@@ -53,16 +55,19 @@ impl World {
 
     /// `extra` are more lines of the gateway's settings.
     pub async fn with(extra: &str) -> Self {
+        Self::of(2, extra, "").await
+    }
+
+    /// So many pods, and `more` resources.
+    pub async fn of(pods: usize, extra: &str, more: &str) -> Self {
         spillway_runtime::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
         let mut sidecars = Vec::new();
-        for pod in ["pod-0", "pod-1"] {
-            let text = format!("spiffe://spillway.test/region/eu/sidecar/scorers/{pod}");
-            let (_, workload) = workload(&authority, &folder.path().join(pod), &text, HOUR);
-            sidecars.push(Sidecar::start(pod, workload).await);
+        for pod in 0..pods {
+            sidecars.push(sidecar(&authority, folder.path(), pod).await);
         }
-        let resources = resources(&sidecars);
+        let resources = resources(&sidecars, more);
         std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(&resources).unwrap(), 1)).unwrap();
         workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
         let path = folder.path().display();
@@ -83,14 +88,14 @@ accessLog: {path}/access.log
         let settings: GatewaySettings = settings::parse(&file).unwrap();
         let drain = Drain::new(Duration::from_secs(5));
         let gateway = Gateway::start(settings, drain.clone()).await.unwrap();
-        let world = Self { folder, authority, sidecars, gateway, drain };
+        let world = Self { folder, authority, sidecars, gateway, drain, more: more.to_owned() };
         until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
         world
     }
 
     /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
     pub async fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
-        let mut text = resources(&self.sidecars);
+        let mut text = resources(&self.sidecars, &self.more);
         for (from, to) in replaced {
             assert!(text.contains(from), "{from}");
             text = text.replace(from, to);
@@ -99,6 +104,19 @@ accessLog: {path}/access.log
         std::fs::write(&new, seal(&resource::parse(&text).unwrap(), version)).unwrap();
         std::fs::rename(new, path).unwrap();
         until("the snapshot is read", async || self.metric("spillway_snapshot_version").await == version).await;
+    }
+
+    /// Starts one more sidecar, which the next [`Self::publish`] names.
+    pub async fn add_sidecar(&mut self) {
+        self.sidecars.push(sidecar(&self.authority, self.folder.path(), self.sidecars.len()).await);
+    }
+
+    /// A part of `/config`, by its JSON pointer.
+    pub async fn config(&self, pointer: &str) -> serde_json::Value {
+        let answer = self.admin("/config").await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let config: serde_json::Value = serde_json::from_str(body).unwrap();
+        config.pointer(pointer).cloned().unwrap_or_default()
     }
 
     /// A client of `tenant/NAME/client/web`.
@@ -186,7 +204,35 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     panic!("not within 10 s: {what}");
 }
 
-fn resources(sidecars: &[Sidecar]) -> String {
+async fn sidecar(authority: &Authority, folder: &Path, number: usize) -> Sidecar {
+    let pod = format!("pod-{number}");
+    let text = format!("spiffe://spillway.test/region/eu/sidecar/scorers/{pod}");
+    let (_, workload) = workload(authority, &folder.join(&pod), &text, HOUR);
+    Sidecar::start(&pod, workload).await
+}
+
+/// A model of this name that doubles, with these lines in its spec.
+pub fn model(name: &str, lines: &str) -> String {
+    format!(
+        "---
+apiVersion: spillway/v1
+kind: Model
+metadata: {{ name: {name} }}
+spec:
+  pools: [scorers]
+  versions: [1]
+  backend: onnx
+  deadline: 2s
+  inputs:
+    - {{ name: x, datatype: FP32, shape: [-1] }}
+  outputs:
+    - {{ name: y, datatype: FP32, shape: [-1] }}
+{lines}
+"
+    )
+}
+
+fn resources(sidecars: &[Sidecar], more: &str) -> String {
     let pods: String = sidecars
         .iter()
         .map(|sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address))
@@ -269,6 +315,6 @@ spec:
   subjects: [{{ tenant: globex }}]
   models: ["double"]
   actions: [metadata]
-"#
+{more}"#
     )
 }
