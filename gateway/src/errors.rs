@@ -137,6 +137,8 @@ pub enum Refusal {
     Overloaded,
     #[error("no pod that serves this model can be reached")]
     NoPod,
+    #[error("every pod that serves this model has as many requests as it can take")]
+    PodsBusy,
     #[error("the pod that had the request went away")]
     PodLost,
     #[error("the pod's answer could not be read")]
@@ -189,6 +191,7 @@ impl Refusal {
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
             Self::UnknownService => (404, Code::NotFound, "unknown-service".into()),
             Self::NoPod => (503, Code::Unavailable, "no-pod".into()),
+            Self::PodsBusy => (503, Code::ResourceExhausted, "pods-busy".into()),
             Self::PodLost => (503, Code::Unavailable, "pod-lost".into()),
             Self::BadAnswer => (502, Code::Internal, "bad-model-answer".into()),
             Self::Sidecar { status, code, .. } => (http_status(*status), *status, code.clone()),
@@ -233,6 +236,7 @@ impl Refusal {
             | Self::NotImplemented
             | Self::UnknownService
             | Self::NoPod
+            | Self::PodsBusy
             | Self::PodLost
             | Self::BadAnswer
             | Self::Sidecar { .. }

@@ -17,7 +17,7 @@ use tonic::Code;
 use crate::audit::denial;
 use crate::downstream::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
-use crate::request::memory::Kept;
+use crate::request::memory::{Kept, Memory, Part};
 use crate::shared::Shared;
 
 /// What the client speaks.
@@ -119,6 +119,16 @@ impl Exchange {
     /// Counts bytes of a body that stay in memory until the end of the exchange.
     pub fn keep(&mut self, bytes: usize) -> Result<(), Refusal> {
         self.kept.add(&self.shared.memory, bytes)
+    }
+
+    /// Counts bytes of a part that may end before the exchange does.
+    pub fn part<'a>(&mut self, memory: &'a Memory) -> Part<'a> {
+        Part::of(&mut self.kept, memory)
+    }
+
+    /// Keeps what a part kept.
+    pub fn join(&mut self, part: Part<'_>) {
+        part.join(&mut self.kept);
     }
 
     /// Counts a refusal, audits one that is a matter of rights, and makes it the outcome.

@@ -28,13 +28,16 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
+use crate::clock::Clock;
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
 use crate::members::{Members, Membership};
 use crate::metrics::Metrics;
-use crate::pods::fleet::{Fleet, HealthBook};
+use crate::pods::book::Book;
+use crate::pods::fleet::Fleet;
 use crate::pods::health;
+use crate::pods::metrics::PodMetrics;
 use crate::request::memory::Memory;
 use crate::settings::GatewaySettings;
 use crate::shared::Shared;
@@ -107,7 +110,9 @@ impl Gateway {
             Some(log) => AccessLog::open(log, &registry).map_err(failed("accessLog"))?,
             None => AccessLog::off(),
         };
+        let clock = Clock::start();
         let shared = Arc::new(Shared {
+            clock,
             // A name is always a header value.
             region_header: HeaderValue::from_str(settings.region.as_str()).unwrap_or(HeaderValue::from_static("-")),
             region: settings.region.clone(),
@@ -119,7 +124,7 @@ impl Gateway {
             traces,
             workload: workload.clone(),
             membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
-            book: HealthBook::default(),
+            book: Book::new(clock, PodMetrics::new(&registry)),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -143,6 +148,7 @@ impl Gateway {
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(shared.membership.clone().follow(subscription, drain));
         tokio::spawn(health::watch(shared.clone()));
+        tokio::spawn(health::sweep(shared.clone()));
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
@@ -203,7 +209,15 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             "timeoutMs": settings.dns.timeout.as_millis() as u64,
         },
     });
-    Pages { metrics: registry, readiness, config: Arc::new(move || config.clone()), drain: shared.drain.clone() }
+    let pods = shared.clone();
+    let config = move || {
+        let mut config = config.clone();
+        if let Some(fleet) = pods.book.newest() {
+            config["pods"] = serde_json::to_value(fleet.view(pods.clock.now())).unwrap_or_default();
+        }
+        config
+    };
+    Pages { metrics: registry, readiness, config: Arc::new(config), drain: shared.drain.clone() }
 }
 
 /// One thread: a runtime, a socket, a fleet.

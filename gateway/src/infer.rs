@@ -4,23 +4,24 @@
 //! against the model before a pod sees it; what the client spoke as gRPC is passed on as it came.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderValue;
 use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
-use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
+use spillway_core::inference::{Entities, InferRequest, check_against, entities};
 use spillway_core::policy::{authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
+use tokio::time::Instant;
 
 use crate::answer::Reply;
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::pods::call::{PodAnswer, PodCall};
+use crate::pods::attempt::PodAnswer;
+use crate::pods::call::PodCall;
 use crate::request::body;
 use crate::request::inflate::inflate;
 use crate::shared::Shared;
@@ -52,8 +53,7 @@ pub async fn rest(
     let forms = OutputForms::take(&mut request);
     let frame = oip::frame(&request);
     let answer = call(shared, session, exchange, asking, &found, &request, frame).await?;
-    let response = understand(shared, exchange, answer.message)?;
-    Ok(Reply::Rest(encode_response(&response, &forms)?))
+    Ok(Reply::Rest(encode_response(&answer.response, &forms)?))
 }
 
 /// gRPC `ModelInfer`.
@@ -73,7 +73,6 @@ pub async fn grpc(
     let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;
     exchange.auth = exchange.began.elapsed();
     let answer = call(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
-    understand(shared, exchange, answer.message)?;
     Ok(Reply::Grpc(vec![answer.frame]))
 }
 
@@ -118,9 +117,9 @@ async fn call(
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
-    let pool = asking.fleet.pool(model).ok_or(Refusal::NoPod)?;
-    let call =
-        PodCall { pool, entities: &entities, frame, until, trace: asking.trace.clone(), limit: shared.limits.answer };
+    let lane = asking.fleet.lane(&request.model).ok_or(Refusal::NoPod)?;
+    let (until, trace) = (Instant::from_std(until), asking.trace.clone());
+    let call = PodCall { shared, lane, entities: &entities, frame, until, trace };
     let sent = Instant::now();
     let answered = tokio::select! {
         biased;
@@ -128,6 +127,9 @@ async fn call(
         () = gone(session) => Err(Refusal::Cancelled),
     };
     exchange.upstream = sent.elapsed();
+    if let Ok(answer) = &answered {
+        describe(exchange, answer);
+    }
     answered
 }
 
@@ -137,19 +139,14 @@ pub async fn gone(session: &mut Session) {
     let _ = session.downstream_session.read_body_or_idle(true).await;
 }
 
-/// Reads an answer, and what it says about how it was made.
-fn understand(shared: &Shared, exchange: &mut Exchange, message: Bytes) -> Result<InferResponse, Refusal> {
-    let response = oip::decode_response_message(message, &shared.limits.of_answers()).map_err(|problem| {
-        tracing::warn!(%problem, pod = ?exchange.pod, "a pod's answer could not be read");
-        Refusal::BadAnswer
-    })?;
-    let parameters = &response.parameters;
-    let version = parameters.text("spillway-model-version").unwrap_or(&response.version);
-    exchange.making.model_version = HeaderValue::from_str(version).ok();
+/// Takes in what an answer says about how it was made.
+fn describe(exchange: &mut Exchange, answer: &PodAnswer) {
+    let (parameters, making) = (&answer.response.parameters, &mut exchange.making);
+    let version = parameters.text("spillway-model-version").unwrap_or(&answer.response.version);
+    making.model_version = HeaderValue::from_str(version).ok();
     let degraded = parameters.text("spillway-degraded");
-    exchange.making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
-    exchange.making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
-    Ok(response)
+    making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
+    making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
 }
 
 /// A caller's word within a message.

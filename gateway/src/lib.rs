@@ -9,10 +9,11 @@
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
 //! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
-//! * [`exchange`], [`audit`], [`metrics`]: what is recorded.
+//! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`clock`]: the time that decisions are made with.
 
 mod answer;
 mod audit;
+mod clock;
 mod downstream;
 mod edge;
 mod errors;

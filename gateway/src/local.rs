@@ -60,8 +60,8 @@ pub fn model_ready(asking: &Asking, exchange: &mut Exchange, model: &str, versio
 
 /// A model is ready here if a pod that serves it answered its last check.
 fn is_model_ready(asking: &Asking, exchange: &mut Exchange, model: &str, version: &str) -> Result<bool, Refusal> {
-    let found = find(asking, exchange, model, version, Action::Metadata)?;
-    Ok(asking.fleet.pool(&found).is_some_and(|pool| pool.any_serving()))
+    find(asking, exchange, model, version, Action::Metadata)?;
+    Ok(asking.fleet.lane(model).is_some_and(|lane| lane.pool.any_serving()))
 }
 
 /// The small gRPC methods.

@@ -11,9 +11,10 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
+use crate::clock::Clock;
 use crate::members::Membership;
 use crate::metrics::Metrics;
-use crate::pods::fleet::HealthBook;
+use crate::pods::book::Book;
 use crate::request::memory::Memory;
 use crate::settings::Limits;
 
@@ -21,6 +22,7 @@ pub struct Shared {
     pub region: Name,
     pub name: Name,
     pub region_header: HeaderValue,
+    pub clock: Clock,
     pub limits: Limits,
     pub metrics: Metrics,
     pub access_log: AccessLog,
@@ -28,7 +30,8 @@ pub struct Shared {
     pub traces: Traces,
     pub workload: Arc<Workload>,
     pub membership: Arc<Membership>,
-    pub book: HealthBook,
+    /// What is known of the pods.
+    pub book: Book,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

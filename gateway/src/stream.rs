@@ -29,7 +29,8 @@ use pingora_proxy::Session;
 use spillway_core::deadline::{SHORTEST_USEFUL, allowed};
 use spillway_core::inference::Entities;
 use spillway_core::policy::{authorize_some, principal};
-use spillway_core::resource::{Action, Model};
+use spillway_core::resilience::Outcome;
+use spillway_core::resource::Action;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 use spillway_runtime::oip;
@@ -44,8 +45,12 @@ use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::{check, find};
 use crate::local::frame;
-use crate::pods::call::{check_status, failed, request};
-use crate::pods::fleet::{Fleet, PodLink};
+use crate::pods::attempt::{check_status, failed, request, take_load};
+use crate::pods::fleet::Fleet;
+use crate::pods::judge::Ended;
+use crate::pods::lane::{Lane, Seek};
+use crate::pods::lease::Lease;
+use crate::pods::metrics::Again;
 use crate::request::body::{Frames, from_client, message};
 use crate::shared::Shared;
 use finals::Finals;
@@ -73,7 +78,7 @@ pub async fn serve(
         asking,
         frames: Frames::new(shared.memory.clone()),
         finals: Finals::default(),
-        link: None,
+        lease: None,
         leaving: false,
         answered: false,
         quiet_until: until,
@@ -101,7 +106,7 @@ struct Stream<'a> {
     frames: Frames,
     finals: Finals,
     /// Where the stream goes, once its first request said so.
-    link: Option<Arc<PodLink>>,
+    lease: Option<Lease>,
     /// The fleet has lost that pod: it gets nothing more.
     leaving: bool,
     /// The head of the answer was written.
@@ -114,7 +119,7 @@ struct Stream<'a> {
 /// A request that may be passed on.
 struct Checked {
     frame: Bytes,
-    model: Arc<Model>,
+    lane: Arc<Lane>,
     entities: Entities,
 }
 
@@ -139,7 +144,8 @@ enum Event {
 impl Stream<'_> {
     async fn run(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Refusal> {
         let Some(first) = self.first(session, exchange).await? else { return Ok(()) };
-        let (mut link, mut call) = self.call(&first, None, exchange)?;
+        let mut seek = first.lane.seek(&first.entities, exchange.caller.as_ref().map(|caller| caller.address.ip()));
+        let mut call = self.call(&first, &mut seek, exchange)?;
         let mut waiting = Some(first.frame.clone());
         // Until it is known that it need not be sent again.
         let mut first = Some(first);
@@ -172,24 +178,39 @@ impl Stream<'_> {
                 Event::Taken(Err(Aborted)) => call.sender = None,
                 Event::Head(Ok(response)) => {
                     let (head, body) = response.into_parts();
+                    if !head.status.is_success() {
+                        return self.ended(Err(Ended::Http(head.status)));
+                    }
                     pod = Some((head.headers, body));
                     first = None;
                 }
                 Event::Head(Err(error)) => {
-                    let refusal = failed(&link, &error, exchange);
-                    let again = first.as_ref().filter(|_| error.never_processed() && exchange.retries == 0);
-                    let Some(first) = again else { return Err(refusal) };
+                    let ended = self.lost(error);
+                    let failure = ended.verdict(false).failure;
+                    let refused = self.ended(Err(ended));
+                    let Some(first) = first.as_ref().filter(|_| exchange.retries == 0) else { return refused };
+                    let left = self.until - Instant::now();
+                    if let Err(why) = first.lane.may_repeat(&seek, failure, 1, left) {
+                        first.lane.recorder.metrics.not_repeated(why);
+                        return refused;
+                    }
+                    call = self.call(first, &mut seek, exchange)?;
                     exchange.retries += 1;
                     self.shared.metrics.retries.inc();
-                    (link, call) = self.call(first, Some(&link), exchange)?;
+                    first.lane.recorder.metrics.repeated(Again::Unseen);
                     waiting = Some(first.frame.clone());
                 }
                 Event::Pod(Some(Ok(piece))) => match piece.into_data() {
                     Ok(data) => {
                         self.quiet_until = self.until;
                         answers.push(&data)?;
-                        let limit = self.shared.limits.answer;
-                        while let Some(answer) = answers.next(limit).map_err(|_| Refusal::BadAnswer)? {
+                        loop {
+                            let answer = match answers.next(self.shared.limits.answer) {
+                                Ok(Some(answer)) => answer,
+                                Ok(None) => break,
+                                Err(_) => return self.ended(Err(Ended::Unreadable)),
+                            };
+                            self.lease.iter_mut().for_each(Lease::answered);
                             if self.finals.passes(&answer) {
                                 self.write(session, exchange, answer).await?;
                             }
@@ -197,46 +218,66 @@ impl Stream<'_> {
                     }
                     Err(piece) => {
                         let trailers = piece.into_trailers().unwrap_or_default();
+                        if let Some(lease) = &self.lease {
+                            take_load(self.shared, lease.link(), &trailers);
+                        }
                         return self.ended(check_status(&trailers, &trailers));
                     }
                 },
                 // No trailers: the status stands in the head, or there is none.
                 Event::Pod(None) => {
-                    let status = pod.as_ref().map_or(Err(Refusal::BadAnswer), |(head, _)| check_status(head, head));
+                    let status = pod.as_ref().map_or(Err(Ended::Unreadable), |(head, _)| check_status(head, head));
                     return self.ended(status);
                 }
-                Event::Pod(Some(Err(error))) => return Err(failed(&link, &error, exchange)),
-                Event::Deadline => return Err(Refusal::Deadline),
+                Event::Pod(Some(Err(error))) => {
+                    let ended = self.lost(error);
+                    return self.ended(Err(ended));
+                }
+                Event::Deadline => {
+                    if let Some(lease) = self.lease.take_if(|_| Instant::now() < self.until) {
+                        // It is silent.
+                        lease.close(Outcome::Timeout);
+                    }
+                    return Err(Refusal::Deadline);
+                }
             }
         }
     }
 
-    /// What the pod's end means to the client: where the stream moves on, it is not the client's own.
-    fn ended(&self, status: Result<(), Refusal>) -> Result<(), Refusal> {
+    /// Counts a call that failed below gRPC.
+    fn lost(&self, error: UpstreamError) -> Ended {
+        if let Some(lease) = &self.lease {
+            failed(self.shared, lease.link(), &error);
+        }
+        Ended::Call(error)
+    }
+
+    /// What the pod's end means to those who judge it, and to the client: where the stream moves on, it is not
+    /// the client's own.
+    fn ended(&mut self, status: Result<(), Ended>) -> Result<(), Refusal> {
+        let outcome = status.as_ref().map_or_else(|ended| ended.verdict(false).outcome, |()| Outcome::Success);
+        if let Some(lease) = self.lease.take() {
+            lease.close(outcome);
+        }
+        let status = status.map_err(Ended::refusal);
         if self.leaving { status.and(Err(Refusal::PodLost)) } else { status }
     }
 
-    /// Calls a pod for the stream; `tried` is one that it must not be.
-    fn call(
-        &mut self,
-        first: &Checked,
-        tried: Option<&PodLink>,
-        exchange: &mut Exchange,
-    ) -> Result<(Arc<PodLink>, Call), Refusal> {
+    /// Calls a pod for the stream.
+    fn call(&mut self, first: &Checked, seek: &mut Seek, exchange: &mut Exchange) -> Result<Call, Refusal> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left < SHORTEST_USEFUL {
             return Err(Refusal::Deadline);
         }
-        let pool = self.asking.fleet.pool(&first.model).ok_or(Refusal::NoPod)?;
-        let link = pool.pick(&first.entities, rand::random(), tried).ok_or(Refusal::NoPod)?.clone();
-        exchange.pod = Some(link.key.pod.clone());
+        let lease = first.lane.take(seek, left)?;
+        exchange.pod = Some(lease.link().key().pod.clone());
         let asked = (allowed(self.asking.head.asked, Duration::MAX, Duration::MAX) < LONGEST).then_some(left);
         let (sender, body) = OipBody::stream();
         let request = request("ModelStreamInfer", exchange, &self.asking.trace, asked, body);
-        let upstream = link.upstream.clone();
+        let upstream = lease.link().upstream.clone();
         let head = Box::pin(async move { upstream.call(request).await });
-        self.link = Some(link.clone());
-        Ok((link, Call { sender: Some(sender), head }))
+        self.lease = Some(lease);
+        Ok(Call { sender: Some(sender), head })
     }
 
     /// Takes in what the client sent. Whether that was its end.
@@ -279,9 +320,9 @@ impl Stream<'_> {
             };
             self.judge_anew(session)?;
             let judged = find(&self.asking, exchange, &request.model, &request.version, Action::Infer)
-                .and_then(|model| Ok((check(&model, &request)?, self.goes_here(&model, exchange)?, model)));
-            let (entities, model) = match judged {
-                Ok((entities, (), model)) => (entities, model),
+                .and_then(|model| Ok((check(&model, &request)?, self.lane_of(&request.model, exchange)?, model)));
+            let (entities, lane, model) = match judged {
+                Ok((entities, lane, model)) => (entities, lane, model),
                 Err(refusal @ (Refusal::Denied(_) | Refusal::NoPod)) => return Err(refusal),
                 Err(refusal) => {
                     self.answer_invalid(session, exchange, request.id, &refusal).await?;
@@ -290,12 +331,12 @@ impl Stream<'_> {
             };
             exchange.auth = if exchange.auth.is_zero() { exchange.began.elapsed() } else { exchange.auth };
             self.quiet_until = self.quiet_until.min(Instant::now() + model.max_deadline + GRACE);
-            if self.link.as_ref().is_some_and(|link| !self.asking.fleet.has(&link.key)) {
+            if self.lease.as_ref().is_some_and(|lease| !self.asking.fleet.has(lease.link().key())) {
                 self.leaving = true;
                 return Ok(None);
             }
             self.finals.asked(&request);
-            return Ok(Some(Checked { frame, model, entities }));
+            return Ok(Some(Checked { frame, lane, entities }));
         }
         Ok(None)
     }
@@ -313,12 +354,12 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Whether the model's requests go to the pool that the stream goes to, if it goes anywhere yet.
-    fn goes_here(&self, model: &Model, exchange: &Exchange) -> Result<(), Refusal> {
-        let pool = self.asking.fleet.pool_name(model).ok_or(Refusal::NoPod)?;
-        match &self.link {
-            Some(link) if link.key.pool != *pool => Err(Refusal::OtherPool(exchange.model.clone())),
-            _ => Ok(()),
+    /// A model on the pool that the stream goes to, if it goes anywhere yet.
+    fn lane_of(&self, model: &str, exchange: &Exchange) -> Result<Arc<Lane>, Refusal> {
+        let lane = self.asking.fleet.lane(model).ok_or(Refusal::NoPod)?;
+        match &self.lease {
+            Some(lease) if lease.link().key().pool != lane.pool.name => Err(Refusal::OtherPool(exchange.model.clone())),
+            _ => Ok(lane.clone()),
         }
     }
 

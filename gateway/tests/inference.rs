@@ -220,7 +220,10 @@ async fn t53_a_pod_that_hangs_costs_no_more_than_the_deadline() {
         assert_eq!((grpc.status, grpc.code.as_str()), (4, "deadline-exceeded"), "{header}: {value}");
         assert!(began.elapsed().as_millis() < most, "{header}: {value}: {:?}", began.elapsed());
     }
-    until("the pods are told", async || world.sidecars.iter().map(Sidecar::cancelled).sum::<usize>() == 3).await;
+    // Each may have been sent to both pods.
+    let tried = world.seen().len();
+    assert!((3..=6).contains(&tried), "{tried}");
+    until("the pods are told", async || world.sidecars.iter().map(Sidecar::cancelled).sum::<usize>() == tried).await;
     world.stop().await;
 }
 

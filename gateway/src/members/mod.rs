@@ -38,7 +38,8 @@ pub struct Members {
 }
 
 impl Members {
-    fn of(snapshot: Arc<Snapshot>, region: &Name, before: Option<&Self>) -> Self {
+    /// Lists as they are; names as `before`, until DNS says more.
+    pub fn of(snapshot: Arc<Snapshot>, region: &Name, before: Option<&Self>) -> Self {
         let ours = snapshot.pools.iter().filter(|(_, pool)| pool.region == *region);
         let rosters = ours.map(|(name, pool)| {
             let kept = before.and_then(|before| before.rosters.get(name));

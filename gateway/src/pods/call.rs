@@ -1,239 +1,251 @@
-//! One unary call to a pod, and what its answer means.
+//! A unary call: attempts on pods until one brings an answer, or no more may be made.
 //!
-//! The rule: what goes upstream is set here and nowhere else; nothing of the client's headers is in it.
-//! A call is repeated once, on another pod, and only if the first cannot have seen it.
+//! The rule: this is the one place that sends a request again. What fails is sent to another pod, within the
+//! model's budget and the deadline, never on overload or a client's fault. What takes too long is sent to a
+//! second pod beside the first, and the first good answer wins:
+//!
+//! ```text
+//! sent --the model's p95, if it is hedged------------------> a hedge beside it
+//!      --overdue: max(3 x p99, 50 ms) of the model;
+//!        half of its time while that is not known ---------> a retry beside it
+//!      --failed, nothing beside it------------------------> a retry
+//! ```
+//!
+//! An overdue attempt is not given up: where a model has become slow as a whole, its answers still arrive. If
+//! the budget refuses, it is asked again each time that an attempt would be overdue. At most two are under
+//! way at a time; the loser's stream is reset.
 
-use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::future::pending;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, TE};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::BodyExt;
-use spillway_core::deadline::{SHORTEST_USEFUL, format_grpc_timeout};
+use bytes::Bytes;
+use spillway_core::deadline::SHORTEST_USEFUL;
 use spillway_core::inference::Entities;
+use spillway_core::resilience::Failure;
+use spillway_core::resilience::budget::NoRetry;
 use spillway_runtime::telemetry::TraceParent;
-use spillway_runtime::upstream::{OipBody, UpstreamBody, UpstreamError};
-use tonic::Code;
+use spillway_runtime::upstream::OipBody;
+use tokio::time::{Instant, sleep_until};
 
-use crate::answer::{ERROR, GRPC_MESSAGE, GRPC_STATUS, SERVER_TIMING, percent_decoded};
-use crate::errors::{Refusal, sidecar_code};
+use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::pods::fleet::{PodLink, PoolLinks};
-use crate::request::body::message;
-use crate::request::head::REQUEST_ID;
-
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const TENANT: HeaderName = HeaderName::from_static("x-spillway-tenant");
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
-/// Bytes of a `spillway-error` code of a sidecar.
-const MAX_CODE: usize = 64;
+use crate::pods::attempt::{Attempted, PodAnswer, attempt, request};
+use crate::pods::judge::Ended;
+use crate::pods::lane::{Lane, Seek};
+use crate::pods::lease::Lease;
+use crate::pods::metrics::{Again, NotAgain};
+use crate::shared::Shared;
 
 /// A call that is ready to be made.
 pub struct PodCall<'a> {
-    pub pool: &'a PoolLinks,
+    pub shared: &'a Shared,
+    pub lane: &'a Arc<Lane>,
     pub entities: &'a Entities,
     /// The length-prefixed message, in pieces.
     pub frame: Vec<Bytes>,
     pub until: Instant,
     pub trace: TraceParent,
-    /// Bytes of the answer.
-    pub limit: usize,
 }
 
-/// A whole answer: one length-prefixed message, and the message in it.
-pub struct PodAnswer {
-    pub frame: Bytes,
-    pub message: Bytes,
-}
-
-impl PodCall<'_> {
+impl<'c> PodCall<'c> {
     pub async fn make(self, exchange: &mut Exchange) -> Result<PodAnswer, Refusal> {
-        let mut tried: Option<&PodLink> = None;
+        let client = exchange.caller.as_ref().map(|caller| caller.address.ip());
+        let mut course = Course::new(&self, client);
+        let lease = course.take()?;
+        let mut first = pin!(Some(self.send(exchange, lease)));
+        // Rarely needed, so it takes no room in every request's future.
+        let mut second: Option<Pin<Box<_>>> = None;
+        let mut timer = pin!(sleep_until(course.at));
         loop {
-            let Some(link) = self.pool.pick(self.entities, rand::random(), tried) else { return Err(Refusal::NoPod) };
-            let left = self.until.saturating_duration_since(Instant::now());
-            if left < SHORTEST_USEFUL {
-                return Err(Refusal::Deadline);
-            }
-            exchange.pod = Some(link.key.pod.clone());
-            let request =
-                request("ModelInfer", exchange, &self.trace, Some(left), OipBody::segments(self.frame.clone()));
-            let error = match link.upstream.call_by(request, self.until).await {
-                Ok(response) => {
-                    let whole = read(response, exchange, self.limit);
-                    let until = tokio::time::Instant::from_std(self.until);
-                    return tokio::time::timeout_at(until, whole).await.unwrap_or(Err(Refusal::Deadline));
+            let ended = tokio::select! {
+                biased;
+                attempted = async { match first.as_mut().as_pin_mut() { Some(first) => first.await, None => pending().await } } => {
+                    first.set(None);
+                    Some((attempted, false))
                 }
-                Err(error) => error,
+                attempted = async { match &mut second { Some(second) => second.await, None => pending().await } } => {
+                    second = None;
+                    Some((attempted, true))
+                }
+                () = timer.as_mut() => None,
             };
-            let refusal = failed(link, &error, exchange);
-            if tried.is_some() || !error.never_processed() || matches!(refusal, Refusal::Deadline) {
-                return Err(refusal);
-            }
-            tried = Some(link);
-            exchange.retries += 1;
-            exchange.shared.metrics.retries.inc();
-        }
-    }
-}
-
-/// A request to a pod's `inference.GRPCInferenceService`.
-pub fn request(
-    method: &'static str,
-    exchange: &Exchange,
-    trace: &TraceParent,
-    left: Option<Duration>,
-    body: OipBody,
-) -> Request<OipBody> {
-    let mut request = Request::new(body);
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = path(method);
-    let headers = request.headers_mut();
-    headers.reserve(8);
-    headers.insert(CONTENT_TYPE, GRPC);
-    headers.insert(TE, TRAILERS);
-    let timeout = left.map(|left| HeaderValue::from_maybe_shared(Bytes::from(format_grpc_timeout(left))));
-    if let Some(Ok(timeout)) = timeout {
-        headers.insert(GRPC_TIMEOUT, timeout);
-    }
-    if let Some(principal) = &exchange.principal
-        && let Ok(tenant) = HeaderValue::from_str(principal.tenant.as_str())
-    {
-        headers.insert(TENANT, tenant);
-    }
-    if let Some(id) = &exchange.request_id {
-        headers.insert(REQUEST_ID, id.clone());
-    }
-    trace.write(headers);
-    request
-}
-
-fn path(method: &'static str) -> Uri {
-    let path = match method {
-        "ModelInfer" => PathAndQuery::from_static("/inference.GRPCInferenceService/ModelInfer"),
-        "ModelStreamInfer" => PathAndQuery::from_static("/inference.GRPCInferenceService/ModelStreamInfer"),
-        _ => PathAndQuery::from_static("/grpc.health.v1.Health/Check"),
-    };
-    Uri::from(path)
-}
-
-/// What a failed call means, and what it says about the pod.
-pub fn failed(link: &PodLink, error: &UpstreamError, exchange: &Exchange) -> Refusal {
-    let metrics = &exchange.shared.metrics;
-    metrics.upstream_failed(error.reason());
-    match error {
-        UpstreamError::Deadline { .. } => Refusal::Deadline,
-        UpstreamError::Unreachable(reason) => {
-            // The next check may find it alive again; until then others come first.
-            if link.health.set(false) {
-                tracing::warn!(pool = %link.key.pool, pod = %link.key.pod, %reason, "pod cannot be reached");
-            }
-            Refusal::NoPod
-        }
-        UpstreamError::Refused => Refusal::NoPod,
-        UpstreamError::Lost(reason) => {
-            tracing::debug!(pool = %link.key.pool, pod = %link.key.pod, %reason, "call lost");
-            Refusal::PodLost
-        }
-    }
-}
-
-/// Reads an answer to its end and judges its status.
-async fn read(response: Response<UpstreamBody>, exchange: &mut Exchange, limit: usize) -> Result<PodAnswer, Refusal> {
-    let (head, mut body) = response.into_parts();
-    if !head.status.is_success() {
-        return Err(Refusal::BadAnswer);
-    }
-    if let Some(timing) = head.headers.get(SERVER_TIMING) {
-        exchange.making.sidecar_timing = Some(timing.clone());
-    }
-    let mut whole = Bytes::new();
-    let mut pieces = BytesMut::new();
-    let mut trailers = None;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            exchange.shared.metrics.upstream_failed(error.reason());
-            Refusal::PodLost
-        })?;
-        match frame.into_data() {
-            Ok(data) => {
-                if whole.len() + pieces.len() + data.len() > limit {
-                    return Err(Refusal::BadAnswer);
+            let lease = match ended {
+                Some((Attempted { link, took, said, result: Ok((frame, response, part)) }, of_second)) => {
+                    exchange.pod = Some(link.key().pod.clone());
+                    exchange.making.sidecar_timing.clone_from(&said.timing);
+                    exchange.join(part);
+                    // A hedge hides what the first attempt would have taken; counted as quick, it would lower the
+                    // p95, and with it the next hedges' wait.
+                    self.lane.answered(if course.hedged { course.began.elapsed() } else { took });
+                    if of_second && course.hedged {
+                        self.lane.recorder.metrics.hedge_won();
+                    }
+                    return Ok(PodAnswer { frame, response, said });
                 }
-                exchange.keep(data.len())?;
-                if whole.is_empty() && pieces.is_empty() {
-                    whole = data;
+                // The other one may still bring an answer.
+                Some(_) if first.is_some() || second.is_some() => {
+                    course.wait_until_overdue(Instant::now());
+                    None
+                }
+                Some((Attempted { said, result: Err(ended), .. }, _)) => {
+                    exchange.making.sidecar_timing = said.timing;
+                    course.failed(ended)?
+                }
+                None => course.due()?,
+            };
+            exchange.retries = course.retries;
+            if let Some(lease) = lease {
+                let sent = self.send(exchange, lease);
+                if first.is_none() {
+                    first.set(Some(sent));
                 } else {
-                    pieces.extend_from_slice(&std::mem::take(&mut whole));
-                    pieces.extend_from_slice(&data);
+                    second = Some(Box::pin(sent));
                 }
             }
-            Err(frame) => trailers = frame.into_trailers().ok(),
+            timer.as_mut().reset(course.at);
         }
     }
-    let status = trailers.as_ref().unwrap_or(&head.headers);
-    if let Some(timing) = status.get(SERVER_TIMING) {
-        exchange.making.sidecar_timing = Some(timing.clone());
+
+    fn send(&self, exchange: &mut Exchange, lease: Lease) -> impl Future<Output = Attempted<'c>> + use<'c> {
+        exchange.pod = Some(lease.link().key().pod.clone());
+        let body = OipBody::segments(self.frame.clone());
+        let request = request("ModelInfer", exchange, &self.trace, Some(self.until - Instant::now()), body);
+        attempt(self.shared, lease, request, exchange.part(&self.shared.memory))
     }
-    check_status(status, &head.headers)?;
-    let frame = if pieces.is_empty() { whole } else { pieces.freeze() };
-    let message = message(&frame).map_err(|_| Refusal::BadAnswer)?;
-    Ok(PodAnswer { frame, message })
 }
 
-/// Reads `grpc-status`; an error is passed on with the sidecar's own code and words.
-pub fn check_status(trailers: &HeaderMap, head: &HeaderMap) -> Result<(), Refusal> {
-    let Some(status) = trailers.get(GRPC_STATUS) else { return Err(Refusal::BadAnswer) };
-    if status.as_bytes() == b"0" {
-        return Ok(());
-    }
-    let status = Code::from_bytes(status.as_bytes());
-    let code = trailers.get(ERROR).or_else(|| head.get(ERROR)).and_then(|code| code.to_str().ok());
-    let code = code.filter(|code| code.len() <= MAX_CODE).map_or_else(|| default_code(status), sidecar_code);
-    let message = trailers.get(GRPC_MESSAGE).map(|text| percent_decoded(text.as_bytes())).unwrap_or_default();
-    Err(Refusal::Sidecar { status, code, message })
+/// What is due at [`Course::at`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Hedge,
+    /// The attempt that is under way is overdue.
+    Beside,
+    /// The wait before a retry is over.
+    Retry(Again),
+    /// The deadline.
+    End,
 }
 
-fn default_code(status: Code) -> Cow<'static, str> {
-    let code = match status {
-        Code::DeadlineExceeded => "deadline-exceeded",
-        Code::Unavailable => "model-unavailable",
-        Code::NotFound => "unknown-model",
-        Code::InvalidArgument => "invalid-request",
-        _ => "sidecar-error",
-    };
-    code.into()
+/// What is decided on the way. It does not wait and does not send.
+struct Course<'a> {
+    call: &'a PodCall<'a>,
+    began: Instant,
+    seek: Seek,
+    /// Sent so far.
+    attempts: u32,
+    retries: u32,
+    hedged: bool,
+    /// The budget had nothing for an overdue attempt.
+    is_refused: bool,
+    due: Due,
+    at: Instant,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn judged(headers: &[(&'static str, &'static str)]) -> Option<(u16, String, String)> {
-        let mut trailers = HeaderMap::new();
-        for (name, value) in headers {
-            trailers.insert(*name, HeaderValue::from_static(value));
+impl<'a> Course<'a> {
+    fn new(call: &'a PodCall<'a>, client: Option<IpAddr>) -> Self {
+        let (seek, began) = (call.lane.seek(call.entities, client), Instant::now());
+        let (due, at) = (Due::End, call.until);
+        let mut course = Self { call, began, seek, attempts: 0, retries: 0, hedged: false, is_refused: false, due, at };
+        match call.lane.hedge_delay(&course.seek, call.until - began) {
+            Some(delay) => course.wait(Due::Hedge, delay, began),
+            None => course.wait_until_overdue(began),
         }
-        let refusal = check_status(&trailers, &HeaderMap::new()).err()?;
-        let answer = refusal.answer();
-        Some((answer.status.as_u16(), answer.code.into_owned(), refusal.to_string()))
+        course
     }
 
-    #[test]
-    fn a_sidecars_refusal_keeps_its_code_and_words() {
-        assert_eq!(judged(&[("grpc-status", "0")]), None);
-        assert_eq!(
-            judged(&[("grpc-status", "9"), ("spillway-error", "missing-feature"), ("grpc-message", "no%20row")]),
-            Some((422, "missing-feature".into(), "no row".into()))
-        );
-        assert_eq!(judged(&[("grpc-status", "14")]).unwrap().1, "model-unavailable");
+    /// Takes a pod for the next attempt.
+    fn take(&mut self) -> Result<Lease, Refusal> {
+        let left = self.left()?;
+        let lease = self.call.lane.take(&mut self.seek, left)?;
+        self.attempts += 1;
+        Ok(lease)
     }
 
-    #[test]
-    fn t40_an_answer_without_a_status_is_a_bad_one() {
-        assert_eq!(judged(&[]).unwrap().0, 502);
+    /// The time has come: what is to be sent now, if anything.
+    fn due(&mut self) -> Result<Option<Lease>, Refusal> {
+        let (lane, left) = (self.call.lane, self.left()?);
+        let lease = match self.due {
+            Due::End => return Err(Refusal::Deadline),
+            Due::Retry(why) => return self.again(why).map(Some),
+            Due::Hedge if !lane.has_others(&self.seek) => None,
+            Due::Hedge => match lane.may_hedge(left) {
+                Ok(()) => self.take().ok().inspect(|_| {
+                    lane.recorder.metrics.hedge_started();
+                    self.hedged = true;
+                }),
+                Err(why) => {
+                    lane.recorder.metrics.not_hedged(why);
+                    self.wait_until_overdue(Instant::now());
+                    return Ok(None);
+                }
+            },
+            Due::Beside => match lane.may_repeat(&self.seek, Failure::Died { idempotent: true }, self.attempts, left) {
+                Ok(_) => self.again(Again::Overdue).ok(),
+                Err(why) => {
+                    if !std::mem::replace(&mut self.is_refused, true) {
+                        lane.recorder.metrics.not_repeated(why);
+                    }
+                    if why == NotAgain::Core(NoRetry::Budget) {
+                        self.wait_until_overdue(Instant::now());
+                        return Ok(None);
+                    }
+                    None
+                }
+            },
+        };
+        (self.due, self.at) = (Due::End, self.call.until);
+        Ok(lease)
+    }
+
+    /// The last attempt under way failed: what is to be sent now, if anything.
+    fn failed(&mut self, ended: Ended) -> Result<Option<Lease>, Refusal> {
+        let metrics = &self.call.lane.recorder.metrics;
+        let failure = ended.verdict(true).failure;
+        let left = self.call.until - Instant::now();
+        let wait = match self.call.lane.may_repeat(&self.seek, failure, self.attempts, left) {
+            Ok(wait) => wait,
+            Err(why) => {
+                metrics.not_repeated(why);
+                return Err(ended.refusal());
+            }
+        };
+        let why = if failure == Failure::Unseen { Again::Unseen } else { Again::Died };
+        if !wait.is_zero() {
+            self.wait(Due::Retry(why), wait, Instant::now());
+            return Ok(None);
+        }
+        self.again(why).map(Some).map_err(|_| {
+            metrics.not_repeated(NotAgain::NoOther);
+            ended.refusal()
+        })
+    }
+
+    /// Takes a pod for a retry that the budget has allowed.
+    fn again(&mut self, why: Again) -> Result<Lease, Refusal> {
+        let lease = self.take()?;
+        self.retries += 1;
+        self.call.shared.metrics.retries.inc();
+        self.call.lane.recorder.metrics.repeated(why);
+        self.wait_until_overdue(Instant::now());
+        Ok(lease)
+    }
+
+    fn wait_until_overdue(&mut self, now: Instant) {
+        let half = (self.call.until - now) / 2;
+        self.wait(Due::Beside, self.seek.overdue_after().unwrap_or(half), now);
+    }
+
+    fn wait(&mut self, due: Due, time: Duration, now: Instant) {
+        let at = now.checked_add(time).filter(|at| *at < self.call.until);
+        (self.due, self.at) = at.map_or((Due::End, self.call.until), |at| (due, at));
+    }
+
+    /// What is left, if something can still come of it.
+    fn left(&self) -> Result<Duration, Refusal> {
+        let left = self.call.until - Instant::now();
+        if left < SHORTEST_USEFUL { Err(Refusal::Deadline) } else { Ok(left) }
     }
 }

@@ -1,7 +1,8 @@
-//! Asks every pod of the region, each second, whether it serves.
+//! What goes on without requests: every pod of the region is asked each second whether it serves, and the
+//! outlier detectors look at what calls have shown.
 //!
 //! The rule: one question at a time to a pod, bounded in time. What is found is an advice to
-//! [`crate::pods::fleet`], not a verdict.
+//! [`crate::pods::lane`], not a verdict.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use http::{HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt, Limited};
 use prost::Message;
 use spillway_runtime::upstream::OipBody;
+use tokio::time::MissedTickBehavior;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
@@ -27,38 +29,58 @@ const FIRST_EVERY: Duration = Duration::from_millis(100);
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// A health answer is two bytes.
 const MAX_ANSWER: usize = 1 << 10;
+/// How often the rules of time and comparison are applied, as the outlier detector wants it.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
 
 /// Checks until the drain is over.
 pub async fn watch(shared: Arc<Shared>) {
     let Shared { region, workload, book, upstream_metrics, metrics, drain, .. } = &*shared;
-    let mut fleet: Option<Fleet> = None;
     let mut changed = shared.membership.subscribe();
+    let mut fleet: Option<Arc<Fleet>> = None;
     loop {
         let members = changed.borrow_and_update().clone();
-        if fleet.as_ref().is_none_or(|fleet| !Arc::ptr_eq(&fleet.members, &members)) {
-            let next = Fleet::new(members, region, workload, book, upstream_metrics, fleet.as_ref());
-            fleet = Some(next);
-        }
-        let Some(fleet) = &fleet else { return };
+        let next = match fleet.take().filter(|fleet| Arc::ptr_eq(&fleet.members, &members)) {
+            Some(fleet) => fleet,
+            None => {
+                let before = book.newest();
+                Arc::new(Fleet::new(members, region, workload, book, upstream_metrics, before.as_deref()))
+            }
+        };
         // Each time: threads let go of pods that are gone when they have served what they began.
-        book.keep(fleet.links().map(|link| &link.key));
-        let mut checks: FuturesUnordered<_> = fleet.links().map(|link| check(link)).collect();
-        while checks.next().await.is_some() {}
-        metrics.pods_unhealthy.set(i64::try_from(book.failed()).unwrap_or(i64::MAX));
-        let every = if book.any_serving() { EVERY } else { FIRST_EVERY };
+        book.keep(&next);
+        let round = async {
+            let mut checks: FuturesUnordered<_> = next.links().map(|link| check(&shared, link)).collect();
+            while checks.next().await.is_some() {}
+            metrics.pods_unhealthy.set(i64::try_from(book.failed()).unwrap_or(i64::MAX));
+            book.show();
+            tokio::time::sleep(if book.any_serving() { EVERY } else { FIRST_EVERY }).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(every) => {}
+            () = round => {}
             // New pods are asked at once, and the old ones' answers do not speak for them.
             Ok(()) = changed.changed() => {}
             () = drain.stopped() => return,
         }
+        fleet = Some(next);
     }
 }
 
-async fn check(link: &PodLink) {
+/// Looks at the pods until the drain is over.
+pub async fn sweep(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => shared.book.sweep(),
+            () = shared.drain.stopped() => return,
+        }
+    }
+}
+
+async fn check(shared: &Shared, link: &PodLink) {
     let serving = tokio::time::timeout(ANSWER_TIME, ask(link)).await.ok().flatten().unwrap_or(false);
-    if link.health.set(serving) {
-        tracing::info!(pool = %link.key.pool, pod = %link.key.pod, serving, "pod health changed");
+    if link.state.checked(serving, shared.clock.now()) {
+        tracing::info!(pool = %link.key().pool, pod = %link.key().pod, serving, "pod health changed");
     }
 }
 

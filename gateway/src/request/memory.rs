@@ -70,6 +70,39 @@ impl Kept {
     }
 }
 
+/// What a part of a request keeps that may end before the request does, and gives back then.
+#[derive(Debug)]
+pub struct Part<'a> {
+    memory: &'a Memory,
+    kept: Kept,
+}
+
+impl<'a> Part<'a> {
+    /// Begins with the room that the request has left.
+    pub fn of(whole: &mut Kept, memory: &'a Memory) -> Self {
+        let room = std::mem::take(&mut whole.room);
+        whole.taken -= room;
+        Self { memory, kept: Kept { taken: room, room } }
+    }
+
+    pub fn keep(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.kept.add(self.memory, bytes)
+    }
+
+    /// What it keeps is the request's from now on.
+    pub fn join(mut self, whole: &mut Kept) {
+        let Kept { taken, room } = std::mem::take(&mut self.kept);
+        whole.taken += taken;
+        whole.room += room;
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        self.kept.give_back(self.memory);
+    }
+}
+
 /// Bytes that were counted already, which are given back with their last handle.
 pub fn counted(bytes: Bytes, memory: Arc<Memory>) -> Bytes {
     struct Counted(Bytes, Arc<Memory>);
@@ -109,6 +142,24 @@ mod tests {
         large.give_back(&memory);
         small.give_back(&memory);
         small.give_back(&memory);
+        assert_eq!(memory.taken(), 0);
+    }
+
+    #[test]
+    fn a_part_that_ends_early_gives_back_and_another_stays_with_its_request() {
+        let memory = Memory::new(100 << 10);
+        let mut whole = Kept::default();
+        whole.add(&memory, 1_000).unwrap();
+        let mut lost = Part::of(&mut whole, &memory);
+        let mut won = Part::of(&mut whole, &memory);
+        lost.keep(2_000).unwrap();
+        assert_eq!(memory.taken(), STEP, "it has the room of the request");
+        won.keep(8 << 10).unwrap();
+        assert_eq!(memory.taken(), STEP + (8 << 10));
+        won.join(&mut whole);
+        drop(lost);
+        assert_eq!(memory.taken(), 1_000 + (8 << 10));
+        whole.give_back(&memory);
         assert_eq!(memory.taken(), 0);
     }
 

@@ -35,6 +35,8 @@ pub struct World {
     pub sidecars: Vec<Sidecar>,
     pub gateway: Gateway,
     pub drain: Drain,
+    /// More resources than those that every test has.
+    more: String,
 }
 
 pub fn id(text: &str) -> SpiffeId {
@@ -68,11 +70,15 @@ impl Ground {
 
     /// A sidecar that proves to be `POOL/POD`.
     pub async fn sidecar_at(&self, proves: &str, address: &str) -> Sidecar {
-        let (_, pod) = proves.split_once('/').unwrap();
-        let text = format!("spiffe://spillway.test/region/eu/sidecar/{proves}");
-        let (_, workload) = workload(&self.authority, &self.folder.path().join(pod), &text, HOUR);
-        Sidecar::start_at(pod, workload, std::net::TcpListener::bind(address).unwrap()).await
+        sidecar_of(&self.authority, self.folder.path(), proves, address).await
     }
+}
+
+async fn sidecar_of(authority: &Authority, folder: &Path, proves: &str, address: &str) -> Sidecar {
+    let (_, pod) = proves.split_once('/').unwrap();
+    let text = format!("spiffe://spillway.test/region/eu/sidecar/{proves}");
+    let (_, workload) = workload(authority, &folder.join(pod), &text, HOUR);
+    Sidecar::start_at(pod, workload, std::net::TcpListener::bind(address).unwrap()).await
 }
 
 impl World {
@@ -82,17 +88,25 @@ impl World {
 
     /// `extra` are more lines of the gateway's settings.
     pub async fn with(extra: &str) -> Self {
+        Self::of(2, extra, "").await
+    }
+
+    /// So many pods, and `more` resources.
+    pub async fn of(pods: usize, extra: &str, more: &str) -> Self {
         let ground = Ground::new();
-        let sidecars = vec![ground.sidecar("pod-0").await, ground.sidecar("pod-1").await];
-        let world = Self::on(ground, sidecars, None, extra).await;
+        let mut sidecars = Vec::new();
+        for pod in 0..pods {
+            sidecars.push(ground.sidecar(&format!("pod-{pod}")).await);
+        }
+        let world = Self::on(ground, sidecars, None, extra, more).await;
         until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
         world
     }
 
     /// A gateway that need not be ready yet. `dns` says where the pool's members are from; none: listed.
-    pub async fn on(ground: Ground, sidecars: Vec<Sidecar>, dns: Option<&str>, extra: &str) -> Self {
+    pub async fn on(ground: Ground, sidecars: Vec<Sidecar>, dns: Option<&str>, extra: &str, more: &str) -> Self {
+        let resources = resources(&sidecars, dns, more);
         let Ground { folder, authority } = ground;
-        let resources = resources(&sidecars, dns);
         std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(&resources).unwrap(), 1)).unwrap();
         workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
         let path = folder.path().display();
@@ -113,12 +127,12 @@ accessLog: {path}/access.log
         let settings: GatewaySettings = settings::parse(&file).unwrap();
         let drain = Drain::new(Duration::from_secs(5));
         let gateway = Gateway::start(settings, drain.clone()).await.unwrap();
-        Self { folder, authority, sidecars, gateway, drain }
+        Self { folder, authority, sidecars, gateway, drain, more: more.to_owned() }
     }
 
     /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
     pub async fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
-        let mut text = resources(&self.sidecars, None);
+        let mut text = resources(&self.sidecars, None, &self.more);
         for (from, to) in replaced {
             assert!(text.contains(from), "{from}");
             text = text.replace(from, to);
@@ -128,7 +142,7 @@ accessLog: {path}/access.log
 
     /// Takes the pool's members from elsewhere from now on.
     pub async fn publish_dns(&self, version: u64, dns: &str) {
-        self.publish_text(version, &resources(&self.sidecars, Some(dns))).await;
+        self.publish_text(version, &resources(&self.sidecars, Some(dns), &self.more)).await;
     }
 
     async fn publish_text(&self, version: u64, text: &str) {
@@ -136,6 +150,20 @@ accessLog: {path}/access.log
         std::fs::write(&new, seal(&resource::parse(text).unwrap(), version)).unwrap();
         std::fs::rename(new, path).unwrap();
         until("the snapshot is read", async || self.metric("spillway_snapshot_version").await == version).await;
+    }
+
+    /// Starts one more sidecar, which the next [`Self::publish`] names.
+    pub async fn add_sidecar(&mut self) {
+        let pod = format!("scorers/pod-{}", self.sidecars.len());
+        self.sidecars.push(sidecar_of(&self.authority, self.folder.path(), &pod, "127.0.0.1:0").await);
+    }
+
+    /// A part of `/config`, by its JSON pointer.
+    pub async fn config(&self, pointer: &str) -> serde_json::Value {
+        let answer = self.admin("/config").await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let config: serde_json::Value = serde_json::from_str(body).unwrap();
+        config.pointer(pointer).cloned().unwrap_or_default()
     }
 
     /// A client of `tenant/NAME/client/web`.
@@ -224,7 +252,28 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     panic!("not within 10 s: {what}");
 }
 
-fn resources(sidecars: &[Sidecar], dns: Option<&str>) -> String {
+/// A model of this name that doubles, with these lines in its spec.
+pub fn model(name: &str, lines: &str) -> String {
+    format!(
+        "---
+apiVersion: spillway/v1
+kind: Model
+metadata: {{ name: {name} }}
+spec:
+  pools: [scorers]
+  versions: [1]
+  backend: onnx
+  deadline: 2s
+  inputs:
+    - {{ name: x, datatype: FP32, shape: [-1] }}
+  outputs:
+    - {{ name: y, datatype: FP32, shape: [-1] }}
+{lines}
+"
+    )
+}
+
+fn resources(sidecars: &[Sidecar], dns: Option<&str>, more: &str) -> String {
     let listed = |sidecar: &Sidecar| format!("    - {{ name: {}, address: \"{}\" }}\n", sidecar.name, sidecar.address);
     let members = match dns {
         Some(dns) => format!("  dns: {{ {dns} }}\n"),
@@ -307,6 +356,6 @@ spec:
   subjects: [{{ tenant: globex }}]
   models: ["double"]
   actions: [metadata]
-"#
+{more}"#
     )
 }

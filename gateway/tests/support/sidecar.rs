@@ -1,13 +1,19 @@
 //! A stand-in for the sidecar: doubles what it gets, and does what the entity's name says.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use parking_lot::Mutex;
 use spillway_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
@@ -15,16 +21,39 @@ use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::*;
 use spillway_runtime::tls::{Offer, Workload, accept};
 use tokio::net::TcpListener;
+use tonic::body::Body;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// When the stand-in tells of a deadline: after that of the model `brief`, 300 ms.
 const LATE: Duration = Duration::from_millis(500);
 
+/// How a sidecar answers inference calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Manner {
+    /// As the entity's name says.
+    #[default]
+    Well,
+    /// The same, so much later.
+    Slow(Duration),
+    /// Not at all.
+    Hangs,
+    /// The stream is reset.
+    Resets,
+    /// A gRPC status that is no number.
+    Garbage,
+    /// A frame that is no message.
+    Nonsense,
+    /// An HTTP status, and no gRPC.
+    Http(u16),
+    /// A gRPC status at once, with its `spillway-error`.
+    Refuses(Code, &'static str),
+}
+
 /// One request as a sidecar saw it.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub pod: String,
-    pub metadata: http::HeaderMap,
+    pub metadata: HeaderMap,
     pub message: ModelInferRequest,
 }
 
@@ -41,6 +70,10 @@ struct State {
     pod: String,
     seen: Mutex<Vec<Seen>>,
     cancelled: AtomicUsize,
+    calls: AtomicUsize,
+    manner: Mutex<Manner>,
+    /// What it says of its load.
+    load: Mutex<Option<&'static str>>,
 }
 
 struct CountDrop(Arc<State>, bool);
@@ -77,6 +110,7 @@ impl Sidecar {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<GrpcInferenceServiceServer<Service>>().await;
         let service = GrpcInferenceServiceServer::new(Service(state.clone())).max_decoding_message_size(64 << 20);
+        let service = Mannered { service, state: state.clone() };
         runtime.spawn(async move {
             let router = tonic::transport::Server::builder().add_service(health).add_service(service);
             router.serve_with_incoming(incoming).await.unwrap();
@@ -88,8 +122,27 @@ impl Sidecar {
         self.state.seen.lock().clone()
     }
 
+    /// What it has seen so far is gone.
+    pub fn forget(&self) {
+        self.state.seen.lock().clear();
+    }
+
     pub fn cancelled(&self) -> usize {
         self.state.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Inference calls that came, answered or not, a stream as one.
+    pub fn calls(&self) -> usize {
+        self.state.calls.load(Ordering::SeqCst)
+    }
+
+    pub fn behave(&self, manner: Manner) {
+        *self.state.manner.lock() = manner;
+    }
+
+    /// Says this of its load in the trailers of every answer from now on.
+    pub fn report(&self, load: &'static str) {
+        *self.state.load.lock() = Some(load);
     }
 
     /// Dies: the port refuses from now on.
@@ -105,6 +158,80 @@ impl Drop for Sidecar {
         self.kill();
     }
 }
+
+/// The service, with what tonic cannot say by itself.
+#[derive(Clone)]
+struct Mannered {
+    service: GrpcInferenceServiceServer<Service>,
+    state: Arc<State>,
+}
+
+impl tonic::server::NamedService for Mannered {
+    const NAME: &'static str = "inference.GRPCInferenceService";
+}
+
+impl tonic::codegen::Service<http::Request<Body>> for Mannered {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        tonic::codegen::Service::<http::Request<Body>>::poll_ready(&mut self.service, context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (answer, state) = (self.service.call(request), self.state.clone());
+        Box::pin(async move {
+            let manner = *state.manner.lock();
+            state.calls.fetch_add(1, Ordering::SeqCst);
+            let mut counted = CountDrop(state.clone(), true);
+            match manner {
+                Manner::Well => {}
+                Manner::Slow(time) => tokio::time::sleep(time).await,
+                Manner::Hangs => std::future::pending().await,
+                _ => {
+                    counted.1 = false;
+                    return Ok(misbehave(manner));
+                }
+            }
+            counted.1 = false;
+            let answer = answer.await?;
+            let Some(load) = *state.load.lock() else { return Ok(answer) };
+            let trailers = HeaderMap::from_iter([(LOAD, HeaderValue::from_static(load))]);
+            Ok(answer.map(|body| Body::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))))))
+        })
+    }
+}
+
+const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+
+fn misbehave(manner: Manner) -> http::Response<Body> {
+    let mut answer = http::Response::new(Body::empty());
+    answer.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    match manner {
+        Manner::Resets => {
+            let reset = futures_util::stream::iter([Err::<Frame<Bytes>, _>(Status::internal("reset"))]);
+            *answer.body_mut() = Body::new(StreamBody::new(reset));
+        }
+        Manner::Garbage => {
+            answer.headers_mut().insert("grpc-status", HeaderValue::from_static("fine"));
+        }
+        Manner::Nonsense => {
+            let frame = Full::new(Bytes::from_static(&[0, 0, 0, 0, 3, 0xff, 0xff, 0xff]));
+            let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
+            *answer.body_mut() = Body::new(frame.with_trailers(std::future::ready(Some(Ok(trailers)))));
+        }
+        Manner::Http(status) => *answer.status_mut() = status.try_into().unwrap(),
+        Manner::Refuses(code, name) => {
+            answer.headers_mut().insert(GRPC_STATUS, HeaderValue::from(code as i32));
+            answer.headers_mut().insert("spillway-error", HeaderValue::from_static(name));
+        }
+        Manner::Well | Manner::Slow(_) | Manner::Hangs => unreachable!(),
+    }
+    answer
+}
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 struct Service(Arc<State>);
 
@@ -142,7 +269,7 @@ struct Conversation {
     messages: Streaming<ModelInferRequest>,
     counted: CountDrop,
     state: Arc<State>,
-    metadata: http::HeaderMap,
+    metadata: HeaderMap,
 }
 
 impl Conversation {

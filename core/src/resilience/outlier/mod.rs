@@ -111,6 +111,8 @@ pub struct Outliers {
     last_period: u64,
     latencies: Latencies,
     usual: Option<Usual>,
+    /// As [`Self::overdue_after`] has it: made with `usual`, since it is asked for each pod of each choice.
+    overdue: Option<Duration>,
     /// Room for the sweep's medians.
     means: Vec<f64>,
 }
@@ -126,6 +128,7 @@ impl Outliers {
             last_period: 0,
             latencies: Latencies::default(),
             usual: None,
+            overdue: None,
             means: Vec::new(),
         }
     }
@@ -172,7 +175,7 @@ impl Outliers {
 
     /// A call that waits for longer is suspicious. `None` until the pool gave `min_samples` good answers.
     pub fn overdue_after(&self) -> Option<Duration> {
-        self.usual.map(|usual| scaled(usual.p99, self.settings.suspect_factor).max(self.settings.suspect_min))
+        self.overdue
     }
 
     /// The outcome that breakers and concurrency limits should be told, to be asked before [`Self::record`].
@@ -264,6 +267,8 @@ impl Outliers {
         self.latencies.rotate(now, self.settings.window);
         // What was last known stands while the pool answers nothing.
         self.usual = self.latencies.usual(self.settings.min_samples).or(self.usual);
+        let OutlierSettings { suspect_factor, suspect_min, .. } = self.settings;
+        self.overdue = self.usual.map(|usual| scaled(usual.p99, suspect_factor).max(suspect_min));
         let slot = self.settings.slot(now);
         for pod in &mut self.pods {
             pod.window.advance(slot);
@@ -310,7 +315,7 @@ impl Outliers {
 
     fn standing(&self, pod: &Pod, now: Duration) -> Standing {
         match pod.state {
-            State::In if self.overdue_after().is_some_and(|after| pod.owes_for(now) > after) => Standing::Suspect,
+            State::In if self.overdue.is_some_and(|after| pod.owes_for(now) > after) => Standing::Suspect,
             State::In => Standing::Usable,
             State::Ejected { until, .. } if now >= until => Standing::Probe,
             State::Probing { since: None, .. } => Standing::Probe,

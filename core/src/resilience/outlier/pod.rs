@@ -220,6 +220,9 @@ impl FailureShare {
     }
 
     pub fn at(&self, now: Duration) -> f64 {
+        if self.share == 0.0 {
+            return 0.0;
+        }
         let half_lives = now.saturating_sub(self.since).as_secs_f64() / Self::HALF_LIFE.as_secs_f64();
         self.share * (-half_lives).exp2()
     }
