@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::identity::Revoked;
 use crate::resource::{
-    AccessPolicy, Fault, FeatureGroup, MissingFeature, Model, Pod, Pool, Region, Resource, Spec, Tenant,
+    AccessPolicy, Backend, Fault, FeatureGroup, MissingFeature, Model, Pod, Pool, Region, Resource, Spec, Tenant,
+    TensorSpec,
 };
 use crate::units::Name;
 
@@ -119,6 +120,17 @@ impl Snapshot {
         self.models.iter().filter(move |(_, model)| model.pools.contains(pool))
     }
 
+    /// The models that stand in for others of a pool (level 2), each once, in name order.
+    pub fn fallbacks_of(&self, pool: &Name) -> impl Iterator<Item = (&Name, &Arc<Model>)> {
+        let names: BTreeSet<&Name> = self
+            .models
+            .values()
+            .filter(|model| model.pools.contains(pool))
+            .filter_map(|model| model.fallback())
+            .collect();
+        names.into_iter().filter_map(|name| self.models.get_key_value(name))
+    }
+
     /// A pod of a pool by name.
     pub fn pod<'a>(pool: &'a Pool, name: &str) -> Option<&'a Pod> {
         pool.pods.iter().find(|pod| pod.name.as_str() == name)
@@ -145,7 +157,10 @@ impl Snapshot {
                     }
                 }
             }
-            Spec::Model(model) => self.check_model(model, &missing, &mut fault),
+            Spec::Model(model) => {
+                self.check_model(model, &missing, &mut fault);
+                self.check_fallback(&resource.name, model, &missing, &mut fault);
+            }
         }
     }
 
@@ -185,6 +200,39 @@ impl Snapshot {
             }
         }
     }
+
+    /// A fallback gets the primary's requests, and its answers are given as the primary's.
+    fn check_fallback(&self, name: &Name, model: &Model, missing: &Missing<'_>, fault: &mut dyn FnMut(String, String)) {
+        let degradation = model.traffic.degradation.as_ref();
+        let Some(named) = degradation.and_then(|degradation| degradation.fallback.as_ref()) else { return };
+        let at = "spec.degradation.fallback".to_owned();
+        let Some(fallback) = self.models.get(named) else { return missing("Model", named, at, fault) };
+        if named == name {
+            return fault(at, "is the model itself; expected another one".into());
+        }
+        if fallback.backend != Backend::Onnx {
+            return fault(at, format!("the Model '{named}' is not of the backend onnx, which the sidecar runs itself"));
+        }
+        if fallback.traffic.degradation.as_ref().is_some_and(|degradation| degradation.fallback.is_some()) {
+            return fault(at, format!("the Model '{named}' has a fallback itself; expected one without"));
+        }
+        let inputs = |model: &Model| model.inputs.iter().map(|input| input.tensor.clone()).collect::<Vec<_>>();
+        let differs = difference("input", &inputs(model), &inputs(fallback))
+            .or_else(|| difference("output", &model.outputs, &fallback.outputs));
+        if let Some(difference) = differs {
+            fault(at, format!("the Model '{named}' does not fit: {difference}"));
+        }
+    }
+}
+
+/// The first tensor that two models do not have in common; their order does not matter.
+fn difference(what: &str, ours: &[TensorSpec], theirs: &[TensorSpec]) -> Option<String> {
+    let of = |specs: &[TensorSpec], name: &str| {
+        specs.iter().find(|spec| spec.name == name).map_or_else(|| "absent".to_owned(), ToString::to_string)
+    };
+    let mut all = ours.iter().chain(theirs);
+    let name = &all.find(|spec| !(ours.contains(spec) && theirs.contains(spec)))?.name;
+    Some(format!("the {what} '{name}' is {} here and {} there", of(ours, name), of(theirs, name)))
 }
 
 /// Adds a resource's text to an epoch. Names and lengths keep texts apart.

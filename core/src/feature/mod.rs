@@ -20,4 +20,5 @@ pub use assemble::{Cell, Gather, Gathered, MissingFields};
 pub use coherence::{Channel, Heard, may_fill};
 pub use freshness::{Freshness, InvalidEvent, check_event_time};
 pub use key::{InvalidKey, RowKey};
+pub(crate) use layout::value_bytes;
 pub use layout::{InvalidRow, Layout, Missing, Row, Stored};
