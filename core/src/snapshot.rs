@@ -116,7 +116,7 @@ impl Snapshot {
     }
 
     /// The models that a pool serves, in name order.
-    pub fn models_of<'a>(&'a self, pool: &'a Name) -> impl Iterator<Item = (&'a Name, &'a Arc<Model>)> {
+    pub fn models_of<'a>(&'a self, pool: &Name) -> impl Iterator<Item = (&'a Name, &'a Arc<Model>)> {
         self.models.iter().filter(move |(_, model)| model.pools.contains(pool))
     }
 

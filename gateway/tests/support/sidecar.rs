@@ -233,6 +233,13 @@ impl GrpcInferenceService for Service {
         Ok(Response::new(Box::pin(answers)))
     }
 
+    async fn model_statistics(
+        &self,
+        _: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
         Err(Status::unimplemented(""))
     }
