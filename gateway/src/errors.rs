@@ -135,6 +135,9 @@ pub enum Refusal {
     NotReady,
     #[error("too many bytes of requests and answers are in memory")]
     Overloaded,
+    /// Level 4 of degradation.
+    #[error("the model is in trouble, and requests of the lowest class are not served now")]
+    LowestClass,
     #[error("no pod that serves this model can be reached")]
     NoPod,
     #[error("the pod that had the request went away")]
@@ -188,6 +191,7 @@ impl Refusal {
             Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
             Self::UnknownService => (404, Code::NotFound, "unknown-service".into()),
+            Self::LowestClass => (503, Code::Unavailable, "lowest-class".into()),
             Self::NoPod => (503, Code::Unavailable, "no-pod".into()),
             Self::PodLost => (503, Code::Unavailable, "pod-lost".into()),
             Self::BadAnswer => (502, Code::Internal, "bad-model-answer".into()),
@@ -232,6 +236,7 @@ impl Refusal {
             | Self::Overloaded
             | Self::NotImplemented
             | Self::UnknownService
+            | Self::LowestClass
             | Self::NoPod
             | Self::PodLost
             | Self::BadAnswer

@@ -28,6 +28,8 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
+use crate::clock::Clock;
+use crate::degrade::{self, Degradation};
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
@@ -118,6 +120,7 @@ impl Gateway {
             traces,
             workload: workload.clone(),
             book: HealthBook::default(),
+            degradation: Degradation::new(&registry, Clock::start(), &subscription.load()),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -140,6 +143,7 @@ impl Gateway {
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
+        tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
         tokio::spawn(health::watch(shared.clone(), subscription));
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
@@ -197,7 +201,13 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             "bodiesInMemoryBytes": settings.limits.memory,
         },
     });
-    Pages { metrics: registry, readiness, config: Arc::new(move || config.clone()), drain: shared.drain.clone() }
+    let live = shared.clone();
+    let config = move || {
+        let mut config = config.clone();
+        config["degradation"] = live.degradation.view();
+        config
+    };
+    Pages { metrics: registry, readiness, config: Arc::new(config), drain: shared.drain.clone() }
 }
 
 /// One thread: a runtime, a socket, a fleet.

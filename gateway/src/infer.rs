@@ -12,11 +12,13 @@ use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
 use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
+use spillway_core::limit::Class;
 use spillway_core::policy::{authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 
 use crate::answer::Reply;
+use crate::degrade::{Next, Question};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
@@ -51,9 +53,8 @@ pub async fn rest(
     }
     let forms = OutputForms::take(&mut request);
     let frame = oip::frame(&request);
-    let answer = call(shared, session, exchange, asking, &found, &request, frame).await?;
-    let response = understand(shared, exchange, answer.message)?;
-    Ok(Reply::Rest(encode_response(&response, &forms)?))
+    let answer = answer(shared, session, exchange, asking, &found, &request, frame).await?;
+    Ok(Reply::Rest(encode_response(&answer.response, &forms)?))
 }
 
 /// gRPC `ModelInfer`.
@@ -72,9 +73,8 @@ pub async fn grpc(
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;
     exchange.auth = exchange.began.elapsed();
-    let answer = call(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
-    understand(shared, exchange, answer.message)?;
-    Ok(Reply::Grpc(vec![answer.frame]))
+    let answer = answer(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
+    Ok(Reply::Grpc(answer.frame.map_or_else(|| oip::frame_response(&answer.response), |frame| vec![frame])))
 }
 
 /// The model, for one who may do this with it, if it is there.
@@ -105,7 +105,14 @@ pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal>
     Ok(entities)
 }
 
-async fn call(
+/// What goes back, before it is in the client's form.
+struct Answered {
+    response: InferResponse,
+    /// As a pod sent it, if one did.
+    frame: Option<Bytes>,
+}
+
+async fn answer(
     shared: &Shared,
     session: &mut Session,
     exchange: &mut Exchange,
@@ -113,14 +120,62 @@ async fn call(
     model: &Model,
     request: &InferRequest,
     frame: Vec<Bytes>,
-) -> Result<PodAnswer, Refusal> {
+) -> Result<Answered, Refusal> {
     let entities = check(model, request)?;
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
+    let answered = match shared.degradation.turn(&request.model, model, until) {
+        None => call(shared, session, exchange, asking, model, &entities, frame, until).await,
+        Some(mut turn) => {
+            let question = Question { model, request, entities: &entities, class: class(asking, request) };
+            loop {
+                let until = match turn.next(exchange, &question, last_cached) {
+                    Next::Ask(until) => until,
+                    Next::Answer(response) => break Ok(Answered { response, frame: None }),
+                    Next::Refuse(refusal) => break Err(refusal),
+                };
+                let answered = call(shared, session, exchange, asking, model, &entities, frame.clone(), until).await;
+                if let Some(answered) = turn.told(exchange, answered) {
+                    break answered;
+                }
+            }
+        }
+    };
+    if answered.is_ok() {
+        shared.degradation.answered(&exchange.making);
+    }
+    answered
+}
+
+/// The last prediction for the same question: gateways keep none.
+fn last_cached() -> Option<InferResponse> {
+    None
+}
+
+/// How important a request is: as it says, as far as its tenant may.
+fn class(asking: &Asking, request: &InferRequest) -> Class {
+    let priority = request.parameters.integer("priority").and_then(|priority| u64::try_from(priority).ok());
+    let tenant = asking.fleet.snapshot.tenants.get(&asking.principal.tenant);
+    let (default, highest) =
+        tenant.map_or_else(Default::default, |tenant| (tenant.default_class, tenant.highest_class));
+    Class::of_priority(priority.unwrap_or(0), default, highest)
+}
+
+/// Asks the model's pods.
+#[allow(clippy::too_many_arguments)]
+async fn call(
+    shared: &Shared,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    asking: &Asking,
+    model: &Model,
+    entities: &Entities,
+    frame: Vec<Bytes>,
+    until: Instant,
+) -> Result<Answered, Refusal> {
     let pool = asking.fleet.pool(model).ok_or(Refusal::NoPod)?;
-    let call =
-        PodCall { pool, entities: &entities, frame, until, trace: asking.trace.clone(), limit: shared.limits.answer };
+    let call = PodCall { pool, entities, frame, until, trace: asking.trace.clone(), limit: shared.limits.answer };
     let sent = Instant::now();
     let answered = tokio::select! {
         biased;
@@ -128,7 +183,8 @@ async fn call(
         () = gone(session) => Err(Refusal::Cancelled),
     };
     exchange.upstream = sent.elapsed();
-    answered
+    let PodAnswer { frame, message } = answered?;
+    Ok(Answered { response: understand(shared, exchange, message)?, frame: Some(frame) })
 }
 
 /// Returns when the client has gone away: it reset the stream, or closed the connection.

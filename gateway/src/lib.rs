@@ -7,12 +7,15 @@
 //! * [`downstream`]: connections of clients, and what may stand on the wire.
 //! * [`request`]: one request, read strictly, within bounds.
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
+//! * [`degrade`]: what is given when a model is in trouble.
 //! * [`pods`]: where they are, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
-//! * [`exchange`], [`audit`], [`metrics`]: what is recorded.
+//! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`clock`]: the time that decisions are made with.
 
 mod answer;
 mod audit;
+mod clock;
+mod degrade;
 mod downstream;
 mod edge;
 mod errors;

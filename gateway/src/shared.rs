@@ -11,6 +11,7 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
+use crate::degrade::Degradation;
 use crate::metrics::Metrics;
 use crate::pods::fleet::HealthBook;
 use crate::request::memory::Memory;
@@ -27,6 +28,7 @@ pub struct Shared {
     pub traces: Traces,
     pub workload: Arc<Workload>,
     pub book: HealthBook,
+    pub degradation: Degradation,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

@@ -27,6 +27,8 @@ use crate::request::head::REQUEST_ID;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const TENANT: HeaderName = HeaderName::from_static("x-spillway-tenant");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+/// Served at this level; see the sidecar.
+const DEGRADE: HeaderName = HeaderName::from_static("spillway-degrade");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 /// Bytes of a `spillway-error` code of a sidecar.
 const MAX_CODE: usize = 64;
@@ -106,6 +108,9 @@ pub fn request(
     }
     if let Some(id) = &exchange.request_id {
         headers.insert(REQUEST_ID, id.clone());
+    }
+    if let Some(step) = exchange.degrade {
+        headers.insert(DEGRADE, HeaderValue::from(u16::from(step.number())));
     }
     trace.write(headers);
     request
