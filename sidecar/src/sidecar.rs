@@ -178,7 +178,9 @@ impl Sidecar {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { server, admin, inference, load, triton, workload, snapshots, audit, metrics, settings, drain, .. } = self;
+        let Self {
+            server, admin, inference, load, triton, workload, snapshots, audit, metrics, settings, drain, ..
+        } = self;
         let (models, fallbacks) = (Arc::clone(&inference.models), Arc::clone(inference.fallbacks.models()));
         let (reporter, health) = health_reporter();
         reporter.set_service_status("", ServingStatus::NotServing).await;

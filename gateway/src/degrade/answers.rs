@@ -55,6 +55,8 @@ pub fn answer_here(
     if response.version.is_empty() {
         response.version.clone_from(&exchange.version);
     }
+    // It was the age when the prediction was made.
+    response.parameters.remove("spillway-feature-age-ms");
     response.parameters.set("spillway-region", Parameter::Text(exchange.shared.region.to_string()));
     response.parameters.set("spillway-model-version", Parameter::Text(response.version.clone()));
     response.parameters.set("spillway-degraded", Parameter::Text(said.to_owned()));
