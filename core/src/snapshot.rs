@@ -9,7 +9,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::identity::Revoked;
-use crate::resource::{AccessPolicy, Fault, FeatureGroup, MissingFeature, Model, Pool, Region, Resource, Spec, Tenant};
+use crate::resource::{
+    AccessPolicy, Backend, Fault, FeatureGroup, MissingFeature, Model, Pool, Region, Resource, Spec, Tenant, TensorSpec,
+};
 use crate::units::Name;
 
 /// Stands for the text of some resources: the same text, the same epoch.
@@ -113,8 +115,19 @@ impl Snapshot {
     }
 
     /// The models that a pool serves, in name order.
-    pub fn models_of<'a>(&'a self, pool: &'a Name) -> impl Iterator<Item = (&'a Name, &'a Arc<Model>)> {
+    pub fn models_of<'a>(&'a self, pool: &Name) -> impl Iterator<Item = (&'a Name, &'a Arc<Model>)> {
         self.models.iter().filter(move |(_, model)| model.pools.contains(pool))
+    }
+
+    /// The models that stand in for others of a pool (level 2), each once, in name order.
+    pub fn fallbacks_of(&self, pool: &Name) -> impl Iterator<Item = (&Name, &Arc<Model>)> {
+        let names: BTreeSet<&Name> = self
+            .models
+            .values()
+            .filter(|model| model.pools.contains(pool))
+            .filter_map(|model| model.fallback())
+            .collect();
+        names.into_iter().filter_map(|name| self.models.get_key_value(name))
     }
 
     fn check_references(&self, resource: &Resource, unreadable: &BTreeSet<String>, faults: &mut Vec<Fault>) {
@@ -138,7 +151,10 @@ impl Snapshot {
                     }
                 }
             }
-            Spec::Model(model) => self.check_model(model, &missing, &mut fault),
+            Spec::Model(model) => {
+                self.check_model(model, &missing, &mut fault);
+                self.check_fallback(&resource.name, model, &missing, &mut fault);
+            }
         }
     }
 
@@ -178,6 +194,39 @@ impl Snapshot {
             }
         }
     }
+
+    /// A fallback gets the primary's requests, and its answers are given as the primary's.
+    fn check_fallback(&self, name: &Name, model: &Model, missing: &Missing<'_>, fault: &mut dyn FnMut(String, String)) {
+        let degradation = model.traffic.degradation.as_ref();
+        let Some(named) = degradation.and_then(|degradation| degradation.fallback.as_ref()) else { return };
+        let at = "spec.degradation.fallback".to_owned();
+        let Some(fallback) = self.models.get(named) else { return missing("Model", named, at, fault) };
+        if named == name {
+            return fault(at, "is the model itself; expected another one".into());
+        }
+        if fallback.backend != Backend::Onnx {
+            return fault(at, format!("the Model '{named}' is not of the backend onnx, which the sidecar runs itself"));
+        }
+        if fallback.traffic.degradation.as_ref().is_some_and(|degradation| degradation.fallback.is_some()) {
+            return fault(at, format!("the Model '{named}' has a fallback itself; expected one without"));
+        }
+        let inputs = |model: &Model| model.inputs.iter().map(|input| input.tensor.clone()).collect::<Vec<_>>();
+        let differs = difference("input", &inputs(model), &inputs(fallback))
+            .or_else(|| difference("output", &model.outputs, &fallback.outputs));
+        if let Some(difference) = differs {
+            fault(at, format!("the Model '{named}' does not fit: {difference}"));
+        }
+    }
+}
+
+/// The first tensor that two models do not have in common; their order does not matter.
+fn difference(what: &str, ours: &[TensorSpec], theirs: &[TensorSpec]) -> Option<String> {
+    let of = |specs: &[TensorSpec], name: &str| {
+        specs.iter().find(|spec| spec.name == name).map_or_else(|| "absent".to_owned(), ToString::to_string)
+    };
+    let mut all = ours.iter().chain(theirs);
+    let name = &all.find(|spec| !(ours.contains(spec) && theirs.contains(spec)))?.name;
+    Some(format!("the {what} '{name}' is {} here and {} there", of(ours, name), of(theirs, name)))
 }
 
 /// Adds a resource's text to an epoch. Names and lengths keep texts apart.

@@ -135,6 +135,9 @@ pub enum Refusal {
     NotReady,
     #[error("too many bytes of requests and answers are in memory")]
     Overloaded,
+    /// Level 4 of degradation.
+    #[error("the model is in trouble, and requests of the lowest class are not served now")]
+    LowestClass,
     #[error("no pod that serves this model can be reached")]
     NoPod,
     #[error("every pod that serves this model has as many requests as it can take")]
@@ -190,6 +193,7 @@ impl Refusal {
             Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
             Self::UnknownService => (404, Code::NotFound, "unknown-service".into()),
+            Self::LowestClass => (503, Code::Unavailable, "lowest-class".into()),
             Self::NoPod => (503, Code::Unavailable, "no-pod".into()),
             Self::PodsBusy => (503, Code::ResourceExhausted, "pods-busy".into()),
             Self::PodLost => (503, Code::Unavailable, "pod-lost".into()),
@@ -235,6 +239,7 @@ impl Refusal {
             | Self::Overloaded
             | Self::NotImplemented
             | Self::UnknownService
+            | Self::LowestClass
             | Self::NoPod
             | Self::PodsBusy
             | Self::PodLost

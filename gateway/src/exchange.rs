@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use spillway_core::policy::Principal;
+use spillway_core::resilience::Step;
 use spillway_core::units::Name;
 use spillway_runtime::telemetry::{Span, Status};
 use tonic::Code;
@@ -69,6 +70,8 @@ pub struct Exchange {
     pub version: String,
     pub pod: Option<Name>,
     pub retries: u32,
+    /// The level that pods are asked to serve at.
+    pub degrade: Option<Step>,
     pub received: usize,
     pub sent: usize,
     /// From the beginning until the request was judged.
@@ -98,6 +101,7 @@ impl Exchange {
             version: String::new(),
             pod: None,
             retries: 0,
+            degrade: None,
             received: 0,
             sent: 0,
             auth: Duration::ZERO,

@@ -29,6 +29,7 @@ use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
 use crate::clock::Clock;
+use crate::degrade::{self, Degradation};
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
@@ -125,6 +126,7 @@ impl Gateway {
             workload: workload.clone(),
             membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
             book: Book::new(clock, PodMetrics::new(&registry)),
+            degradation: Degradation::new(&registry, clock, &subscription.load()),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -146,6 +148,7 @@ impl Gateway {
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
+        tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
         tokio::spawn(shared.membership.clone().follow(subscription, drain));
         tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(health::sweep(shared.clone()));
@@ -209,12 +212,13 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             "timeoutMs": settings.dns.timeout.as_millis() as u64,
         },
     });
-    let pods = shared.clone();
+    let live = shared.clone();
     let config = move || {
         let mut config = config.clone();
-        if let Some(fleet) = pods.book.newest() {
-            config["pods"] = serde_json::to_value(fleet.view(pods.clock.now())).unwrap_or_default();
+        if let Some(fleet) = live.book.newest() {
+            config["pods"] = serde_json::to_value(fleet.view(live.clock.now())).unwrap_or_default();
         }
+        config["degradation"] = live.degradation.view();
         config
     };
     Pages { metrics: registry, readiness, config: Arc::new(config), drain: shared.drain.clone() }

@@ -10,13 +10,15 @@ use http::HeaderValue;
 use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
-use spillway_core::inference::{Entities, InferRequest, check_against, entities};
+use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
+use spillway_core::limit::Class;
 use spillway_core::policy::{authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 use tokio::time::Instant;
 
 use crate::answer::Reply;
+use crate::degrade::{Next, Question};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
@@ -52,7 +54,7 @@ pub async fn rest(
     }
     let forms = OutputForms::take(&mut request);
     let frame = oip::frame(&request);
-    let answer = call(shared, session, exchange, asking, &found, &request, frame).await?;
+    let answer = answer(shared, session, exchange, asking, &found, &request, frame).await?;
     Ok(Reply::Rest(encode_response(&answer.response, &forms)?))
 }
 
@@ -72,8 +74,8 @@ pub async fn grpc(
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;
     exchange.auth = exchange.began.elapsed();
-    let answer = call(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
-    Ok(Reply::Grpc(vec![answer.frame]))
+    let answer = answer(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
+    Ok(Reply::Grpc(answer.frame.map_or_else(|| oip::frame_response(&answer.response), |frame| vec![frame])))
 }
 
 /// The model, for one who may do this with it, if it is there.
@@ -104,7 +106,14 @@ pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal>
     Ok(entities)
 }
 
-async fn call(
+/// What goes back, before it is in the client's form.
+struct Answered {
+    response: InferResponse,
+    /// As a pod sent it, if one did.
+    frame: Option<Bytes>,
+}
+
+async fn answer(
     shared: &Shared,
     session: &mut Session,
     exchange: &mut Exchange,
@@ -112,14 +121,55 @@ async fn call(
     model: &Model,
     request: &InferRequest,
     frame: Vec<Bytes>,
-) -> Result<PodAnswer, Refusal> {
+) -> Result<Answered, Refusal> {
     let entities = check(model, request)?;
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
     let lane = asking.fleet.lane(&request.model).ok_or(Refusal::NoPod)?;
-    let (until, trace) = (Instant::from_std(until), asking.trace.clone());
-    let call = PodCall { shared, lane, entities: &entities, frame, until, trace };
+    let ask = |until, frame| {
+        let (until, trace) = (Instant::from_std(until), asking.trace.clone());
+        PodCall { shared, lane, entities: &entities, frame, until, trace }
+    };
+    let answered = match shared.degradation.turn(&request.model, model, until) {
+        None => call(session, exchange, ask(until, frame)).await,
+        Some(mut turn) => {
+            let question = Question { model, request, entities: &entities, class: class(asking, request) };
+            loop {
+                let until = match turn.next(exchange, &question, last_cached) {
+                    Next::Ask(until) => until,
+                    Next::Answer(response) => break Ok(Answered { response, frame: None }),
+                    Next::Refuse(refusal) => break Err(refusal),
+                };
+                let answered = call(session, exchange, ask(until, frame.clone())).await;
+                if let Some(answered) = turn.told(exchange, answered) {
+                    break answered;
+                }
+            }
+        }
+    };
+    if answered.is_ok() {
+        shared.degradation.answered(&exchange.making);
+    }
+    answered
+}
+
+/// The last prediction for the same question: gateways keep none.
+fn last_cached() -> Option<InferResponse> {
+    None
+}
+
+/// How important a request is: as it says, as far as its tenant may.
+fn class(asking: &Asking, request: &InferRequest) -> Class {
+    let priority = request.parameters.integer("priority").and_then(|priority| u64::try_from(priority).ok());
+    let tenant = asking.fleet.snapshot.tenants.get(&asking.principal.tenant);
+    let (default, highest) =
+        tenant.map_or_else(Default::default, |tenant| (tenant.default_class, tenant.highest_class));
+    Class::of_priority(priority.unwrap_or(0), default, highest)
+}
+
+/// Asks the model's pods.
+async fn call(session: &mut Session, exchange: &mut Exchange, call: PodCall<'_>) -> Result<Answered, Refusal> {
     let sent = Instant::now();
     let answered = tokio::select! {
         biased;
@@ -127,10 +177,9 @@ async fn call(
         () = gone(session) => Err(Refusal::Cancelled),
     };
     exchange.upstream = sent.elapsed();
-    if let Ok(answer) = &answered {
-        describe(exchange, answer);
-    }
-    answered
+    let PodAnswer { frame, response, .. } = answered?;
+    describe(exchange, &response);
+    Ok(Answered { response, frame: Some(frame) })
 }
 
 /// Returns when the client has gone away: it reset the stream, or closed the connection.
@@ -140,9 +189,9 @@ pub async fn gone(session: &mut Session) {
 }
 
 /// Takes in what an answer says about how it was made.
-fn describe(exchange: &mut Exchange, answer: &PodAnswer) {
-    let (parameters, making) = (&answer.response.parameters, &mut exchange.making);
-    let version = parameters.text("spillway-model-version").unwrap_or(&answer.response.version);
+fn describe(exchange: &mut Exchange, response: &InferResponse) {
+    let (parameters, making) = (&response.parameters, &mut exchange.making);
+    let version = parameters.text("spillway-model-version").unwrap_or(&response.version);
     making.model_version = HeaderValue::from_str(version).ok();
     let degraded = parameters.text("spillway-degraded");
     making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());

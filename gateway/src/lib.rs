@@ -8,12 +8,14 @@
 //! * [`request`]: one request, read strictly, within bounds.
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
 //! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
+//! * [`degrade`]: what is given when a model is in trouble.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`clock`]: the time that decisions are made with.
 
 mod answer;
 mod audit;
 mod clock;
+mod degrade;
 mod downstream;
 mod edge;
 mod errors;

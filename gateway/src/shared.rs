@@ -12,6 +12,7 @@ use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
 use crate::clock::Clock;
+use crate::degrade::Degradation;
 use crate::members::Membership;
 use crate::metrics::Metrics;
 use crate::pods::book::Book;
@@ -32,6 +33,7 @@ pub struct Shared {
     pub membership: Arc<Membership>,
     /// What is known of the pods.
     pub book: Book,
+    pub degradation: Degradation,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

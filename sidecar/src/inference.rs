@@ -9,19 +9,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spillway_core::deadline::{self, Asked, SHORTEST_USEFUL};
 use spillway_core::inference::{InferRequest, InferResponse, Limits, Parameter, check};
+use spillway_core::resilience::Step;
 use spillway_core::units::Name;
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse};
 use spillway_runtime::oip;
 use spillway_runtime::telemetry::TraceParent;
 
 use crate::failure::Failure;
-use crate::features::Features;
+use crate::fallback::Fallbacks;
+use crate::features::{Features, Reach};
 use crate::join::{For, JoinError, Joined};
 use crate::metrics::{ByModel, ByReason, SidecarMetrics};
+use crate::model::ModelError;
 use crate::model::served::{Lookup, Models, ServedModel};
 use crate::model::start::all_outputs;
-use crate::model::{Call, ModelError};
-use crate::record::{CANCELLED, OK, Record, Recorder};
+use crate::record::{OK, Record, Recorder};
 
 /// Triton's parameter, in microseconds. Read here, and written anew by the backend.
 const TIMEOUT: &str = "timeout";
@@ -41,6 +43,8 @@ pub struct Context {
     pub trace: TraceParent,
     /// The gateway's name, for the log.
     pub gateway: String,
+    /// The level that the gateway asks for; where the model does not allow it, it is served as it should be.
+    pub degrade: Option<Step>,
 }
 
 /// Serves inference for all models of this pod.
@@ -48,6 +52,7 @@ pub struct Inference {
     /// Where this pod is, for the answers to say.
     pub region: Name,
     pub models: Arc<Models>,
+    pub fallbacks: Fallbacks,
     /// None: requests must bring all inputs.
     pub features: Option<Arc<Features>>,
     pub metrics: SidecarMetrics,
@@ -60,6 +65,10 @@ pub struct Prepared {
     pub served: Arc<ServedModel>,
     pub request: InferRequest,
     pub deadline: Instant,
+    /// What the gateway asks for and the model allows.
+    pub degrade: Option<Step>,
+    /// Whether the fallback gave the answer.
+    pub by_fallback: bool,
     /// Rows that the answer must have.
     rows: Option<usize>,
     joined: Joined,
@@ -84,16 +93,8 @@ impl Inference {
         context: &Context,
         record: &mut Record,
     ) -> Result<(ModelInferResponse, Joined), Failure> {
-        let prepared = self.prepare(message, context, record).await?;
-        let called = Instant::now();
-        let span = record.step("model");
-        let call = Call { deadline: prepared.deadline, trace: span.as_parent() };
-        let pending =
-            Pending { metrics: &self.metrics, model: prepared.served.name.as_str(), deadline: prepared.deadline };
-        let answer = prepared.served.backend.infer(&prepared.request, &call).await;
-        std::mem::forget(pending);
-        drop(span);
-        record.model_took(called.elapsed());
+        let mut prepared = self.prepare(message, context, record).await?;
+        let answer = self.fallbacks.infer(&mut prepared, record).await;
         Ok((prepared.finish(answer, self, record)?, prepared.joined))
     }
 
@@ -122,7 +123,9 @@ impl Inference {
         in_time(deadline, Duration::ZERO)?;
         let asked = Instant::now();
         let span = record.step("features");
-        let whom = For { tenant: &context.tenant, entities: entities.ids(), deadline };
+        let degrade = context.degrade.filter(|step| model.allows(*step));
+        let reach = if degrade == Some(Step::StaleFeatures) { Reach::Near } else { Reach::All };
+        let whom = For { tenant: &context.tenant, entities: entities.ids(), deadline, reach };
         let joined = served.join.fill(&mut request, model, self.features.as_deref(), &served.snapshot, whom).await;
         drop(span);
         record.features_took(asked.elapsed());
@@ -133,25 +136,7 @@ impl Inference {
         })?;
         strip(&mut request, &served);
         in_time(deadline, SHORTEST_USEFUL)?;
-        Ok(Prepared { served, request, deadline, rows, joined })
-    }
-}
-
-/// A model call whose end is not known yet. Dropped before it (the gateway reset the call, mostly because its time was
-/// over a moment before ours), it counts as a call without a usable answer.
-struct Pending<'a> {
-    metrics: &'a SidecarMetrics,
-    model: &'a str,
-    deadline: Instant,
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        /// What the way from the gateway and its timer may take.
-        const SLACK: Duration = Duration::from_millis(50);
-        let late = Instant::now() + SLACK >= self.deadline;
-        let reason = if late { ModelError::DeadlineExceeded.outcome() } else { CANCELLED };
-        self.metrics.model_errors.get_or_create(&ByReason { model: self.model.to_owned(), reason }).inc();
+        Ok(Prepared { served, request, deadline, degrade, by_fallback: false, rows, joined })
     }
 }
 
@@ -180,8 +165,9 @@ impl Prepared {
         answer.parameters.0.retain(|(name, _)| !name.starts_with(OWN));
         answer.parameters.set("spillway-region", Parameter::Text(region.to_string()));
         answer.parameters.set("spillway-model-version", Parameter::Text(self.request.version.clone()));
-        if let Some(reason) = self.degraded() {
-            answer.parameters.set("spillway-degraded", Parameter::Text(format!("1 {reason}")));
+        if let Some((step, reason)) = self.degraded() {
+            let text = format!("{} {reason}", step.number());
+            answer.parameters.set("spillway-degraded", Parameter::Text(text));
             metrics.degraded.get_or_create(&ByReason { model: name.to_owned(), reason }).inc();
             record.degraded(reason);
         }
@@ -196,9 +182,15 @@ impl Prepared {
         Ok(oip::encode_response(&answer))
     }
 
-    /// Why the answer is of level 1, the more telling reason first.
-    fn degraded(&self) -> Option<&'static str> {
-        if self.joined.defaults > 0 { Some("default-feature") } else { self.joined.stale.then_some("stale-feature") }
+    /// Of which level the answer is and why, the more telling reason first.
+    fn degraded(&self) -> Option<(Step, &'static str)> {
+        if self.by_fallback {
+            Some((Step::FallbackModel, "fallback-model"))
+        } else if self.joined.defaults > 0 {
+            Some((Step::StaleFeatures, "default-feature"))
+        } else {
+            self.joined.stale.then_some((Step::StaleFeatures, "stale-feature"))
+        }
     }
 }
 

@@ -9,11 +9,11 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use spillway_core::feature::{Gather, Layout, MissingFields};
 use spillway_core::inference::{InferRequest, Parameters, Tensor};
-use spillway_core::resource::{Model, TensorSpec};
+use spillway_core::resource::{MissingFeature, Model, TensorSpec};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 
-use crate::features::{FeatureError, Features};
+use crate::features::{FeatureError, Features, Reach};
 
 /// How one model's inputs are made of features; worked out before the first request.
 pub struct Join {
@@ -48,6 +48,8 @@ pub struct For<'a> {
     pub tenant: &'a str,
     pub entities: &'a [Bytes],
     pub deadline: Instant,
+    /// [`Reach::Near`]: declared defaults stand in for what is not there, whatever the model says else.
+    pub reach: Reach,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +115,9 @@ impl Join {
                 asked.push(name);
             }
         }
-        let lookup = features.read(snapshot, whom.tenant, &asked, whom.entities, whom.deadline).await?;
+        let For { tenant, entities, deadline, reach } = whom;
+        let lookup = features.read_within(reach, snapshot, tenant, &asked, entities, deadline).await?;
+        let missing = if reach == Reach::Near { MissingFeature::Default } else { model.missing_feature };
         let cell =
             |entity, group: usize| place.get(group).copied().flatten().and_then(|group| lookup.cell(entity, group));
         // Rows that no tier could speak of may be there: that is another fault than a row that is not.
@@ -121,18 +125,17 @@ impl Join {
         let (sequence, fresh_until_us) = (lookup.sequence, lookup.fresh_until_us);
         let mut joined = Joined { sequence, fresh_until_us, ..Joined::default() };
         for input in lacking {
-            let mut data = BytesMut::with_capacity(input.gather.length(whom.entities.len()));
-            let gathered =
-                input.gather.write(whom.entities.len(), cell, model.missing_feature, &mut data).map_err(|missing| {
-                    if unknown { JoinError::Unreachable(missing) } else { JoinError::Missing(missing) }
-                })?;
+            let mut data = BytesMut::with_capacity(input.gather.length(entities.len()));
+            let gathered = input.gather.write(entities.len(), cell, missing, &mut data).map_err(|missing| {
+                if unknown { JoinError::Unreachable(missing) } else { JoinError::Missing(missing) }
+            })?;
             joined.defaults += gathered.defaults;
             joined.stale |= gathered.stale;
             joined.oldest_event_us = match (joined.oldest_event_us, gathered.oldest_event_us) {
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),
             };
-            request.inputs.push(input.tensor(whom.entities.len(), data.freeze()));
+            request.inputs.push(input.tensor(entities.len(), data.freeze()));
         }
         Ok(joined)
     }

@@ -5,17 +5,21 @@
 //! * [`server`]: the port; who may come in.
 //! * [`service`]: the gRPC service, translated; [`stream`]: many requests on one stream, in order ([`turns`]).
 //! * [`inference`]: what happens to a request; [`join`]: features into it; [`features`]: their tiers.
+//! * [`fallback`]: who answers, the model or the one that stands in for it.
 //! * [`model`]: the model's backend, its manifest checked, warmed up.
-//! * [`failure`]: what callers see when it fails; [`record`], [`metrics`]: what operators see.
+//! * [`failure`]: what callers see when it fails; [`record`], [`metrics`]: what operators see; [`load`]: what
+//!   gateways see.
 //!
 //! [`settings`] are read at start; [`feature_service`] takes features in; [`sidecar`] binds and runs it all.
 
 mod audit;
 pub mod failure;
+pub mod fallback;
 pub mod feature_service;
 pub mod features;
 pub mod inference;
 pub mod join;
+pub mod load;
 pub mod metrics;
 pub mod model;
 pub mod record;

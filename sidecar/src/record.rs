@@ -35,6 +35,7 @@ pub struct Record {
     arrived: Instant,
     features: Option<Duration>,
     model: Option<Duration>,
+    fallback: Option<Duration>,
     _in_flight: Counted,
 }
 
@@ -61,6 +62,8 @@ struct Line {
     features_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback_us: Option<u64>,
 }
 
 impl Recorder {
@@ -80,6 +83,7 @@ impl Recorder {
             duration_us: 0,
             features_us: None,
             model_us: None,
+            fallback_us: None,
         };
         Record {
             line: self.log.entry(line),
@@ -89,6 +93,7 @@ impl Recorder {
             arrived: context.arrived,
             features: None,
             model: None,
+            fallback: None,
             _in_flight: Counted::new(&self.metrics.in_flight),
         }
     }
@@ -122,6 +127,10 @@ impl Record {
         self.model = Some(time);
     }
 
+    pub fn fallback_took(&mut self, time: Duration) {
+        self.fallback = Some(time);
+    }
+
     pub fn degraded(&mut self, reason: &'static str) {
         self.line.degraded = Some(reason);
     }
@@ -141,7 +150,7 @@ impl Record {
         let part = |name: &str, time: Option<Duration>| {
             time.map(|time| format!("{name};dur={:.3}", time.as_secs_f64() * 1_000.0))
         };
-        [part("features", self.features), part("model", self.model)]
+        [part("features", self.features), part("model", self.model), part("fallback", self.fallback)]
             .into_iter()
             .flatten()
             .collect::<Vec<_>>()
@@ -158,6 +167,7 @@ impl Drop for Record {
         self.line.duration_us = micros(took);
         self.line.features_us = self.features.map(micros);
         self.line.model_us = self.model.map(micros);
+        self.line.fallback_us = self.fallback.map(micros);
         let model = ByModel { model: self.line.model.clone() };
         self.metrics.duration.get_or_create(&model).observe(took.as_secs_f64());
         if let Some(time) = self.model {

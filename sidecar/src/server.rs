@@ -11,9 +11,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,6 +24,7 @@ use spillway_runtime::drain::Drain;
 use spillway_runtime::tls::{AcceptError, Arrival, Arrivals, Handshakes, Offer, Peer, Workload};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
@@ -30,6 +32,7 @@ use tonic::service::Routes;
 use crate::audit::{denial, no_connection};
 use crate::failure::Failure;
 use crate::feature_service::may_call as may_call_features;
+use crate::load::Load;
 use crate::metrics::{ByRefusal, Counted, SidecarMetrics};
 use crate::service::text;
 
@@ -55,6 +58,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Resets that we make, or that come before we accepted: more end the connection (CVE-2023-44487, CVE-2025-8671).
 const RESETS: usize = 64;
 
+/// Its answers say how busy this pod is.
+const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 /// Its peers are others than those of inference.
 const FEATURE_SERVICE: &str = "/spillway.feature.v1.FeatureService/";
 
@@ -68,6 +73,7 @@ pub struct Server {
 #[derive(Clone)]
 pub struct Guard {
     pub workload: Arc<Workload>,
+    pub load: Arc<Load>,
     pub metrics: SidecarMetrics,
     pub audit: Audit,
     pub drain: Drain,
@@ -120,10 +126,13 @@ impl Guard {
                 let (guard, peer, mut routes) = (guard.clone(), Arc::clone(&peer), routes.clone());
                 let (call, unwelcome) = (calls.begin(), Arc::clone(&unwelcome));
                 async move {
-                    let response = guard.call(request, peer, address, &mut routes, &unwelcome).await;
+                    let (response, load) = guard.call(request, peer, address, &mut routes, &unwelcome).await;
                     // Open until the last of its answer, or its reset.
-                    let held = move |frame| {
+                    let held = move |mut frame: Frame<Bytes>| {
                         let _open = &call;
+                        if let (Some(load), Some(trailers)) = (&load, frame.trailers_mut()) {
+                            load.report_in(trailers);
+                        }
                         frame
                     };
                     Ok::<_, Infallible>(response.map(|body| Body::new(body.map_frame(held))))
@@ -163,6 +172,7 @@ impl Guard {
         }
     }
 
+    /// The answer, and what its trailers are to say of the load.
     async fn call(
         &self,
         mut request: Request<Incoming>,
@@ -170,7 +180,7 @@ impl Guard {
         address: SocketAddr,
         routes: &mut Routes,
         unwelcome: &Notify,
-    ) -> Response<Body> {
+    ) -> (Response<Body>, Option<Arc<Load>>) {
         if let Err(failure) = self.judge(&peer, request.uri().path()) {
             self.metrics.calls_refused.get_or_create(&ByRefusal { reason: failure.code() }).inc();
             let action = if request.uri().path().starts_with(FEATURE_SERVICE) { "features" } else { "infer" };
@@ -181,13 +191,19 @@ impl Guard {
             if matches!(failure, Failure::Untrusted(_)) || !may_call_anything(&self.workload.id(), &peer.id) {
                 unwelcome.notify_one();
             }
-            return failure.status().into_http();
+            return (failure.status().into_http(), None);
         }
+        let load = (request.uri().path() == MODEL_INFER).then(|| Arc::clone(&self.load));
         request.extensions_mut().insert(peer);
-        match routes.call(request).await {
+        let mut response = match routes.call(request).await {
             Ok(response) => response,
             Err(never) => match never {},
+        };
+        // An error has no other trailers than its head.
+        if let Some(load) = load.as_ref().filter(|_| response.headers().contains_key(Status::GRPC_STATUS)) {
+            load.report_in(response.headers_mut());
         }
+        (response, load)
     }
 
     fn judge(&self, peer: &Peer, path: &str) -> Result<(), Failure> {

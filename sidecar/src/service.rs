@@ -7,11 +7,12 @@ use http::HeaderMap;
 use spillway_core::deadline::parse_grpc_timeout;
 use spillway_core::identity::Role;
 use spillway_core::inference::{ModelMetadata, ServerMetadata};
+use spillway_core::resilience::Step;
 use spillway_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use spillway_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
-    ModelReadyResponse, ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse, ServerLiveRequest,
+    ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
 use spillway_runtime::audit::Audit;
 use spillway_runtime::oip;
@@ -122,6 +123,13 @@ impl GrpcInferenceService for Service {
         }
     }
 
+    async fn model_statistics(
+        &self,
+        _request: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        Err(Status::unimplemented("the model server's own"))
+    }
+
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
@@ -169,6 +177,11 @@ fn context<T>(request: &Request<T>) -> Context {
         request_id: text(metadata.as_ref(), "x-request-id"),
         trace: TraceParent::read(metadata.as_ref()),
         gateway,
+        degrade: metadata.get("spillway-degrade").and_then(|level| match level.as_bytes() {
+            b"1" => Some(Step::StaleFeatures),
+            b"2" => Some(Step::FallbackModel),
+            _ => None,
+        }),
     }
 }
 

@@ -24,12 +24,14 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
+use crate::fallback::Fallbacks;
 use crate::feature_service::FeatureService;
 use crate::features::{Features, InvalidSettings};
 use crate::inference::Inference;
+use crate::load::Load;
 use crate::metrics::{ByModel, SidecarMetrics};
 use crate::model::onnx::Compute;
-use crate::model::served::Models;
+use crate::model::served::{Models, Part};
 use crate::model::start::Backends;
 use crate::model::triton::{self, InvalidEndpoint};
 use crate::record::Recorder;
@@ -78,6 +80,8 @@ pub struct Sidecar {
     server: Server,
     admin: Admin,
     inference: Arc<Inference>,
+    load: Arc<Load>,
+    triton: Option<triton::Server>,
     workload: Arc<Workload>,
     snapshots: Arc<Subscription>,
     audit: Audit,
@@ -127,14 +131,18 @@ impl Sidecar {
             Some(otlp) => Traces::start(otlp, "sidecar", &metrics)?,
             None => Traces::off(),
         };
-        let backends = Backends {
-            models: settings.models.clone(),
-            triton: settings.triton.as_deref().map(triton::Server::at).transpose()?,
-            compute: Compute::for_this_machine(own.compute_waiting.clone()),
+        let triton = settings.triton.as_deref().map(triton::Server::at).transpose()?;
+        let compute = Compute::for_this_machine(own.compute_waiting.clone());
+        let load = Load::new(Arc::clone(&compute), &own);
+        let models = |part, triton, compute| {
+            let backends = Backends { models: settings.models.clone(), triton, compute };
+            Models::new(settings.pool.clone(), part, backends, own.clone())
         };
+        let fallbacks = models(Part::Fallbacks, None, Compute::for_fallbacks(own.fallback_waiting.clone()));
         let inference = Arc::new(Inference {
             region: settings.region.clone(),
-            models: Models::new(settings.pool.clone(), backends, own.clone()),
+            models: models(Part::Served, triton.clone(), compute),
+            fallbacks: Fallbacks::new(fallbacks, own.clone()),
             features,
             metrics: own.clone(),
             recorder: Recorder { log, traces, metrics: own },
@@ -153,6 +161,8 @@ impl Sidecar {
             server,
             admin: admin_port,
             inference,
+            load,
+            triton,
             workload,
             snapshots,
             audit,
@@ -168,12 +178,15 @@ impl Sidecar {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { server, admin, inference, workload, snapshots, audit, metrics, settings, drain, .. } = self;
-        let models = Arc::clone(&inference.models);
+        let Self {
+            server, admin, inference, load, triton, workload, snapshots, audit, metrics, settings, drain, ..
+        } = self;
+        let (models, fallbacks) = (Arc::clone(&inference.models), Arc::clone(inference.fallbacks.models()));
         let (reporter, health) = health_reporter();
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let guard = Guard {
             workload: Arc::clone(&workload),
+            load: Arc::clone(&load),
             metrics: inference.metrics.clone(),
             audit: audit.clone(),
             drain: drain.clone(),
@@ -190,7 +203,7 @@ impl Sidecar {
         }
         let pages = Pages {
             readiness: readiness(&models, &drain),
-            config: config(&settings, &snapshots, &models),
+            config: config(&settings, &snapshots, &inference),
             metrics,
             drain: drain.clone(),
         };
@@ -201,6 +214,12 @@ impl Sidecar {
         tasks.spawn(Arc::clone(&workload).follow(Arc::clone(&snapshots), audit.clone(), drain.clone()));
         tasks.spawn(Arc::clone(&snapshots).watch(drain.clone()));
         tasks.spawn(report_health(Arc::clone(&inference), reporter, drain.clone()));
+        tasks.spawn(report_fallbacks(Arc::clone(&inference)));
+        if let Some(triton) = triton {
+            tasks.spawn(load.follow(triton));
+        }
+        let current = Arc::clone(&snapshots);
+        tasks.spawn(async move { fallbacks.follow(&current).await });
         tasks.spawn(async move { models.follow(&snapshots).await });
         server.serve(routes, guard).await;
         drain.finish().await;
@@ -243,21 +262,21 @@ fn readiness(models: &Arc<Models>, drain: &Drain) -> Readiness {
 
 type Config = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-fn config(settings: &SidecarSettings, snapshots: &Arc<Subscription>, models: &Arc<Models>) -> Config {
-    let (settings, snapshots, models) = (settings.clone(), Arc::clone(snapshots), Arc::clone(models));
+fn config(settings: &SidecarSettings, snapshots: &Arc<Subscription>, inference: &Arc<Inference>) -> Config {
+    let (settings, snapshots, inference) = (settings.clone(), Arc::clone(snapshots), Arc::clone(inference));
+    let states = |models: &Models| -> serde_json::Map<String, serde_json::Value> {
+        let state = |(name, ready): (Name, bool)| (name.to_string(), serde_json::json!({"ready": ready}));
+        models.states().into_iter().map(state).collect()
+    };
     Arc::new(move || {
-        let models: serde_json::Map<_, _> = models
-            .states()
-            .into_iter()
-            .map(|(name, ready)| (name.to_string(), serde_json::json!({"ready": ready})))
-            .collect();
         serde_json::json!({
             "region": settings.region.to_string(),
             "pool": settings.pool.to_string(),
             "pod": settings.pod.to_string(),
             "snapshot": {"version": snapshots.load().version},
             "triton": settings.triton,
-            "models": models,
+            "models": states(&inference.models),
+            "fallbacks": states(inference.fallbacks.models()),
         })
     })
 }
@@ -286,5 +305,26 @@ async fn report_health(inference: Arc<Inference>, mut reporter: HealthReporter, 
             _ = changes.changed() => {}
             () = drain.draining(), if serving => {}
         }
+    }
+}
+
+/// Shows which fallbacks can answer. They do not make the pod ready: models are served without them.
+async fn report_fallbacks(inference: Arc<Inference>) {
+    let models = inference.fallbacks.models();
+    let gauge = &inference.metrics.fallback_ready;
+    let mut changes = models.changes();
+    let mut known: Vec<(Name, bool)> = Vec::new();
+    loop {
+        changes.mark_unchanged();
+        let states = models.states();
+        for (gone, _) in known.iter().filter(|(name, _)| !states.iter().any(|(state, _)| state == name)) {
+            gauge.remove(&ByModel { model: gone.to_string() });
+        }
+        for (name, ready) in &states {
+            gauge.get_or_create(&ByModel { model: name.to_string() }).set(i64::from(*ready));
+        }
+        known = states;
+        // Never fails: the models, which we hold, are the sender.
+        let _ = changes.changed().await;
     }
 }

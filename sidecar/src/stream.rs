@@ -203,7 +203,7 @@ impl Session {
         let number = self.number();
         let to_model = ToModel { number, requests: sender };
         let answers = self.from_models.0.clone();
-        let backend = Arc::clone(&prepared.served.backend);
+        let backend = Arc::clone(&prepared.served.running.backend);
         // A stream without a deadline of its own lives as long as its client; each request in it has one.
         let far = Instant::now() + std::time::Duration::from_secs(86_400);
         let call = Call { deadline: self.deadline.unwrap_or(far), trace: self.context.trace.clone() };
@@ -307,7 +307,7 @@ impl Session {
 
 async fn prepare(inference: Arc<Inference>, context: Context, number: u64, message: ModelInferRequest) -> Arrival {
     // The stream's own age is not the request's.
-    let context = Context { arrived: Instant::now(), grpc_timeout: None, ..context };
+    let context = Context { arrived: Instant::now(), grpc_timeout: None, degrade: None, ..context };
     let id = message.id.clone();
     let mut record = inference.recorder.begin(&context);
     let prepared = inference.prepare(message, &context, &mut record).await;

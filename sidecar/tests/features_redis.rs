@@ -218,6 +218,35 @@ async fn a_cancelled_leader_hands_over() {
 }
 
 #[tokio::test]
+async fn a_near_look_up_asks_redis_alone_and_shares_nobodys_question() {
+    let region = Region::start("plain");
+    let (writer, reader) = (region.sidecar().await, region.sidecar().await);
+    let now = now_us();
+    for (entity, hits) in [("a", 1), ("b", 2)] {
+        writer.put(entity, hits, now).await.unwrap();
+    }
+    region.meddle("b", |key| words(&["del", key]));
+    let l3 = || ["hit", "stale", "absent", "error"].map(|outcome| reader.reads("l3", outcome)).iter().sum::<u64>();
+    let (asked, questions) = (l3(), region.calls("mget"));
+    // Somebody with more reach is asking for the same row.
+    let mut far = Box::pin(reader.site("b"));
+    assert!(futures_util::poll!(&mut far).is_pending());
+    let near = reader.look_within(Reach::Near, &["site"], &["a", "b"], DEADLINE).await;
+    assert_eq!((reader.hits(near.get(0, 0)), tier(near.get(0, 0))), (Some(1), Some(Tier::L2)));
+    assert_eq!(near.get(1, 0), &Found::Unavailable, "which is not an absence");
+    assert_eq!((l3(), region.calls("mget") - questions), (asked, 2));
+    // Nothing of it is remembered.
+    let found = far.await;
+    assert_eq!((reader.hits(&found), tier(&found)), (Some(2), Some(Tier::L3)));
+    eventually("it is near", async || {
+        reader.site("b").await;
+        let near = reader.look_within(Reach::Near, &["site"], &["b"], DEADLINE).await;
+        (reader.hits(near.get(0, 0)), is_stale(near.get(0, 0))) == (Some(2), false)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn rows_of_512_entities_and_two_groups_are_one_question_to_redis() {
     let region = Region::start("plain");
     let (writer, reader) = (region.sidecar().await, region.sidecar().await);

@@ -161,6 +161,28 @@ async fn the_real_triton_answers_streams_hangs_dies_and_comes_back() {
     assert_eq!((tokens, ends, errors.len()), (5, 1, 1));
     assert_eq!(text_parameter(errors[0].infer_response.as_ref().unwrap(), "spillway-error"), Some("model-failed"));
 
+    // Its statistics say how long requests wait for a place.
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut client = gateway.clone();
+        waiting.spawn(async move {
+            loop {
+                infer(&mut client, sleep(50, Duration::from_secs(5))).await.unwrap();
+            }
+        });
+    }
+    until("the load is told", async || {
+        let answer = gateway.clone().model_infer(sleep(0, Duration::from_secs(5))).await.unwrap();
+        let said = answer.metadata().get("endpoint-load-metrics").unwrap().to_str().unwrap();
+        let figure =
+            |name: &str| said.split([' ', ',', '=']).skip_while(|word| *word != name).nth(1)?.parse::<f64>().ok();
+        let wait_us = figure("named_metrics.model_queue_us").unwrap_or_default();
+        // Four at a time and one place, 50 ms each.
+        wait_us > 75_000.0 && figure("application_utilization").is_some_and(|load| load > 0.5)
+    })
+    .await;
+    waiting.shutdown().await;
+
     // The deadline is kept and reaches Triton as a cancellation.
     let begun = Instant::now();
     let status = infer(&mut gateway, sleep(8_000, Duration::from_millis(300))).await.unwrap_err();

@@ -274,7 +274,7 @@ fn event_us(header: &[u8; HEADER]) -> i64 {
 
 /// The little-endian bytes of a value as a datatype wants it; `None` if it does not fit. Whole numbers
 /// are accepted for floating point where they are exact.
-pub(super) fn value_bytes(value: FieldValue, datatype: Datatype) -> Option<ValueBytes> {
+pub(crate) fn value_bytes(value: FieldValue, datatype: Datatype) -> Option<ValueBytes> {
     let signed = || match value {
         FieldValue::Int(value) => Some(value),
         FieldValue::Uint(value) => i64::try_from(value).ok(),
@@ -313,7 +313,7 @@ pub(super) fn value_bytes(value: FieldValue, datatype: Datatype) -> Option<Value
 
 /// At most 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct ValueBytes {
+pub(crate) struct ValueBytes {
     bytes: [u8; 8],
     length: usize,
 }

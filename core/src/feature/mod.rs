@@ -23,4 +23,5 @@ pub use coherence::{Channel, Heard, may_fill};
 pub use freshness::{Freshness, InvalidEvent, check_event_time};
 pub use hearing::{Audience, Ear, Verdict};
 pub use key::{InvalidKey, RowKey};
+pub(crate) use layout::value_bytes;
 pub use layout::{InvalidRow, Layout, Missing, Row, Stored};

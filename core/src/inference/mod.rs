@@ -7,9 +7,11 @@
 //! * [`tensor`]: datatypes, shapes, elements.
 //! * [`json`]: REST bodies, JSON and the binary tensor extension.
 //! * [`check`]: a request and its answer held against the model's manifest.
+//! * [`fixed`]: an answer that no model gave.
 //! * [`Limits`]: what is refused before memory is spent.
 
 pub mod check;
+pub mod fixed;
 pub mod json;
 pub mod tensor;
 

@@ -81,8 +81,9 @@ impl Default for DegradeSettings {
 }
 
 /// What a request is served with, from best to worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
+    #[default]
     Normal,
     StaleFeatures,
     FallbackModel,
@@ -120,7 +121,7 @@ impl Reason {
 }
 
 /// Where a model stands, and why if not at normal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
     pub step: Step,
     pub reason: Option<Reason>,
@@ -132,6 +133,14 @@ pub enum Serve {
     At(Level),
     /// As at level 0; if that fails and time is left, at this level.
     Probe(Level),
+}
+
+impl Serve {
+    pub fn level(self) -> Level {
+        match self {
+            Self::At(level) | Self::Probe(level) => level,
+        }
+    }
 }
 
 /// One request, measured.
@@ -174,7 +183,7 @@ impl Ladder {
     /// At level 0.
     pub fn new(settings: DegradeSettings) -> Self {
         Self {
-            level: Level { step: Step::Normal, reason: None },
+            level: Level::default(),
             changed: Duration::ZERO,
             looked: None,
             features: Latencies::new(settings.window),

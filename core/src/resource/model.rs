@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::reader::{Field, Fields};
 use super::traffic::{self, Traffic};
 use crate::inference::Datatype;
+use crate::resilience::Step;
 use crate::units::{InvalidUnit, Name, parse_duration};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -102,6 +103,18 @@ impl Model {
     /// The version that a request means; empty asks for the default.
     pub fn version(&self, asked: &str) -> Option<&Name> {
         if asked.is_empty() { self.versions.first() } else { self.versions.iter().find(|v| v.as_str() == asked) }
+    }
+
+    /// Whether the model may be served at this level of degradation; at level 0 it always may.
+    pub fn allows(&self, step: Step) -> bool {
+        let allowed = self.traffic.degradation.as_ref().map_or([false; 4], |degradation| degradation.settings.allowed);
+        usize::from(step.number()).checked_sub(1).is_none_or(|index| allowed.get(index) == Some(&true))
+    }
+
+    /// The model that stands in for this one, if that is allowed.
+    pub fn fallback(&self) -> Option<&Name> {
+        let degradation = self.traffic.degradation.as_ref().filter(|_| self.allows(Step::FallbackModel))?;
+        degradation.fallback.as_ref()
     }
 
     /// The feature groups that this model reads, each once, in name order.

@@ -264,6 +264,55 @@ fn references_that_do_not_resolve_are_faults() {
 }
 
 #[test]
+fn a_fallback_is_another_onnx_model_with_the_same_tensors_and_none_of_its_own() {
+    let with = |fallback: &str| {
+        let small = GOOD.split("kind: Model").nth(1).unwrap().split("  cost:").next().unwrap();
+        let small = small.replace("name: phishing", "name: small");
+        let primary = GOOD.replacen("levels: [1, 3, 4]", &format!("levels: [1, 2]\n    fallback: {fallback}"), 1);
+        format!("{primary}\n---\napiVersion: spillway/v1\nkind: Model{small}")
+    };
+    let compiled = |text: &str| Snapshot::compile(1, &parse(text).unwrap());
+    let snapshot = compiled(&with("small")).unwrap();
+    assert_eq!(snapshot.models["phishing"].fallback().unwrap().as_str(), "small");
+    let pool = Name::parse("scorers").unwrap();
+    let names: Vec<&str> = snapshot.fallbacks_of(&pool).map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["small"]);
+
+    let small = |from: &str, to: &str| {
+        let text = with("small");
+        let at = text.rfind(from).unwrap();
+        format!("{}{to}{}", &text[..at], &text[at + from.len()..])
+    };
+    for (text, says) in [
+        (with("gone"), "no Model 'gone'"),
+        (with("phishing"), "is the model itself"),
+        (small("backend: onnx", "backend: triton"), "is not of the backend onnx"),
+        (
+            small("deadline: 200ms", "deadline: 200ms\n  degradation: {levels: [2], fallback: phishing}"),
+            "a fallback itself",
+        ),
+        (
+            small("name: score, datatype: FP32", "name: score, datatype: FP64"),
+            "is FP32 [-1, 1] here and FP64 [-1, 1] there",
+        ),
+        (small("name: score,", "name: other,"), "the output 'score' is FP32 [-1, 1] here and absent there"),
+        (small("name: features,", "name: columns,"), "the input 'features' is FP32 [-1, 2] here and absent there"),
+        (
+            small("shape: [-1, 1] }", "shape: [-1, 1] }\n    - { name: more, datatype: FP32, shape: [1] }"),
+            "'more' is absent here",
+        ),
+    ] {
+        let faults = compiled(&text).unwrap_err();
+        let found = faults
+            .iter()
+            .any(|fault| fault.field == "spec.degradation.fallback" && fault.problem.contains(says) && fault.line > 0);
+        assert!(found, "{says}: {faults:#?}");
+    }
+    let off = with("small").replacen("levels: [1, 2]", "levels: [1]", 1);
+    assert_eq!(compiled(&off).unwrap().fallbacks_of(&pool).count(), 0, "level 2 is not allowed");
+}
+
+#[test]
 fn faults_stay_on_one_line_whatever_the_operator_wrote() {
     let faults = parse("apiVersion: \"a\\nb\\e[31m\"\nkind: Tenant\nmetadata: {name: x}\n").unwrap_err();
     assert!(faults.iter().all(|fault| !fault.to_string().chars().any(char::is_control)), "{faults:?}");

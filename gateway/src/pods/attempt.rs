@@ -35,6 +35,8 @@ use crate::shared::Shared;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const TENANT: HeaderName = HeaderName::from_static("x-spillway-tenant");
+/// Served at this level; see the sidecar.
+const DEGRADE: HeaderName = HeaderName::from_static("spillway-degrade");
 const FEATURE_SEQUENCE: HeaderName = HeaderName::from_static("spillway-feature-sequence");
 const FEATURE_FRESH: HeaderName = HeaderName::from_static("spillway-feature-fresh-ms");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -117,6 +119,9 @@ pub fn request(
     }
     if let Some(id) = &exchange.request_id {
         headers.insert(REQUEST_ID, id.clone());
+    }
+    if let Some(step) = exchange.degrade {
+        headers.insert(DEGRADE, HeaderValue::from(u16::from(step.number())));
     }
     trace.write(headers);
     request

@@ -318,9 +318,22 @@ fn entity(message: &ModelInferRequest) -> String {
 impl GrpcInferenceService for Service {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
+        let by_fallback = metadata.get("spillway-degrade").is_some_and(|level| level == "2");
         let seen = Seen { pod: self.0.pod.clone(), metadata: metadata.into_headers(), message: message.clone() };
         self.0.seen.lock().push(seen);
+        let mut timing = "features;dur=0.21, model;dur=1.02";
         match entity(&message).as_str() {
+            _ if by_fallback => {
+                let mut answer = answer(&message, &self.0.pod);
+                answer.parameters.insert("spillway-degraded".to_owned(), text("2 fallback-model"));
+                return Ok(Response::new(answer));
+            }
+            "slow" => timing = "features;dur=0.21, model;dur=40",
+            "fails" => {
+                let mut status = Status::new(Code::Internal, "the model failed");
+                status.metadata_mut().insert("spillway-error", "model-failed".parse().unwrap());
+                return Err(status);
+            }
             "hangs" => {
                 let _counted = CountDrop(self.0.clone(), true);
                 std::future::pending::<()>().await;
@@ -339,7 +352,7 @@ impl GrpcInferenceService for Service {
             _ => {}
         }
         let mut response = Response::new(answer(&message, &self.0.pod));
-        response.metadata_mut().insert("server-timing", "features;dur=0.21, model;dur=1.02".parse().unwrap());
+        response.metadata_mut().insert("server-timing", timing.parse().unwrap());
         Ok(response)
     }
 
@@ -361,6 +374,13 @@ impl GrpcInferenceService for Service {
             Some((Ok(answer), conversation))
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn model_statistics(
+        &self,
+        _: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {

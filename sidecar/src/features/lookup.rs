@@ -25,6 +25,14 @@ impl Tier {
     }
 }
 
+/// Which tiers a look-up asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    All,
+    /// L1 and L2 only, and nobody who may ask L3 is waited for.
+    Near,
+}
+
 /// One entity's row in one group.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {

@@ -40,7 +40,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Tier};
+pub use lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Reach, Tier};
 pub use settings::{
     CassandraSettings, FeatureSettings, InvalidSettings, MemorySettings, SqliteSettings, StoreSettings,
 };

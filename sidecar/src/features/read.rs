@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 
 use super::flight::Follow;
 use super::groups::Group;
-use super::lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Tier};
+use super::lookup::{FailedTiers, FeatureError, Found, Lookup, Present, Reach, Tier};
 use super::memory::{Belief, Known};
 use super::metrics::Outcome;
 use super::round::{Call, Pending, Resolved, What};
@@ -37,6 +37,19 @@ impl Features {
         entities: &[Bytes],
         deadline: Instant,
     ) -> Result<Lookup, FeatureError> {
+        self.read_within(Reach::All, snapshot, tenant, groups, entities, deadline).await
+    }
+
+    /// Like [`Self::read`], from some of the tiers.
+    pub async fn read_within(
+        &self,
+        reach: Reach,
+        snapshot: &Snapshot,
+        tenant: &str,
+        groups: &[&Name],
+        entities: &[Bytes],
+        deadline: Instant,
+    ) -> Result<Lookup, FeatureError> {
         let groups: Result<Vec<_>, _> = groups
             .iter()
             .map(|name| self.groups.get(snapshot, name).ok_or_else(|| FeatureError::UnknownGroup((*name).clone())))
@@ -48,7 +61,7 @@ impl Features {
         }
         let now = Instant::now();
         let belief = self.memory.belief(now);
-        let call = Call { deadline, now_us: now_us(), arrived: now, belief, began: self.memory.tick() };
+        let call = Call { deadline, now_us: now_us(), arrived: now, belief, began: self.memory.tick(), reach };
         let mut lookup = Lookup {
             found: Vec::with_capacity(rows),
             groups: groups.len(),
@@ -96,6 +109,15 @@ impl Features {
 
     /// Asks the other tiers, together with everyone who asks for the same rows.
     async fn resolve(&self, mut pending: Vec<Pending>, call: Call, lookup: &mut Lookup) {
+        if call.reach == Reach::Near {
+            // Not together: whoever leads may ask L3, and whoever follows may need its answer.
+            let answers =
+                if pending.is_empty() { Vec::new() } else { self.round(&pending, call, &|_: Vec<_>| ()).await };
+            for (row, resolved) in pending.iter().zip(answers) {
+                settle(row, resolved, call, lookup);
+            }
+            return;
+        }
         for attempt in 1..=ATTEMPTS {
             if pending.is_empty() {
                 return;
@@ -165,8 +187,11 @@ fn settle(row: &Pending, resolved: Resolved, call: Call, lookup: &mut Lookup) {
         What::Absent(malformed) => Found::Absent { malformed },
         What::Unknown => Found::Unavailable,
         What::Row(found, tier) => match row.group.freshness(found.event_us(), call.now_us) {
-            // Deaf, nobody could say that it was not overwritten.
-            Freshness::Fresh => present(&row.group, found, tier == Tier::L1 && call.belief == Belief::None, tier),
+            Freshness::Fresh => {
+                // What L1 would have had confirmed, and was not; or, deaf, nobody could say that it was not overwritten.
+                let unsure = call.reach == Reach::Near || call.belief == Belief::None;
+                present(&row.group, found, unsure && tier == Tier::L1, tier)
+            }
             Freshness::Stale => present(&row.group, found, true, tier),
             Freshness::Expired => Found::Absent { malformed: None },
         },

@@ -13,7 +13,7 @@ use spillway_core::feature::{Freshness, Missing, Row, RowKey, Stored};
 
 use super::Features;
 use super::groups::Group;
-use super::lookup::{FailedTiers, Tier};
+use super::lookup::{FailedTiers, Reach, Tier};
 use super::memory::Belief;
 use super::metrics::Outcome;
 use super::redis::{Put, Value};
@@ -54,6 +54,7 @@ pub(super) struct Call {
     pub belief: Belief,
     /// L1's tick from before the call.
     pub began: u64,
+    pub reach: Reach,
 }
 
 /// How far a round has come with one row.
@@ -66,7 +67,7 @@ struct Progress {
 }
 
 impl Features {
-    /// One round in L2, then one in L3 for what is left. Answers are in the order of `rows`.
+    /// One round in L2, then one in L3 for what is left, as far as the call reaches. Answers are in the order of `rows`.
     pub(super) async fn round(
         &self,
         rows: &[Pending],
@@ -79,7 +80,7 @@ impl Features {
             self.ask_l2(rows, call, &mut progress).await;
             publish(answered(&progress));
         }
-        if progress.iter().any(|row| row.answer.is_none()) {
+        if call.reach == Reach::All && progress.iter().any(|row| row.answer.is_none()) {
             self.ask_l3(rows, call, &mut progress).await;
             publish(answered(&progress));
         }

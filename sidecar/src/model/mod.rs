@@ -5,10 +5,13 @@
 //!
 //! * [`triton`]: a Triton server beside the sidecar, over gRPC.
 //! * [`onnx`]: ONNX files in this process (tract).
+//! * [`occupancy`]: how busy its places are. [`breaker`]: a model that is left alone for a while.
 //! * [`facts`]: what a model says about itself against what its manifest says.
 //! * [`start`]: loaded or connected, checked, warmed up; [`served`]: the models of this pod, tended and swapped.
 
+pub mod breaker;
 pub mod facts;
+pub mod occupancy;
 pub mod onnx;
 pub mod served;
 pub mod start;

@@ -22,6 +22,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, ShapeFactoid};
 
 use super::facts::{Facts, TensorFact};
+use super::occupancy::Occupancy;
 use super::{Backend, Call, ModelError, StreamAnswer, StreamRequest, for_caller};
 use crate::metrics::Counted;
 
@@ -31,6 +32,7 @@ pub struct Compute {
     places: Arc<Semaphore>,
     waiting: Gauge,
     most_waiting: i64,
+    occupancy: Occupancy,
 }
 
 impl Compute {
@@ -41,9 +43,25 @@ impl Compute {
         Self::new(cores, i64::try_from(cores).map_or(i64::MAX, |cores| cores * WAITING_FOR_EACH), waiting)
     }
 
+    /// What fallbacks get: one place, so that they take little from the models that they stand in for, and
+    /// none of theirs, so that those cannot keep them from answering.
+    pub fn for_fallbacks(waiting: Gauge) -> Arc<Self> {
+        Self::new(1, 8, waiting)
+    }
+
     /// `waiting` shows how many wait.
     pub fn new(runs: usize, most_waiting: i64, waiting: Gauge) -> Arc<Self> {
-        Arc::new(Self { places: Arc::new(Semaphore::new(runs)), waiting, most_waiting })
+        Arc::new(Self {
+            places: Arc::new(Semaphore::new(runs)),
+            waiting,
+            most_waiting,
+            occupancy: Occupancy::of_places(runs),
+        })
+    }
+
+    /// Requests that compute or wait to, for each place, on average over the last second or so.
+    pub fn load(&self) -> f64 {
+        self.occupancy.load()
     }
 
     async fn run<T: Send + 'static>(
@@ -51,13 +69,14 @@ impl Compute {
         deadline: Instant,
         work: impl FnOnce() -> Result<T, ModelError> + Send + 'static,
     ) -> Result<T, ModelError> {
+        let inside = self.occupancy.enter();
         let place = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(place) => place,
             Err(_) => self.wait(deadline).await?,
         };
         // Not begun at all if its caller goes before a thread is free.
         let running = AbortOnDropHandle::new(tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _until_the_end = (place, inside);
             if Instant::now() >= deadline { Err(ModelError::DeadlineExceeded) } else { work() }
         }));
         match timeout_at(deadline.into(), running).await {
@@ -386,6 +405,21 @@ mod tests {
                 assert_eq!(one().await, Ok(0), "nobody computed before");
             }
         });
+    }
+
+    #[tokio::test]
+    async fn fallbacks_compute_one_at_a_time_and_eight_wait() {
+        let compute = Compute::for_fallbacks(Gauge::default());
+        let (end, run) = occupy(&compute).await;
+        let soon = Instant::now() + Duration::from_millis(50);
+        let one = || compute.run(soon, || Ok(()));
+        let ended = futures_util::future::join_all((0..9).map(|_| one())).await;
+        let refused = ended.iter().filter(|end| matches!(end, Err(ModelError::Refused(_)))).count();
+        let late = ended.iter().filter(|end| **end == Err(ModelError::DeadlineExceeded)).count();
+        assert_eq!((refused, late), (1, 8));
+        assert!(compute.load() > 0.0);
+        end.send(()).unwrap();
+        run.await.unwrap();
     }
 
     /// On the one thread of this test a run that computed there could never be told to end.

@@ -26,6 +26,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::Backend;
+use super::breaker::ModelBreaker;
 use super::start::{Backends, NotServed, PROBE_TIMEOUT};
 use crate::join::Join;
 use crate::metrics::{ByModel, SidecarMetrics};
@@ -41,7 +42,14 @@ pub struct ServedModel {
     pub manifest: Arc<Model>,
     pub snapshot: Arc<Snapshot>,
     pub join: Join,
+    pub running: Running,
+}
+
+/// What outlives a change of the feature groups: a model as it was started.
+#[derive(Clone)]
+pub struct Running {
     pub backend: Arc<dyn Backend>,
+    pub breaker: Arc<ModelBreaker>,
 }
 
 /// One model of the pool.
@@ -81,9 +89,19 @@ struct Table {
     models: BTreeMap<Name, Entry>,
 }
 
+/// Which models of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Those that the pool serves.
+    Served,
+    /// Those that stand in for them.
+    Fallbacks,
+}
+
 /// The models of this pod. One task runs [`Models::follow`]; requests call [`Models::get`].
 pub struct Models {
     pool: Name,
+    part: Part,
     backends: Backends,
     metrics: SidecarMetrics,
     table: ArcSwap<Table>,
@@ -104,9 +122,10 @@ pub enum Lookup {
 }
 
 impl Models {
-    pub fn new(pool: Name, backends: Backends, metrics: SidecarMetrics) -> Arc<Self> {
+    pub fn new(pool: Name, part: Part, backends: Backends, metrics: SidecarMetrics) -> Arc<Self> {
         Arc::new(Self {
             pool,
+            part,
             backends,
             metrics,
             table: ArcSwap::default(),
@@ -163,7 +182,7 @@ impl Models {
             changed.mark_unchanged();
             let snapshot = snapshots.current();
             self.adopt(&snapshot);
-            let wanted: BTreeMap<&Name, &Arc<Model>> = snapshot.models_of(&self.pool).collect();
+            let wanted = self.wanted(&snapshot);
             tended.retain(|name, (manifest, task)| {
                 // One that has ended by itself has panicked: it is begun anew.
                 let stays = wanted.get(name).is_some_and(|wanted| *wanted == manifest) && !task.is_finished();
@@ -191,28 +210,36 @@ impl Models {
         }
     }
 
+    fn wanted<'a>(&self, snapshot: &'a Snapshot) -> BTreeMap<&'a Name, &'a Arc<Model>> {
+        match self.part {
+            Part::Served => snapshot.models_of(&self.pool).collect(),
+            Part::Fallbacks => snapshot.fallbacks_of(&self.pool).collect(),
+        }
+    }
+
     /// Takes over which models there are. What does not change goes on, with the new feature groups.
     fn adopt(&self, snapshot: &Arc<Snapshot>) {
+        let all = self.wanted(snapshot);
         let adopted = |table: &Arc<Table>| {
-            let entry = |(name, wanted): (&Name, &Arc<Model>)| {
+            let entry = |(name, wanted): (&&Name, &&Arc<Model>)| {
+                let (name, wanted) = (*name, *wanted);
                 let mut entry = match table.models.get(name).cloned() {
                     Some(old) if old.wanted == *wanted => old,
                     Some(old) => Entry { wanted: Arc::clone(wanted), fault: None, ..old },
                     None => Entry::wanted(wanted),
                 };
                 if let Some(served) = entry.served.as_ref().filter(|served| served.manifest == *wanted)
-                    && let Some(served) = ServedModel::of(name, wanted, snapshot, &served.backend)
+                    && let Some(served) = ServedModel::of(name, wanted, snapshot, &served.running)
                 {
                     entry.served = Some(Arc::new(served));
                 }
                 (name.clone(), entry)
             };
-            let models = snapshot.models_of(&self.pool).map(entry).collect();
+            let models = all.iter().map(entry).collect();
             Table { snapshot: Some(Arc::clone(snapshot)), models }
         };
         let old = self.table.rcu(adopted);
-        let gone = |name: &&Name| !snapshot.models_of(&self.pool).any(|(stays, _)| stays == *name);
-        for name in old.models.keys().filter(gone) {
+        for name in old.models.keys().filter(|name| !all.contains_key(name)) {
             tracing::info!(model = %name, "the model is no longer served here");
         }
         self.adopted.send_replace(snapshot.version);
@@ -245,7 +272,7 @@ impl Models {
         let deadline = Instant::now() + PROBE_TIMEOUT;
         let mut fault = None;
         for version in &served.manifest.versions {
-            if let Err(error) = served.backend.ready(version, deadline).await {
+            if let Err(error) = served.running.backend.ready(version, deadline).await {
                 fault = Some(NotServed::Model { version: version.clone(), error });
                 break;
             }
@@ -259,7 +286,7 @@ impl Models {
         }
         self.update(name, |_, entry| {
             // What was started meanwhile speaks for itself.
-            if entry.served.as_ref().is_some_and(|now| Arc::ptr_eq(&now.backend, &served.backend)) {
+            if entry.served.as_ref().is_some_and(|now| Arc::ptr_eq(&now.running.backend, &served.running.backend)) {
                 entry.reachable = fault.is_none();
                 // Of one that is to be replaced, the fault is why it is not yet.
                 if entry.current() {
@@ -270,12 +297,16 @@ impl Models {
     }
 
     async fn start(&self, name: &Name, wanted: &Arc<Model>, entry: &Entry) -> Result<(), NotServed> {
-        let backend = self.backends.start(name, wanted).await;
-        let mut outcome = backend.as_ref().map(|_| ()).map_err(Clone::clone);
+        let running = self
+            .backends
+            .start(name, wanted)
+            .await
+            .map(|backend| Running { backend, breaker: ModelBreaker::new(wanted.traffic.breaker.clone()) });
+        let mut outcome = running.as_ref().map(|_| ()).map_err(Clone::clone);
         self.update(name, |snapshot, entry| {
             // With the groups of now: the snapshot may have changed since the start began.
-            let served = backend.as_ref().map_err(Clone::clone).and_then(|backend| {
-                let served = snapshot.and_then(|snapshot| ServedModel::of(name, wanted, snapshot, backend));
+            let served = running.as_ref().map_err(Clone::clone).and_then(|running| {
+                let served = snapshot.and_then(|snapshot| ServedModel::of(name, wanted, snapshot, running));
                 served.ok_or(NotServed::Features)
             });
             outcome = served.as_ref().map(|_| ()).map_err(Clone::clone);
@@ -324,9 +355,9 @@ impl Models {
 
 impl ServedModel {
     /// `None` if the snapshot lacks a feature that the model binds; a checked one does not.
-    fn of(name: &Name, manifest: &Arc<Model>, snapshot: &Arc<Snapshot>, backend: &Arc<dyn Backend>) -> Option<Self> {
+    fn of(name: &Name, manifest: &Arc<Model>, snapshot: &Arc<Snapshot>, running: &Running) -> Option<Self> {
         let join = Join::of(manifest, snapshot)?;
-        let (manifest, snapshot, backend) = (Arc::clone(manifest), Arc::clone(snapshot), Arc::clone(backend));
-        Some(Self { name: name.clone(), manifest, snapshot, join, backend })
+        let (manifest, snapshot) = (Arc::clone(manifest), Arc::clone(snapshot));
+        Some(Self { name: name.clone(), manifest, snapshot, join, running: running.clone() })
     }
 }

@@ -27,6 +27,7 @@ pub struct Backends {
     /// Triton's repository layout: `<models>/<model>/<version>/model.onnx`.
     pub models: Option<PathBuf>,
     pub triton: Option<Server>,
+    /// Where those of the backend onnx compute.
     pub compute: Arc<Compute>,
 }
 

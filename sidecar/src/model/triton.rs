@@ -15,8 +15,8 @@ use spillway_core::units::Name;
 use spillway_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{
-    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest,
-    ModelStreamInferResponse, model_metadata_response::TensorMetadata,
+    InferParameter, InferStatistics, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest,
+    ModelStatisticsRequest, ModelStreamInferResponse, StatisticDuration, model_metadata_response::TensorMetadata,
 };
 use spillway_runtime::oip;
 use tokio::sync::mpsc;
@@ -79,6 +79,33 @@ impl Server {
     pub fn model(&self, name: &Name) -> Triton {
         Triton { client: self.client.clone(), name: name.clone() }
     }
+
+    /// What all of its models together have done since it began.
+    pub async fn totals(&self, deadline: Instant) -> Result<Totals, ModelError> {
+        let mut client = self.client.clone();
+        let answer =
+            in_time(deadline, client.model_statistics(Request::new(ModelStatisticsRequest::default()))).await?;
+        let mut totals = Totals::default();
+        let nanos = |duration: Option<StatisticDuration>| duration.unwrap_or_default().ns;
+        for InferStatistics { queue, compute_input, compute_infer, compute_output } in
+            answer.model_stats.into_iter().filter_map(|model| model.inference_stats)
+        {
+            let computed = [compute_input, compute_infer, compute_output].map(nanos);
+            let queue = queue.unwrap_or_default();
+            totals.requests = totals.requests.saturating_add(queue.count);
+            totals.queued_ns = totals.queued_ns.saturating_add(queue.ns);
+            totals.computed_ns = computed.into_iter().fold(totals.computed_ns, u64::saturating_add);
+        }
+        Ok(totals)
+    }
+}
+
+/// What a Triton server counts over requests that have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub requests: u64,
+    pub queued_ns: u64,
+    pub computed_ns: u64,
 }
 
 /// One model of the Triton server.

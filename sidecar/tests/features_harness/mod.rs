@@ -91,10 +91,15 @@ impl Sidecar {
     }
 
     pub async fn look(&self, groups: &[&str], entities: &[&str], deadline: Duration) -> Lookup {
+        self.look_within(Reach::All, groups, entities, deadline).await
+    }
+
+    pub async fn look_within(&self, reach: Reach, groups: &[&str], entities: &[&str], deadline: Duration) -> Lookup {
         let groups: Vec<Name> = groups.iter().map(|group| name(group)).collect();
         let groups: Vec<&Name> = groups.iter().collect();
         let entities: Vec<Bytes> = entities.iter().map(|entity| Bytes::copy_from_slice(entity.as_bytes())).collect();
-        self.features.read(&self.snapshot, "acme", &groups, &entities, Instant::now() + deadline).await.unwrap()
+        let deadline = Instant::now() + deadline;
+        self.features.read_within(reach, &self.snapshot, "acme", &groups, &entities, deadline).await.unwrap()
     }
 
     pub async fn put(&self, entity: &str, hits: i64, event_us: i64) -> Result<Written, WriteError> {

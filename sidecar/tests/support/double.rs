@@ -9,9 +9,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use spillway_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use spillway_proto::inference::{
-    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
-    ModelReadyRequest, ModelReadyResponse, ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse,
-    ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    InferParameter, InferStatistics, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
+    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatistics, ModelStatisticsRequest,
+    ModelStatisticsResponse, ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
+    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, StatisticDuration,
     infer_parameter::ParameterChoice, model_infer_response::InferOutputTensor, model_metadata_response::TensorMetadata,
 };
 use tokio::net::TcpListener;
@@ -32,6 +33,8 @@ pub enum Answer {
     Full,
     Invalid,
     Broken,
+    /// As if nobody were there.
+    Gone,
     /// A stream's request gets so many answers.
     Many(usize),
     /// A stream's request gets so many answers and then, alone, the word that there are no more.
@@ -50,6 +53,8 @@ pub struct State {
     pub cold: tokio::sync::watch::Sender<BTreeSet<String>>,
     /// Models that are said to be not ready.
     pub away: Mutex<BTreeSet<String>>,
+    /// Requests, nanoseconds waited and nanoseconds computed, as statistics tell; none are told if there are none.
+    pub statistics: Mutex<Option<[u64; 3]>>,
     /// Metadata and message of the last call.
     pub last: Mutex<Option<(tonic::metadata::MetadataMap, ModelInferRequest)>>,
 }
@@ -74,6 +79,7 @@ impl Double {
             warm_ups: AtomicUsize::new(0),
             cold: tokio::sync::watch::Sender::default(),
             away: Mutex::default(),
+            statistics: Mutex::default(),
             last: Mutex::new(None),
         });
         let double = Self { state, endpoint: format!("http://{}", listener.local_addr().unwrap()) };
@@ -145,6 +151,7 @@ impl Double {
             }
             Answer::Full => return Err(Status::unavailable("Exceeds maximum queue size")),
             Answer::Invalid => return Err(Status::invalid_argument("no such thing")),
+            Answer::Gone => return Err(Status::unavailable("gone")),
             Answer::Broken => return Err(Status::internal("cannot open /srv/models/phishing/model.py\nat line 1")),
         }
         if output.shape.is_empty() {
@@ -215,6 +222,22 @@ impl GrpcInferenceService for Double {
             outputs: vec![tensor("score", 1)],
             ..ModelMetadataResponse::default()
         }))
+    }
+
+    async fn model_statistics(
+        &self,
+        _: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        let [count, queued, computed] = self.state.statistics.lock().ok_or_else(|| Status::unimplemented("none"))?;
+        let duration = |ns| Some(StatisticDuration { count, ns });
+        let stats = InferStatistics {
+            queue: duration(queued),
+            compute_input: duration(0),
+            compute_infer: duration(computed),
+            compute_output: duration(0),
+        };
+        let model = ModelStatistics { inference_stats: Some(stats), ..ModelStatistics::default() };
+        Ok(Response::new(ModelStatisticsResponse { model_stats: vec![model] }))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {

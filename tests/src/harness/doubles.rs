@@ -135,6 +135,13 @@ type Answers = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status
 impl GrpcInferenceService for Shared {
     type ModelStreamInferStream = Answers;
 
+    async fn model_statistics(
+        &self,
+        _: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
         Ok(Response::new(ServerLiveResponse { live: true }))
     }
