@@ -9,6 +9,7 @@
 //! * [`snapshot`]: all resources as one consistent value.
 //! * [`inference`]: the Open Inference Protocol in one form, whatever the client spoke.
 //! * [`policy`]: who may do what.
+//! * [`limit`]: how much they may ask for.
 //! * [`deadline`]: how long a request may take.
 //! * [`routing`]: which pod gets it.
 //! * [`resilience`]: which pods are left alone, and for how long.
