@@ -4,10 +4,12 @@
 //! its text is for the caller and names no address, path or pod.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::StatusCode;
 use spillway_core::inference::InvalidRequest;
 use spillway_core::policy::Denied;
+use spillway_core::units::Name;
 use tonic::Code;
 
 /// The bytes of a request's head or of its framing are not acceptable. The caller's fault; the
@@ -127,6 +129,10 @@ pub enum Refusal {
     #[error("model '{model}' has no version '{version}'")]
     UnknownVersion { model: String, version: String },
 
+    // The caller's: it asks for more than it may. Later is another matter.
+    #[error("{}", limited(.limit, .after.as_ref()))]
+    Limited { limit: Name, after: Option<Duration> },
+
     // Nobody's fault, or ours; again may help.
     #[error("the deadline passed")]
     Deadline,
@@ -145,6 +151,21 @@ pub enum Refusal {
     /// The client is gone: nobody reads this.
     #[error("the client went away")]
     Cancelled,
+}
+
+/// When the same request may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    Unsaid,
+    After(Duration),
+    Never,
+}
+
+fn limited(limit: &Name, after: Option<&Duration>) -> String {
+    match after {
+        Some(after) => format!("the limit '{limit}' is reached; again in {} ms", after.as_nanos().div_ceil(1_000_000)),
+        None => format!("the request costs more than the limit '{limit}' ever holds"),
+    }
 }
 
 /// What a refusal looks like on the wire.
@@ -182,6 +203,8 @@ impl Refusal {
             Self::UnknownModel(_) => (404, Code::NotFound, "unknown-model".into()),
             Self::UnknownVersion { .. } => (404, Code::NotFound, "unknown-version".into()),
             Self::OtherPool(_) => (400, Code::FailedPrecondition, "other-pool".into()),
+            Self::Limited { after: Some(_), .. } => (429, Code::ResourceExhausted, "rate-limited".into()),
+            Self::Limited { after: None, .. } => (429, Code::ResourceExhausted, "rate-limit-never".into()),
             Self::Deadline => (504, Code::DeadlineExceeded, "deadline-exceeded".into()),
             Self::NotReady => (503, Code::Unavailable, "not-ready".into()),
             Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
@@ -196,6 +219,16 @@ impl Refusal {
         // Every number above is a valid status.
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Answer { status, grpc, code }
+    }
+
+    /// What the caller is told about sending it again.
+    pub fn again(&self) -> Again {
+        match self {
+            Self::Limited { after, .. } => after.map_or(Again::Never, Again::After),
+            // Health checks come each second: that is when it may be different.
+            _ if self.answer().status == StatusCode::SERVICE_UNAVAILABLE => Again::After(Duration::from_secs(1)),
+            _ => Again::Unsaid,
+        }
     }
 
     /// The bounded word for a metric's label.
@@ -226,6 +259,7 @@ impl Refusal {
             | Self::UnknownModel(_)
             | Self::UnknownVersion { .. }
             | Self::OtherPool(_)
+            | Self::Limited { .. }
             | Self::Deadline
             | Self::NotReady
             | Self::Overloaded

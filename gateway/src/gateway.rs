@@ -26,6 +26,8 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
+use crate::admission::Admission;
+use crate::clock::Clock;
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
@@ -111,6 +113,7 @@ impl Gateway {
             traces,
             workload: workload.clone(),
             book: HealthBook::default(),
+            admission: Admission::new(Clock::start(), &registry),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -134,6 +137,8 @@ impl Gateway {
         tokio::spawn(workload.follow(subscription.clone(), drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(health::watch(shared.clone(), subscription));
+        let looked_after = shared.clone();
+        tokio::spawn(async move { looked_after.admission.watch(looked_after.drain.clone()).await });
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
@@ -218,7 +223,9 @@ impl Worker {
         let mut changed = subscription.changed();
         let fleet = |before: Option<&Fleet>| {
             let Shared { region, workload, book, upstream_metrics, .. } = &*shared;
-            Fleet::new(subscription.current(), region, workload, book, upstream_metrics, before)
+            let snapshot = subscription.current();
+            shared.admission.follow(&snapshot);
+            Fleet::new(snapshot, region, workload, book, upstream_metrics, before)
         };
         let current = Arc::new(ArcSwap::from_pointee(fleet(None)));
         let follow = async {

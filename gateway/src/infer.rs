@@ -12,10 +12,12 @@ use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
 use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
-use spillway_core::policy::{authorize, authorize_some};
+use spillway_core::limit::Class;
+use spillway_core::policy::{Principal, authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 
+use crate::admission::{Ask, Verdict};
 use crate::answer::Reply;
 use crate::edge::Asking;
 use crate::errors::Refusal;
@@ -104,6 +106,26 @@ pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal>
     Ok(entities)
 }
 
+/// Takes what a valid request costs from its tenant's token buckets, and says its class.
+pub fn admit(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    principal: &Principal,
+    model: &Model,
+    request: &InferRequest,
+    entities: &Entities,
+) -> Result<Class, Refusal> {
+    let ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
+    let Verdict { class, taken } = shared.admission.judge(&ask);
+    exchange.limit = taken.standing;
+    match &exchange.limit {
+        Some(standing) if taken.refused => {
+            Err(Refusal::Limited { limit: standing.limit.clone(), after: standing.reset })
+        }
+        _ => Ok(class),
+    }
+}
+
 async fn call(
     shared: &Shared,
     session: &mut Session,
@@ -114,6 +136,7 @@ async fn call(
     frame: Vec<Bytes>,
 ) -> Result<PodAnswer, Refusal> {
     let entities = check(model, request)?;
+    admit(shared, exchange, &asking.principal, model, request, &entities)?;
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);

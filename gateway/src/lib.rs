@@ -1,17 +1,21 @@
 //! The regional edge: proves who calls, decides whether they may, finds the pod, answers in time.
 //!
 //! One request's path, in reading order: [`downstream::listener`] accepts and identifies, [`edge`] takes it
-//! from Pingora, [`infer`] decodes and checks, [`pods::call`] asks a pod, [`answer`] writes what came.
+//! from Pingora, [`infer`] decodes and checks, [`admission`] lets in, [`pods::call`] asks a pod, [`answer`] writes
+//! what came.
 //!
 //! * [`settings`]: the process's own file. [`gateway`]: load, bind, run, drain. [`shared`]: what its threads share.
 //! * [`downstream`]: connections of clients, and what may stand on the wire.
 //! * [`request`]: one request, read strictly, within bounds.
+//! * [`admission`]: who may pass now. [`clock`]: the time for decisions.
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
 //! * [`pods`]: where they are, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`exchange`], [`metrics`]: what is recorded.
 
+mod admission;
 mod answer;
+mod clock;
 mod downstream;
 mod edge;
 mod errors;

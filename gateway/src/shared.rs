@@ -10,6 +10,7 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
+use crate::admission::Admission;
 use crate::metrics::Metrics;
 use crate::pods::fleet::HealthBook;
 use crate::request::memory::Memory;
@@ -25,6 +26,7 @@ pub struct Shared {
     pub traces: Traces,
     pub workload: Arc<Workload>,
     pub book: HealthBook,
+    pub admission: Admission,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

@@ -41,7 +41,7 @@ use crate::downstream::connection::{WRITE_TIME, caller};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::infer::{check, find};
+use crate::infer::{admit, check, find};
 use crate::local::frame;
 use crate::pods::call::{check_status, failed, request};
 use crate::pods::fleet::{Fleet, PodLink};
@@ -287,6 +287,11 @@ impl Stream<'_> {
                     continue;
                 }
             };
+            let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities);
+            if let Err(refusal) = admitted {
+                self.answer_invalid(session, exchange, request.id, &refusal).await?;
+                continue;
+            }
             exchange.auth = if exchange.auth.is_zero() { exchange.began.elapsed() } else { exchange.auth };
             self.quiet_until = self.quiet_until.min(Instant::now() + model.max_deadline + GRACE);
             if self.link.as_ref().is_some_and(|link| !self.asking.fleet.has(&link.key)) {

@@ -27,7 +27,7 @@ pub struct Tenant {
 /// One token bucket, or one for each model or entity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RateLimit {
-    /// In `RateLimit` headers, metrics and messages.
+    /// In `RateLimit` headers and messages.
     pub name: Name,
     pub per: Per,
     /// Default all.

@@ -52,6 +52,11 @@ impl World {
 
     /// `extra` are more lines of the gateway's settings.
     pub async fn with(extra: &str) -> Self {
+        Self::serving(&[], extra).await
+    }
+
+    /// Serves the resources in which each `(from, to)` is replaced.
+    pub async fn serving(replaced: &[(&str, &str)], extra: &str) -> Self {
         spillway_runtime::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
@@ -61,7 +66,7 @@ impl World {
             let (_, workload) = workload(&authority, &folder.path().join(pod), &text, HOUR);
             sidecars.push(Sidecar::start(pod, workload).await);
         }
-        let resources = resources(&sidecars);
+        let resources = replace(resources(&sidecars), replaced);
         std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(&resources).unwrap(), 1)).unwrap();
         workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
         let path = folder.path().display();
@@ -89,11 +94,7 @@ accessLog: {path}/access.log
 
     /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
     pub async fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
-        let mut text = resources(&self.sidecars);
-        for (from, to) in replaced {
-            assert!(text.contains(from), "{from}");
-            text = text.replace(from, to);
-        }
+        let text = replace(resources(&self.sidecars), replaced);
         let (new, path) = (self.folder.path().join("snapshot.new"), self.folder.path().join("snapshot"));
         std::fs::write(&new, seal(&resource::parse(&text).unwrap(), version)).unwrap();
         std::fs::rename(new, path).unwrap();
@@ -175,6 +176,13 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("not within 10 s: {what}");
+}
+
+fn replace(text: String, replaced: &[(&str, &str)]) -> String {
+    replaced.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    })
 }
 
 fn resources(sidecars: &[Sidecar]) -> String {
