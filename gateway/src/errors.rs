@@ -12,6 +12,8 @@ use spillway_core::policy::Denied;
 use spillway_core::units::Name;
 use tonic::Code;
 
+use crate::admission::Why;
+
 /// The bytes of a request's head or of its framing are not acceptable. The caller's fault; the
 /// connection is closed, since where the next request begins is not certain any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -140,6 +142,8 @@ pub enum Refusal {
     NotReady,
     #[error("too many bytes of requests and answers are in memory")]
     Overloaded,
+    #[error("{}", busy(*.why))]
+    Busy { why: Why, after: Duration },
     #[error("no pod that serves this model can be reached")]
     NoPod,
     #[error("the pod that had the request went away")]
@@ -168,6 +172,16 @@ fn limited(limit: &Name, after: Option<&Duration>) -> String {
     }
 }
 
+fn busy(why: Why) -> &'static str {
+    match why {
+        Why::Shed => "there are too many requests, and others come first",
+        Why::Full => "too many requests wait for this model",
+        Why::TenantFull => "too many requests of this tenant wait or are being served",
+        Why::TooLate => "its turn did not come in time",
+        Why::TooShort => "the model usually takes longer than the request has left",
+    }
+}
+
 /// What a refusal looks like on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -178,6 +192,12 @@ pub struct Answer {
 }
 
 impl Refusal {
+    /// It cannot be served now. Those who are told so together do not all come back together.
+    pub fn busy(why: Why) -> Self {
+        let after = Duration::from_millis(rand::random_range(500..1_500));
+        Self::Busy { why, after }
+    }
+
     pub fn answer(&self) -> Answer {
         let (status, grpc, code): (u16, Code, Cow<'static, str>) = match self {
             Self::Head(fault) => (fault.status().as_u16(), Code::InvalidArgument, fault.code().into()),
@@ -205,7 +225,10 @@ impl Refusal {
             Self::OtherPool(_) => (400, Code::FailedPrecondition, "other-pool".into()),
             Self::Limited { after: Some(_), .. } => (429, Code::ResourceExhausted, "rate-limited".into()),
             Self::Limited { after: None, .. } => (429, Code::ResourceExhausted, "rate-limit-never".into()),
-            Self::Deadline => (504, Code::DeadlineExceeded, "deadline-exceeded".into()),
+            Self::Deadline | Self::Busy { why: Why::TooShort, .. } => {
+                (504, Code::DeadlineExceeded, "deadline-exceeded".into())
+            }
+            Self::Busy { .. } => (503, Code::Unavailable, "overloaded".into()),
             Self::NotReady => (503, Code::Unavailable, "not-ready".into()),
             Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
@@ -225,6 +248,8 @@ impl Refusal {
     pub fn again(&self) -> Again {
         match self {
             Self::Limited { after, .. } => after.map_or(Again::Never, Again::After),
+            Self::Busy { why: Why::TooShort, .. } => Again::Unsaid,
+            Self::Busy { after, .. } => Again::After(*after),
             // Health checks come each second: that is when it may be different.
             _ if self.answer().status == StatusCode::SERVICE_UNAVAILABLE => Again::After(Duration::from_secs(1)),
             _ => Again::Unsaid,
@@ -260,6 +285,7 @@ impl Refusal {
             | Self::UnknownVersion { .. }
             | Self::OtherPool(_)
             | Self::Limited { .. }
+            | Self::Busy { .. }
             | Self::Deadline
             | Self::NotReady
             | Self::Overloaded

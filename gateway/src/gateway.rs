@@ -113,7 +113,7 @@ impl Gateway {
             traces,
             workload: workload.clone(),
             book: HealthBook::default(),
-            admission: Admission::new(Clock::start(), &registry),
+            admission: Admission::new(Clock::start(), settings.region.clone(), &registry),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),

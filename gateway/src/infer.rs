@@ -12,12 +12,11 @@ use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
 use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
-use spillway_core::limit::Class;
 use spillway_core::policy::{Principal, authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 
-use crate::admission::{Ask, Verdict};
+use crate::admission::{Ask, Guest, Verdict};
 use crate::answer::Reply;
 use crate::edge::Asking;
 use crate::errors::Refusal;
@@ -106,7 +105,7 @@ pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal>
     Ok(entities)
 }
 
-/// Takes what a valid request costs from its tenant's token buckets, and says its class.
+/// Takes what a valid request costs from its tenant's token buckets, and says how it comes to the gate.
 pub fn admit(
     shared: &Shared,
     exchange: &mut Exchange,
@@ -114,15 +113,15 @@ pub fn admit(
     model: &Model,
     request: &InferRequest,
     entities: &Entities,
-) -> Result<Class, Refusal> {
+) -> Result<Guest, Refusal> {
     let ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
-    let Verdict { class, taken } = shared.admission.judge(&ask);
+    let Verdict { guest, taken } = shared.admission.judge(&ask);
     exchange.limit = taken.standing;
     match &exchange.limit {
         Some(standing) if taken.refused => {
             Err(Refusal::Limited { limit: standing.limit.clone(), after: standing.reset })
         }
-        _ => Ok(class),
+        _ => Ok(guest),
     }
 }
 
@@ -136,20 +135,27 @@ async fn call(
     frame: Vec<Bytes>,
 ) -> Result<PodAnswer, Refusal> {
     let entities = check(model, request)?;
-    admit(shared, exchange, &asking.principal, model, request, &entities)?;
+    let guest = admit(shared, exchange, &asking.principal, model, request, &entities)?;
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
     let pool = asking.fleet.pool(model).ok_or(Refusal::NoPod)?;
     let call =
         PodCall { pool, entities: &entities, frame, until, trace: asking.trace.clone(), limit: shared.limits.answer };
-    let sent = Instant::now();
+    let asked = Instant::now();
     let answered = tokio::select! {
         biased;
-        answered = call.make(exchange) => answered,
+        answered = async {
+            let place = shared.admission.enter(&guest, &request.model, until).await.map_err(Refusal::busy)?;
+            let answer = call.make(exchange).await?;
+            if let Some(place) = place {
+                place.served();
+            }
+            Ok(answer)
+        } => answered,
         () = gone(session) => Err(Refusal::Cancelled),
     };
-    exchange.upstream = sent.elapsed();
+    exchange.upstream = asked.elapsed();
     answered
 }
 

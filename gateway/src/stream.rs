@@ -287,7 +287,9 @@ impl Stream<'_> {
                     continue;
                 }
             };
-            let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities);
+            let admission = &self.shared.admission;
+            let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities)
+                .and_then(|guest| admission.pass(&guest, &request.model).map_err(Refusal::busy));
             if let Err(refusal) = admitted {
                 self.answer_invalid(session, exchange, request.id, &refusal).await?;
                 continue;

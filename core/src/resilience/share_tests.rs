@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use super::super::{ShedSettings, Shedder};
+use super::super::{Answer, Bulkhead, BulkheadSettings, Entry, Refusal, ShedSettings, Shedder, Ticket};
 use super::*;
 
 /// Requests per second that the simulated pool can do.
@@ -116,4 +116,98 @@ fn idle_tenants_are_forgotten_and_there_are_never_too_many() {
         shares.place(1, Class::Normal, 1, Duration::from_secs(second));
     }
     assert_eq!(shares.tenants.len(), 1);
+}
+
+/// The whole way of a request: shed, place, queue. Each place serves for a fixed time.
+struct Simulated {
+    pool: Pool,
+    bulkhead: Bulkhead,
+    service: f64,
+    /// When each place is free again, and whose it is.
+    serving: Vec<(f64, u32)>,
+    waiting: HashMap<u64, (usize, f64)>,
+}
+
+impl Simulated {
+    fn new(places: u32, service: f64) -> Self {
+        let settings = BulkheadSettings { in_flight: places, queue: 100, tenant_in_flight: places, tenant_queue: 100 };
+        let (bulkhead, waiting) = (Bulkhead::new(settings), HashMap::new());
+        Self { pool: Pool::new(), bulkhead, service, serving: Vec::new(), waiting }
+    }
+
+    fn advance(&mut self, served: &mut [f64]) {
+        while let Some(at) = (0..self.serving.len()).min_by(|a, b| self.serving[*a].0.total_cmp(&self.serving[*b].0))
+            && self.serving[at].0 <= self.pool.now
+        {
+            let (end, tenant) = self.serving.swap_remove(at);
+            served[tenant as usize] += 1.0;
+            for turn in self.bulkhead.leave(tenant, Duration::from_secs_f64(end)) {
+                let (tenant, asked) = self.waiting.remove(&turn.id).unwrap();
+                if turn.answer == Answer::Enter {
+                    self.pool.shedder.observe(Duration::from_secs_f64(end - asked), true);
+                    self.serving.push((end + self.service, tenant as u32));
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, tenants: &[(Class, f64)], seconds: f64) -> Vec<f64> {
+        let (total, end) = (tenants.iter().map(|(_, rate)| rate).sum::<f64>(), self.pool.now + seconds);
+        let mut served = vec![0.0; tenants.len()];
+        loop {
+            self.pool.now += -(1.0 - self.pool.share()).ln() / total;
+            self.advance(&mut served);
+            if self.pool.now >= end {
+                return served.iter().map(|count| count / seconds).collect();
+            }
+            let mut pick = self.pool.share() * total;
+            let tenant = tenants.iter().position(|(_, rate)| {
+                pick -= rate;
+                pick < 0.0
+            });
+            let tenant = tenant.unwrap_or(0);
+            let (class, now, random) = (tenants[tenant].0, Duration::from_secs_f64(self.pool.now), self.pool.next());
+            let place = self.pool.shares.place(tenant as u32, class, random, now);
+            if !self.pool.shedder.admit(class, place, now) {
+                continue;
+            }
+            let deadline = now + Duration::from_millis(700);
+            match self.bulkhead.try_enter(Ticket { tenant: tenant as u32, class, deadline, now }) {
+                Entry::Entered => {
+                    self.pool.shedder.observe(Duration::ZERO, true);
+                    self.serving.push((self.pool.now + self.service, tenant as u32));
+                }
+                Entry::Queued { id, displaced } => {
+                    self.waiting.insert(id, (tenant, self.pool.now));
+                    if let Some(displaced) = displaced {
+                        self.waiting.remove(&displaced);
+                        self.pool.shedder.observe(Duration::ZERO, false);
+                    }
+                }
+                Entry::Refused(Refusal::Full) => self.pool.shedder.observe(Duration::ZERO, false),
+                Entry::Refused(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn places_stay_taken_and_the_important_are_served_whatever_is_asked_for() {
+    for (places, service) in [(6, 0.06), (6, 0.03), (24, 0.02)] {
+        let capacity = f64::from(places) / service;
+        for factor in [2.0, 4.0, 10.0] {
+            let tenants = [
+                (Class::Critical, 0.2 * capacity),
+                (Class::Normal, (factor * 0.8 - 0.5) * capacity),
+                (Class::Low, factor * 0.2 * capacity),
+                (Class::Normal, 0.3 * capacity),
+            ];
+            let mut simulated = Simulated::new(places, service);
+            simulated.run(&tenants, 10.0);
+            let served: Vec<f64> = simulated.run(&tenants, 60.0).into_iter().map(|rate| rate / capacity).collect();
+            let case = format!("{capacity} a second, {factor} x: {served:?} of the capacity");
+            assert!(served.iter().sum::<f64>() > 0.94, "{case}");
+            assert!(served[0] > 0.195 && served[2] < 0.01 && served[3] > 0.28, "{case}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::*;
 use spillway_runtime::tls::{Offer, Workload, accept};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// When the stand-in tells of a deadline: after that of the model `brief`, 300 ms.
@@ -41,6 +42,14 @@ struct State {
     pod: String,
     seen: Mutex<Vec<Seen>>,
     cancelled: AtomicUsize,
+    capacity: Mutex<Option<Capacity>>,
+}
+
+/// So many unary calls at a time, each of which takes so long.
+#[derive(Clone)]
+struct Capacity {
+    places: Arc<Semaphore>,
+    takes: Duration,
 }
 
 struct CountDrop(Arc<State>, bool);
@@ -87,6 +96,11 @@ impl Sidecar {
 
     pub fn cancelled(&self) -> usize {
         self.state.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// From now on it serves `places` unary calls at a time, each for `takes`; more of them wait.
+    pub fn slow_down(&self, places: usize, takes: Duration) {
+        *self.state.capacity.lock() = Some(Capacity { places: Arc::new(Semaphore::new(places)), takes });
     }
 
     /// Dies: the port refuses from now on.
@@ -189,6 +203,11 @@ impl GrpcInferenceService for Service {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let seen = Seen { pod: self.0.pod.clone(), metadata: metadata.into_headers(), message: message.clone() };
+        let capacity = self.0.capacity.lock().clone();
+        if let Some(Capacity { places, takes }) = capacity {
+            let _place = places.acquire().await.unwrap();
+            tokio::time::sleep(takes).await;
+        }
         self.0.seen.lock().push(seen);
         match entity(&message).as_str() {
             "hangs" => {
