@@ -24,6 +24,8 @@ enum Command {
     Sidecar(commands::process::Arguments),
     /// Check resources; compile them into a snapshot
     Check(commands::check::Arguments),
+    /// Check audit logs
+    Audit(commands::audit::Arguments),
     /// Make a trust domain and its certificates, for development
     Pki(commands::pki::Arguments),
     /// Load features
@@ -38,6 +40,7 @@ fn main() -> std::process::ExitCode {
         Command::Gateway(arguments) => commands::process::gateway(&arguments),
         Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Audit(arguments) => commands::audit::run(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),
         Command::Dev(arguments) => dev::run(&arguments),

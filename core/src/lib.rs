@@ -12,16 +12,19 @@
 //! * [`limit`]: how much they may ask for.
 //! * [`deadline`]: how long a request may take.
 //! * [`routing`]: which pod gets it.
-//! * [`resilience`]: which pods are left alone, and for how long.
+//! * [`resilience`]: what keeps good traffic right while pods, models and callers misbehave.
 //! * [`feature`]: groups, stored values, freshness.
 //! * [`cache`]: results that are given again.
+//! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.
 
+pub mod audit;
 pub mod cache;
 pub mod deadline;
 pub mod feature;
 pub mod identity;
 pub mod inference;
 pub mod limit;
+pub mod line;
 pub mod policy;
 pub mod resilience;
 pub mod resource;

@@ -15,6 +15,7 @@ use pingora_core::{BError, Error, ErrorType};
 use pingora_proxy::{ProxyHttp, Session};
 use spillway_core::policy::{Principal, principal};
 use spillway_runtime::telemetry::TraceParent;
+use spillway_runtime::tls::PeerError;
 
 use crate::answer::{self, Reply};
 use crate::downstream::connection::caller;
@@ -87,7 +88,7 @@ impl Edge {
         if Head::is_grpc(request) {
             exchange.protocol = Protocol::Grpc;
         }
-        let caller = caller(session).cloned().ok_or(Refusal::Untrusted)?;
+        let caller = caller(session).cloned().ok_or(Refusal::Untrusted(PeerError::NoCertificate))?;
         exchange.caller = Some(caller.clone());
         let read = Head::read(request);
         let id = read.as_ref().ok().and_then(|head| head.request_id.clone());
@@ -95,7 +96,7 @@ impl Edge {
         let head = read?;
         exchange.trace_id = trace.trace_id();
         let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
-        trusted.map_err(|_| Refusal::Untrusted)?;
+        trusted.map_err(Refusal::Untrusted)?;
         // The path outlives the borrow of the session; both are views of one buffer.
         let (method, uri) = (request.method.clone(), request.uri.clone());
         let route = route(&method, uri.path())?;
@@ -131,7 +132,7 @@ impl Edge {
     }
 
     async fn refuse(&self, session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> answer::Written {
-        if matches!(refusal, Refusal::Untrusted)
+        if matches!(refusal, Refusal::Untrusted(_))
             && let Some(caller) = &exchange.caller
         {
             caller.close.notify_one();

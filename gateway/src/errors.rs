@@ -10,6 +10,7 @@ use http::StatusCode;
 use spillway_core::inference::InvalidRequest;
 use spillway_core::policy::Denied;
 use spillway_core::units::Name;
+use spillway_runtime::tls::PeerError;
 use tonic::Code;
 
 use crate::admission::Why;
@@ -121,7 +122,7 @@ pub enum Refusal {
 
     // The caller's identity or rights.
     #[error("the certificate is expired or its issuer is not trusted any more")]
-    Untrusted,
+    Untrusted(#[source] PeerError),
     #[error(transparent)]
     Denied(#[from] Denied),
     #[error("there is no model '{0}' here")]
@@ -218,7 +219,7 @@ impl Refusal {
             Self::BodyTooSlow => (408, Code::DeadlineExceeded, "body-too-slow".into()),
             Self::Frame => (400, Code::InvalidArgument, "invalid-frame".into()),
             Self::Invalid(fault) => (400, Code::InvalidArgument, fault.code().into()),
-            Self::Untrusted => (403, Code::PermissionDenied, "untrusted-certificate".into()),
+            Self::Untrusted(_) => (403, Code::PermissionDenied, "untrusted-certificate".into()),
             Self::Denied(fault) => (403, Code::PermissionDenied, fault.code().into()),
             Self::UnknownModel(_) => (404, Code::NotFound, "unknown-model".into()),
             Self::UnknownVersion { .. } => (404, Code::NotFound, "unknown-version".into()),
@@ -268,7 +269,7 @@ impl Refusal {
     /// Whether the connection must not be used again after this.
     pub fn ends_connection(&self) -> bool {
         match self {
-            Self::Head(_) | Self::Upgrade | Self::ConnectionHeader | Self::Untrusted | Self::BodyTooSlow => true,
+            Self::Head(_) | Self::Upgrade | Self::ConnectionHeader | Self::Untrusted(_) | Self::BodyTooSlow => true,
             Self::Path
             | Self::NotFound
             | Self::NotOffered

@@ -15,6 +15,7 @@ use spillway_runtime::telemetry::{Span, Status};
 use tonic::Code;
 
 use crate::admission::Standing;
+use crate::audit::denial;
 use crate::downstream::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
 use crate::request::memory::Kept;
@@ -124,10 +125,13 @@ impl Exchange {
         self.kept.add(&self.shared.memory, bytes)
     }
 
-    /// Counts a refusal and makes it the outcome.
+    /// Counts a refusal, audits one that is a matter of rights, and makes it the outcome.
     pub fn refuse(&mut self, refusal: &Refusal) -> Answer {
         let answer = refusal.answer();
         self.shared.metrics.rejected(refusal.reason());
+        if answer.status == StatusCode::FORBIDDEN {
+            self.shared.audit.denied(|| denial(self, refusal, &answer));
+        }
         self.outcome = Some(Outcome { status: answer.status, grpc: answer.grpc, code: answer.code.clone() });
         answer
     }

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -19,6 +20,7 @@ use spillway_core::identity::Role;
 use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
+use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
@@ -49,6 +51,8 @@ const SEND_BUFFER: usize = 32 << 10;
 /// remember to have reset, and those that it made us reset (CVE-2025-8671): beyond it, GOAWAY.
 const RESETS: usize = 20;
 const LOCAL_RESETS: usize = 256;
+/// How long the last lines of each log may take to be written.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// The operator's fault: the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +92,10 @@ impl Gateway {
         let workload = Workload::load(&settings.common.identity)?;
         workload.register(&registry);
         check_identity(&settings, &workload)?;
-        let subscription = Arc::new(Subscription::start(&settings.common.snapshot, &registry)?);
+        let failed = |what| move |problem| StartError::Io { what, problem };
+        let audit = Audit::start(settings.common.audit.as_ref(), "gateway", &workload.id(), &registry);
+        let audit = audit.map_err(failed("audit"))?;
+        let subscription = Arc::new(Subscription::start(&settings.common.snapshot, &registry, &audit)?);
         if !subscription.load().regions.contains_key(&settings.region) {
             return Err(StartError::UnknownRegion(settings.region));
         }
@@ -97,7 +104,6 @@ impl Gateway {
             Some(otlp) => Traces::start(otlp, "gateway", &registry)?,
             None => Traces::off(),
         };
-        let failed = |what| move |problem| StartError::Io { what, problem };
         let access_log = match &settings.common.access_log {
             Some(log) => AccessLog::open(log, &registry).map_err(failed("accessLog"))?,
             None => AccessLog::off(),
@@ -110,6 +116,7 @@ impl Gateway {
             limits: settings.limits,
             metrics: Metrics::new(&registry),
             access_log,
+            audit: audit.clone(),
             traces,
             workload: workload.clone(),
             book: HealthBook::default(),
@@ -133,8 +140,8 @@ impl Gateway {
             };
             workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
         }
-        tokio::spawn(workload.clone().watch(drain.clone()));
-        tokio::spawn(workload.follow(subscription.clone(), drain.clone()));
+        tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
+        tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(health::watch(shared.clone(), subscription));
         let looked_after = shared.clone();
@@ -155,7 +162,8 @@ impl Gateway {
                     tracing::error!("a worker thread panicked");
                 }
             }
-            shared.access_log.flush(std::time::Duration::from_secs(2));
+            shared.access_log.flush(FLUSH);
+            shared.audit.stop(FLUSH);
             shared.traces.stop();
         });
         // Fails only if the closure panicked, and it does not.

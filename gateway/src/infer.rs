@@ -89,6 +89,7 @@ pub fn find(
     let snapshot = &asking.fleet.snapshot;
     // Operators want to see what was refused, too.
     exchange.model = clipped(model);
+    exchange.version = clipped(version);
     authorize(snapshot, &asking.principal, model, version, action)?;
     let found = snapshot.models.get(model).ok_or_else(|| Refusal::UnknownModel(clipped(model)))?;
     let Some(served) = found.version(version) else {

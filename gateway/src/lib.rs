@@ -11,10 +11,11 @@
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
 //! * [`pods`]: where they are, whether they live, a call to one.
 //! * [`answer`], [`errors`]: what goes back.
-//! * [`exchange`], [`metrics`]: what is recorded.
+//! * [`exchange`], [`audit`], [`metrics`]: what is recorded.
 
 mod admission;
 mod answer;
+mod audit;
 mod clock;
 mod downstream;
 mod edge;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
+use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
@@ -23,6 +24,7 @@ pub struct Shared {
     pub limits: Limits,
     pub metrics: Metrics,
     pub access_log: AccessLog,
+    pub audit: Audit,
     pub traces: Traces,
     pub workload: Arc<Workload>,
     pub book: HealthBook,

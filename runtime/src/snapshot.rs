@@ -20,6 +20,7 @@ use spillway_core::snapshot::Snapshot;
 use spillway_proto::control;
 use tokio::sync::watch;
 
+use crate::audit::{Audit, Event, Hash, clipped};
 use crate::drain::Drain;
 use crate::file::Watched;
 use crate::telemetry::Metrics;
@@ -107,6 +108,7 @@ pub struct Subscription {
     rejected: Family<Reason, Counter>,
     accepted: Counter,
     version: Gauge,
+    audit: Audit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -116,11 +118,11 @@ struct Reason {
 
 impl Subscription {
     /// Reads the file for the first time. Blocks on the file system.
-    pub fn start(path: impl AsRef<Path>, metrics: &Metrics) -> Result<Self, Refused> {
+    pub fn start(path: impl AsRef<Path>, metrics: &Metrics, audit: &Audit) -> Result<Self, Refused> {
         let path = path.as_ref().to_owned();
         let mut file = Watched::new(vec![path.clone()], MAX_FILE);
-        let snapshot = match file.changed()?.as_deref() {
-            Some([sealed]) => open(sealed)?,
+        let (snapshot, sha256) = match file.changed()?.as_deref() {
+            Some([sealed]) => (open(sealed)?, Hash::of(sealed)),
             _ => return Err(Refused::Malformed),
         };
         let subscription = Self {
@@ -131,8 +133,9 @@ impl Subscription {
             rejected: metrics.family("snapshot_rejected", "Snapshots refused; the last good one stayed"),
             current: ArcSwap::from_pointee(snapshot),
             file: Mutex::new(file),
+            audit: audit.clone(),
         };
-        subscription.count_accepted();
+        subscription.tell_accepted(sha256);
         Ok(subscription)
     }
 
@@ -176,6 +179,11 @@ impl Subscription {
                         "snapshot refused, the last good one stays"
                     );
                     refused = Some(error.to_string());
+                    self.audit.record(Event::SnapshotRefused {
+                        reason: error.reason(),
+                        problem: clipped(&error),
+                        serving: self.load().version,
+                    });
                 }
             }
         }
@@ -186,7 +194,8 @@ impl Subscription {
     pub fn reload(&self) -> Result<bool, Refused> {
         let mut file = self.file.lock();
         let Some(content) = file.changed()? else { return Ok(false) };
-        let snapshot = open(&content.concat())?;
+        let content = content.concat();
+        let snapshot = open(&content)?;
         let current = self.current.load();
         if snapshot == **current {
             return Ok(false);
@@ -196,15 +205,17 @@ impl Subscription {
         }
         let version = snapshot.version;
         self.current.store(Arc::new(snapshot));
-        self.count_accepted();
+        self.tell_accepted(Hash::of(&content));
         self.changed.send_replace(version);
         tracing::info!(version, "snapshot taken");
         Ok(true)
     }
 
-    fn count_accepted(&self) {
+    fn tell_accepted(&self, sha256: Hash) {
+        let version = self.load().version;
         self.accepted.inc();
-        self.version.set(i64::try_from(self.load().version).unwrap_or(i64::MAX));
+        self.version.set(i64::try_from(version).unwrap_or(i64::MAX));
+        self.audit.record(Event::SnapshotAccepted { version, sha256 });
     }
 }
 

@@ -43,7 +43,8 @@ impl Followed {
         let folder = tempfile::tempdir().unwrap();
         let metrics = Metrics::new("test");
         write_atomic(&folder.path().join("snapshot"), &sealed(5, &[]), 0o644).unwrap();
-        let subscription = Arc::new(Subscription::start(folder.path().join("snapshot"), &metrics).unwrap());
+        let subscription =
+            Arc::new(Subscription::start(folder.path().join("snapshot"), &metrics, &Audit::off()).unwrap());
         Self { folder, metrics, subscription }
     }
 
@@ -143,7 +144,7 @@ async fn t61_t63_what_is_refused_is_counted_and_the_last_good_one_stays() {
 fn a_bad_file_at_start_is_a_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot");
-    let start = || Subscription::start(&path, &Metrics::new("test")).map(|_| ()).unwrap_err();
+    let start = || Subscription::start(&path, &Metrics::new("test"), &Audit::off()).map(|_| ()).unwrap_err();
     assert_eq!(start().reason(), "unreadable");
     std::fs::write(&path, b"").unwrap();
     assert_eq!(start().reason(), "malformed");

@@ -10,6 +10,7 @@
 //!
 //! [`settings`] are read at start; [`feature_service`] takes features in; [`sidecar`] binds and runs it all.
 
+mod audit;
 pub mod failure;
 pub mod feature_service;
 pub mod features;

@@ -18,17 +18,20 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use spillway_core::identity::{Role, SpiffeId};
+use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::tls::{Arrival, Arrivals, Handshakes, Offer, Peer, Workload};
+use spillway_runtime::tls::{AcceptError, Arrival, Arrivals, Handshakes, Offer, Peer, Workload};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
 
+use crate::audit::{denial, no_connection};
 use crate::failure::Failure;
 use crate::feature_service::may_call as may_call_features;
 use crate::metrics::{ByRefusal, Counted, SidecarMetrics};
+use crate::service::text;
 
 /// Gateways of one region keep a few connections each.
 const CONNECTIONS: usize = 1_024;
@@ -66,6 +69,7 @@ pub struct Server {
 pub struct Guard {
     pub workload: Arc<Workload>,
     pub metrics: SidecarMetrics,
+    pub audit: Audit,
     pub drain: Drain,
 }
 
@@ -93,11 +97,15 @@ impl Server {
 
 impl Guard {
     async fn connection(&self, arrival: Arrival, routes: Routes, slots: &Semaphore) {
+        let address = arrival.address;
         let (accepted, _work) = match arrival.greet(&self.workload, Offer::H2).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 self.refused_connection(error.reason());
                 tracing::debug!(reason = error.reason(), "connection refused");
+                if let AcceptError::Peer(error) = error {
+                    self.audit.denied(|| no_connection(error, address));
+                }
                 return;
             }
         };
@@ -112,7 +120,7 @@ impl Guard {
                 let (guard, peer, mut routes) = (guard.clone(), Arc::clone(&peer), routes.clone());
                 let (call, unwelcome) = (calls.begin(), Arc::clone(&unwelcome));
                 async move {
-                    let response = guard.call(request, peer, &mut routes, &unwelcome).await;
+                    let response = guard.call(request, peer, address, &mut routes, &unwelcome).await;
                     // Open until the last of its answer, or its reset.
                     let held = move |frame| {
                         let _open = &call;
@@ -159,11 +167,17 @@ impl Guard {
         &self,
         mut request: Request<Incoming>,
         peer: Arc<Peer>,
+        address: SocketAddr,
         routes: &mut Routes,
         unwelcome: &Notify,
     ) -> Response<Body> {
         if let Err(failure) = self.judge(&peer, request.uri().path()) {
             self.metrics.calls_refused.get_or_create(&ByRefusal { reason: failure.code() }).inc();
+            let action = if request.uri().path().starts_with(FEATURE_SERVICE) { "features" } else { "infer" };
+            self.audit.denied(|| {
+                let request_id = text(request.headers(), "x-request-id");
+                denial(&peer.id, &failure, action, &request_id, Some(address))
+            });
             if matches!(failure, Failure::Untrusted(_)) || !may_call_anything(&self.workload.id(), &peer.id) {
                 unwelcome.notify_one();
             }

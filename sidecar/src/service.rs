@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use http::HeaderMap;
 use spillway_core::deadline::parse_grpc_timeout;
 use spillway_core::identity::Role;
 use spillway_core::inference::{ModelMetadata, ServerMetadata};
@@ -12,14 +13,15 @@ use spillway_proto::inference::{
     ModelReadyResponse, ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
+use spillway_runtime::audit::Audit;
 use spillway_runtime::oip;
 use spillway_runtime::telemetry::TraceParent;
 use spillway_runtime::tls::{Peer, Workload};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::audit::denial;
 use crate::failure::Failure;
 use crate::inference::{Context, Inference};
 use crate::model::served::{Lookup, ServedModel};
@@ -34,11 +36,12 @@ const LONGEST_TEXT: usize = 128;
 pub struct Service {
     inference: Arc<Inference>,
     workload: Arc<Workload>,
+    audit: Audit,
 }
 
 impl Service {
-    pub fn new(inference: Arc<Inference>, workload: Arc<Workload>) -> Self {
-        Self { inference, workload }
+    pub fn new(inference: Arc<Inference>, workload: Arc<Workload>, audit: Audit) -> Self {
+        Self { inference, workload, audit }
     }
 
     fn served(&self, name: &str, version: &str) -> Result<Arc<ServedModel>, Status> {
@@ -120,10 +123,12 @@ impl GrpcInferenceService for Service {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let context = context(&request);
-        let (workload, peer) = (Arc::clone(&self.workload), peer(&request));
+        let (workload, audit, peer) = (Arc::clone(&self.workload), self.audit.clone(), peer(&request));
+        let request_id = context.request_id.clone();
         let allowed = move || {
             let peer = peer.as_ref().ok_or(Failure::NotAGateway)?;
-            workload.still_trusted(peer, SystemTime::now()).map_err(Failure::Untrusted)
+            let trusted = workload.still_trusted(peer, SystemTime::now()).map_err(Failure::Untrusted);
+            trusted.inspect_err(|failure| audit.denied(|| denial(&peer.id, failure, "infer", &request_id, None)))
         };
         let (answers, stream) = mpsc::channel(STREAM_BUFFER);
         let session = Session::new(Arc::clone(&self.inference), context, answers, Box::new(allowed));
@@ -147,14 +152,15 @@ fn context<T>(request: &Request<T>) -> Context {
     Context {
         arrived: Instant::now(),
         grpc_timeout: metadata.get("grpc-timeout").and_then(|value| parse_grpc_timeout(value.to_str().ok()?)),
-        tenant: text(metadata, "x-spillway-tenant"),
-        request_id: text(metadata, "x-request-id"),
+        tenant: text(metadata.as_ref(), "x-spillway-tenant"),
+        request_id: text(metadata.as_ref(), "x-request-id"),
         trace: TraceParent::read(metadata.as_ref()),
         gateway,
     }
 }
 
-fn text(metadata: &MetadataMap, key: &str) -> String {
-    let value = metadata.get(key).and_then(|value| value.to_str().ok());
+/// A header's value; empty if it is not there, or too long.
+pub fn text(headers: &HeaderMap, key: &str) -> String {
+    let value = headers.get(key).and_then(|value| value.to_str().ok());
     value.filter(|value| value.len() <= LONGEST_TEXT).unwrap_or_default().to_owned()
 }

@@ -14,6 +14,7 @@ use spillway_core::units::Name;
 use spillway_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
+use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::{Metrics, Traces, TracesError};
@@ -56,6 +57,8 @@ pub enum StartError {
     Triton(#[from] InvalidEndpoint),
     #[error("accessLog: {0}")]
     AccessLog(#[source] io::Error),
+    #[error("audit: {0}")]
+    Audit(#[source] io::Error),
     #[error("otlp: {0}")]
     Traces(#[from] TracesError),
     #[error("{setting}: cannot listen on {address}: {source}")]
@@ -77,6 +80,7 @@ pub struct Sidecar {
     inference: Arc<Inference>,
     workload: Arc<Workload>,
     snapshots: Arc<Subscription>,
+    audit: Audit,
     metrics: Metrics,
     settings: SidecarSettings,
     drain: Drain,
@@ -101,7 +105,9 @@ impl Sidecar {
         let workload = Workload::load(&settings.common.identity)?;
         workload.register(&metrics);
         check_identity(&workload, &settings)?;
-        let snapshots = Arc::new(Subscription::start(&settings.common.snapshot, &metrics)?);
+        let audit = Audit::start(settings.common.audit.as_ref(), "sidecar", &workload.id(), &metrics);
+        let audit = audit.map_err(StartError::Audit)?;
+        let snapshots = Arc::new(Subscription::start(&settings.common.snapshot, &metrics, &audit)?);
         if !snapshots.load().pools.contains_key(&settings.pool) {
             tracing::warn!(pool = %settings.pool, "the snapshot has no such pool; no model is served");
         }
@@ -142,7 +148,18 @@ impl Sidecar {
             grpc: server.address().map_err(bound("listen", settings.listen))?,
             admin: admin_port.address().map_err(bound("admin", admin.listen))?,
         };
-        Ok(Self { addresses, server, admin: admin_port, inference, workload, snapshots, metrics, settings, drain })
+        Ok(Self {
+            addresses,
+            server,
+            admin: admin_port,
+            inference,
+            workload,
+            snapshots,
+            audit,
+            metrics,
+            settings,
+            drain,
+        })
     }
 
     pub fn addresses(&self) -> Addresses {
@@ -151,12 +168,18 @@ impl Sidecar {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { server, admin, inference, workload, snapshots, metrics, settings, drain, .. } = self;
+        let Self { server, admin, inference, workload, snapshots, audit, metrics, settings, drain, .. } = self;
         let models = Arc::clone(&inference.models);
         let (reporter, health) = health_reporter();
         reporter.set_service_status("", ServingStatus::NotServing).await;
-        let guard = Guard { workload: Arc::clone(&workload), metrics: inference.metrics.clone(), drain: drain.clone() };
-        let service = GrpcInferenceServiceServer::new(Service::new(Arc::clone(&inference), Arc::clone(&workload)))
+        let guard = Guard {
+            workload: Arc::clone(&workload),
+            metrics: inference.metrics.clone(),
+            audit: audit.clone(),
+            drain: drain.clone(),
+        };
+        let service = Service::new(Arc::clone(&inference), Arc::clone(&workload), audit.clone());
+        let service = GrpcInferenceServiceServer::new(service)
             .max_decoding_message_size(Limits::LARGEST_REQUEST.message())
             .max_encoding_message_size(usize::MAX);
         let mut routes = Routes::new(service).add_service(health);
@@ -174,8 +197,8 @@ impl Sidecar {
         // Dropped at the end of this function, and with it every task of ours.
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve(pages));
-        tasks.spawn(Arc::clone(&workload).watch(drain.clone()));
-        tasks.spawn(Arc::clone(&workload).follow(Arc::clone(&snapshots), drain.clone()));
+        tasks.spawn(Arc::clone(&workload).watch(audit.clone(), drain.clone()));
+        tasks.spawn(Arc::clone(&workload).follow(Arc::clone(&snapshots), audit.clone(), drain.clone()));
         tasks.spawn(Arc::clone(&snapshots).watch(drain.clone()));
         tasks.spawn(report_health(Arc::clone(&inference), reporter, drain.clone()));
         tasks.spawn(async move { models.follow(&snapshots).await });
@@ -185,6 +208,7 @@ impl Sidecar {
         let Recorder { log, traces, .. } = inference.recorder.clone();
         let flushed = tokio::task::spawn_blocking(move || {
             log.flush(FLUSH);
+            audit.stop(FLUSH);
             traces.stop();
         });
         // Bounded by both of them; a panic there has nothing left to harm.

@@ -243,7 +243,7 @@ async fn a_load_that_the_store_refuses_ends_at_once_and_the_log_says_why() {
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(begun.elapsed() < SOON && told.contains("refused 1 of 1"), "{:?} {told}", begun.elapsed());
     let log = region.sidecars[0].log();
-    assert!(log.contains("a feature store fails") && log.contains("invalid") && log.contains("schema_ver"), "{log}");
+    assert!(log.contains("a store fails") && log.contains("invalid") && log.contains("schema_ver"), "{log}");
     session.query_unpaged("ALTER TABLE spillway.features ADD schema_ver int", ()).await.expect("it is there again");
     eventually("the load goes through", SOON, async || load(&region, &csv).status.success().then_some(())).await;
 }

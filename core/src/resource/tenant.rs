@@ -87,8 +87,9 @@ impl From<Rate> for limit::Rate {
     }
 }
 
-const CLASSES: [(&str, Class); 4] =
-    [("critical", Class::Critical), ("high", Class::High), ("normal", Class::Normal), ("low", Class::Low)];
+fn classes() -> [(&'static str, Class); 4] {
+    Class::ALL.map(|class| (class.name(), class))
+}
 
 pub(super) fn read(spec: &Field<'_>) -> Option<Tenant> {
     let fields = spec.map();
@@ -119,8 +120,8 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Tenant> {
 fn read_priority(fields: &Fields<'_>) -> Option<(Class, Class)> {
     let Some(field) = fields.optional("priority") else { return Some((Class::Normal, Class::Normal)) };
     let fields = field.map();
-    let default = fields.optional("default").map_or(Some(Class::Normal), |field| field.choice(&CLASSES));
-    let highest = fields.optional("highest").map_or(default, |field| field.choice(&CLASSES));
+    let default = fields.optional("default").map_or(Some(Class::Normal), |field| field.choice(&classes()));
+    let highest = fields.optional("highest").map_or(default, |field| field.choice(&classes()));
     fields.finish();
     let (default, highest) = (default?, highest?);
     // Critical is the least of the order.

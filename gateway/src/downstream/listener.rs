@@ -15,11 +15,12 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, Type};
 use spillway_runtime::drain::Drain;
-use spillway_runtime::tls::{Arrival, Arrivals, Handshakes, Offer, Workload};
+use spillway_runtime::tls::{AcceptError, Arrival, Arrivals, Handshakes, Offer, Workload};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::audit::no_connection;
 use crate::downstream::connection::{Connection, NextHead};
 use crate::downstream::h2_connection;
 use crate::edge::Edge;
@@ -106,7 +107,11 @@ impl Door {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%address, %error, "no connection came to be");
-                return self.shared.metrics.handshake_failed(error.reason());
+                self.shared.metrics.handshake_failed(error.reason());
+                if let AcceptError::Peer(error) = &error {
+                    self.shared.audit.denied(|| no_connection(error, address));
+                }
+                return;
             }
         };
         let Some(_place) = self.take_place() else { return };

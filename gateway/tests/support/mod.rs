@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use spillway_core::identity::{SpiffeId, TrustDomain};
 use spillway_core::resource;
 use spillway_gateway::{Gateway, GatewaySettings};
@@ -113,6 +114,14 @@ accessLog: {path}/access.log
 
     pub async fn http2(&self) -> Http2 {
         Http2::connect(self.gateway.https, &self.client("acme")).await.unwrap()
+    }
+
+    /// Whether a new connection of this tenant is served. TLS 1.3 tells a client that it is refused only
+    /// after its own side is done.
+    pub async fn lets_in(&self, tenant: &str) -> bool {
+        let Ok(http2) = Http2::connect(self.gateway.https, &self.client(tenant)).await else { return false };
+        let answer = http2.exchange(Http2::request("GET", "/v2/health/live", &[]), Bytes::new()).await;
+        answer.is_ok_and(|answer| answer.status == 200)
     }
 
     /// The raw answer of the admin port.

@@ -21,11 +21,12 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use spillway_core::identity::{Revoked, SpiffeId};
+use spillway_core::identity::{Revoked, Serial, SpiffeId};
 
 use super::peer::{Leaf, Peer, PeerError, Side};
 use super::provider::provider;
 use super::trust::{Clients, ExactServer, Trust};
+use crate::audit::{Audit, Event, Hash, clipped};
 use crate::drain::Drain;
 use crate::file::Watched;
 use crate::snapshot::Subscription;
@@ -93,8 +94,17 @@ struct Identity {
     generation: u64,
     key: Arc<CertifiedKey>,
     trust: Arc<Trust>,
+    origin: Origin,
     server: Arc<ServerConfig>,
     h2_server: Arc<ServerConfig>,
+}
+
+/// What the audit log says of the files that an identity is made of.
+#[derive(Clone, Debug)]
+struct Origin {
+    serial: Serial,
+    not_after: SystemTime,
+    trust_bundle: Hash,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -212,16 +222,20 @@ impl Workload {
             return false;
         }
         let trust = (*current.trust).clone().revoking(revoked.clone());
-        self.current.store(Arc::new(Identity::new(current.generation + 1, current.key.clone(), trust)));
+        let identity = Identity::new(current.generation + 1, current.key.clone(), trust, current.origin.clone());
+        self.current.store(Arc::new(identity));
         true
     }
 
     /// Follows the revocations of the Snapshot until stopped.
-    pub async fn follow(self: Arc<Self>, snapshots: Arc<Subscription>, drain: Drain) {
+    pub async fn follow(self: Arc<Self>, snapshots: Arc<Subscription>, audit: Audit, drain: Drain) {
         let mut changed = snapshots.changed();
         loop {
-            if self.revoke(&snapshots.load().revoked) {
-                tracing::info!(generation = self.generation(), "revocations changed");
+            let revoked = snapshots.load().revoked.clone();
+            if self.revoke(&revoked) {
+                let (generation, serials, ids) = (self.generation(), revoked.serials.len(), revoked.ids.len());
+                tracing::info!(generation, serials, ids, "revocations changed");
+                audit.record(Event::RevocationsChanged { generation, serials, ids });
             }
             tokio::select! {
                 Ok(()) = changed.changed() => {}
@@ -231,8 +245,9 @@ impl Workload {
     }
 
     /// Follows the files until stopped.
-    pub async fn watch(self: Arc<Self>, drain: Drain) {
+    pub async fn watch(self: Arc<Self>, audit: Audit, drain: Drain) {
         let mut refused = None;
+        audit.record(self.certificate());
         loop {
             tokio::select! {
                 () = tokio::time::sleep(POLL) => {}
@@ -243,6 +258,7 @@ impl Workload {
                 Ok(true) => {
                     refused = None;
                     tracing::info!(generation = self.generation(), "identity reloaded");
+                    audit.record(self.certificate());
                 }
                 // Files that stay unreadable are told once, not at each look.
                 Err(error @ IdentityError::Unreadable(_)) if refused.as_deref() == Some(error.to_string().as_str()) => {
@@ -251,9 +267,21 @@ impl Workload {
                     let problem = error.to_string();
                     self.reloads.get_or_create(&Outcome { outcome: "refused" }).inc();
                     tracing::error!(problem, "identity refused, the last good one stays");
+                    audit.record(Event::CertificateRefused { problem: clipped(&problem) });
                     refused = Some(problem);
                 }
             }
+        }
+    }
+
+    fn certificate(&self) -> Event {
+        let identity = self.current.load();
+        let Origin { serial, not_after, trust_bundle } = &identity.origin;
+        Event::CertificateChanged {
+            generation: identity.generation,
+            serial: serial.to_string(),
+            not_after: (*not_after).into(),
+            trust_bundle_sha256: *trust_bundle,
         }
     }
 
@@ -327,14 +355,15 @@ impl Identity {
         key.keys_match().map_err(|_| IdentityError::Mismatch)?;
         let key = Arc::new(key);
         let trust = Trust::read(leaf.id.trust_domain.clone(), bundle)?.revoking(revoked);
-        Ok((Self::new(generation, key, trust), leaf))
+        let origin = Origin { serial: leaf.serial.clone(), not_after: leaf.not_after, trust_bundle: Hash::of(bundle) };
+        Ok((Self::new(generation, key, trust, origin), leaf))
     }
 
-    fn new(generation: u64, key: Arc<CertifiedKey>, trust: Trust) -> Self {
+    fn new(generation: u64, key: Arc<CertifiedKey>, trust: Trust, origin: Origin) -> Self {
         let trust = Arc::new(trust);
         let server = server_config(&key, &trust, &[b"h2", b"http/1.1"]);
         let h2_server = server_config(&key, &trust, &[b"h2"]);
-        Self { generation, key, trust, server, h2_server }
+        Self { generation, key, trust, origin, server, h2_server }
     }
 }
 

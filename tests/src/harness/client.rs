@@ -118,6 +118,14 @@ impl Client {
 }
 
 impl Connection {
+    /// Another handle of the same HTTP/2 connection, for requests side by side.
+    pub fn beside(&self) -> Self {
+        match self {
+            Self::H1(_) => panic!("HTTP/1.1 has one request at a time"),
+            Self::H2(sender) => Self::H2(sender.clone()),
+        }
+    }
+
     /// Whether the server has ended it.
     pub fn is_closed(&self) -> bool {
         match self {
@@ -180,6 +188,10 @@ fn was_not_taken(error: &hyper::Error) -> bool {
 }
 
 impl Answer {
+    pub fn is_ok(&self) -> bool {
+        self.status == 200
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }

@@ -72,6 +72,39 @@ impl Load {
     }
 }
 
+/// Calls that come at a steady rate, whether or not earlier ones were answered; `label` says what kind each is.
+/// They are spread over as many connections as keep a server's bound on streams out of the way.
+pub async fn open_loop<L: Clone + Send + 'static>(
+    client: &Client,
+    rate: f64,
+    during: Duration,
+    mut make: impl FnMut(usize) -> (L, Request<Full<Bytes>>),
+) -> Vec<(L, Duration, Result<Answer, String>)> {
+    const CONNECTIONS: usize = 32;
+    let mut connections = Vec::with_capacity(CONNECTIONS);
+    for _ in 0..CONNECTIONS {
+        connections.push(client.connect(Protocol::H2).await.expect("a connection"));
+    }
+    let mut calls = JoinSet::new();
+    let begun = tokio::time::Instant::now();
+    let mut number = 0;
+    loop {
+        let due = begun + Duration::from_secs_f64(number as f64 / rate);
+        if due >= begun + during {
+            break;
+        }
+        tokio::time::sleep_until(due).await;
+        let mut connection = connections[number % CONNECTIONS].beside();
+        let (label, request) = make(number);
+        calls.spawn(async move {
+            let answer = connection.send(request).await.map_err(|error| format!("{error:#}"));
+            (label, due.elapsed(), answer)
+        });
+        number += 1;
+    }
+    calls.join_all().await
+}
+
 pub fn failures(shots: &[Shot]) -> Vec<&String> {
     shots.iter().filter_map(|shot| shot.outcome.as_ref().err()).collect()
 }

@@ -1,8 +1,3 @@
 //! The gateway keeps good traffic right while pods, callers and stores misbehave.
 
-mod bad_pods;
 mod restarts;
-
-use std::time::Duration;
-
-const SOON: Duration = Duration::from_secs(10);

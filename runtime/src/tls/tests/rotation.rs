@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use spillway_core::identity::Revoked;
 
 use super::*;
+use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::drain::Drain;
 use crate::file::write_atomic;
@@ -67,7 +68,7 @@ async fn a_bad_pair_or_bundle_is_refused_counted_and_the_last_good_one_stays() {
     let metrics = Metrics::new("test");
     gateway.register(&metrics);
     let drain = Drain::new(Duration::ZERO);
-    let watch = tokio::spawn(gateway.clone().watch(drain.clone()));
+    let watch = tokio::spawn(gateway.clone().watch(Audit::off(), drain.clone()));
     let refused = |count: u32| {
         let line = format!("spillway_identity_reloads_total{{outcome=\"refused\"}} {count}\n");
         metrics.encode().unwrap().contains(&line)
@@ -102,7 +103,7 @@ async fn a_pair_that_is_renamed_slowly_is_no_refusal() {
     let leaf = domain.issue(GATEWAY);
     write_atomic(&settings.key, leaf.key.as_bytes(), 0o600).unwrap();
     let drain = Drain::new(Duration::ZERO);
-    let watch = tokio::spawn(gateway.clone().watch(drain.clone()));
+    let watch = tokio::spawn(gateway.clone().watch(Audit::off(), drain.clone()));
     // The first look, after 500 ms, sees the new key and the old certificate.
     tokio::time::sleep(Duration::from_millis(600)).await;
     write_atomic(&settings.certificate, leaf.certificate.as_bytes(), 0o644).unwrap();
