@@ -7,14 +7,15 @@ use std::fmt::Write;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use spillway_core::inference::json;
+use spillway_core::limit::headers::retry_after;
 
 use crate::downstream::connection::WRITE_TIME;
-use crate::errors::Refusal;
+use crate::errors::{Again, Refusal};
 use crate::exchange::{Exchange, Protocol};
 use crate::request::head::REQUEST_ID;
 
@@ -29,6 +30,9 @@ const FEATURE_AGE: HeaderName = HeaderName::from_static("spillway-feature-age-ms
 /// How long a gRPC client waits before it tries again, in milliseconds (gRFC A6).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// draft-ietf-httpapi-ratelimit-headers.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -38,7 +42,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const BYPASS: HeaderValue = HeaderValue::from_static("spillway; fwd=bypass");
 const OK: HeaderValue = HeaderValue::from_static("0");
 /// Headers of an answer, about.
-const HEADERS: usize = 14;
+const HEADERS: usize = 16;
 /// Bytes that a reader must take within [`WRITE_TIME`]: 6.4 KiB a second.
 const SLICE: usize = 64 << 10;
 /// Bytes of a message for the caller.
@@ -123,10 +127,15 @@ pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Re
     if let Ok(code) = HeaderValue::from_str(&answer.code) {
         head.insert_header(ERROR, code)?;
     }
-    if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-        // Health checks come each second: that is when it may be different.
-        let (name, value) = if grpc { (PUSHBACK, "1000") } else { (RETRY_AFTER, "1") };
-        head.insert_header(name, HeaderValue::from_static(value))?;
+    match (refusal.again(), grpc) {
+        (Again::Unsaid, _) | (Again::Never, false) => {}
+        // A negative pushback: not again.
+        (Again::Never, true) => head.insert_header(PUSHBACK, HeaderValue::from_static("-1"))?,
+        (Again::After(wait), true) => {
+            let milliseconds = wait.as_nanos().div_ceil(1_000_000);
+            head.insert_header(PUSHBACK, HeaderValue::from(i32::try_from(milliseconds).unwrap_or(i32::MAX)))?;
+        }
+        (Again::After(wait), false) => head.insert_header(RETRY_AFTER, HeaderValue::from(retry_after(wait)))?,
     }
     let downstream = &mut *session.downstream_session;
     downstream.set_write_timeout(Some(WRITE_TIME));
@@ -178,6 +187,10 @@ pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_
     }
     if let Some(age) = making.feature_age_ms {
         head.insert_header(FEATURE_AGE, HeaderValue::from(age))?;
+    }
+    if let Some(limit) = &exchange.limit {
+        head.insert_header(RATE_LIMIT, limit.header())?;
+        head.insert_header(RATE_LIMIT_POLICY, limit.policy.clone())?;
     }
     head.insert_header(SERVER_TIMING, timing(exchange))?;
     Ok(head)

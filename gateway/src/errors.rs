@@ -4,12 +4,16 @@
 //! its text is for the caller and names no address, path or pod.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::StatusCode;
 use spillway_core::inference::InvalidRequest;
 use spillway_core::policy::Denied;
+use spillway_core::units::Name;
 use spillway_runtime::tls::PeerError;
 use tonic::Code;
+
+use crate::admission::Why;
 
 /// The bytes of a request's head or of its framing are not acceptable. The caller's fault; the
 /// connection is closed, since where the next request begins is not certain any more.
@@ -128,6 +132,10 @@ pub enum Refusal {
     #[error("model '{model}' has no version '{version}'")]
     UnknownVersion { model: String, version: String },
 
+    // The caller's: it asks for more than it may. Later is another matter.
+    #[error("{}", limited(.limit, .after.as_ref()))]
+    Limited { limit: Name, after: Option<Duration> },
+
     // Nobody's fault, or ours; again may help.
     #[error("the deadline passed")]
     Deadline,
@@ -138,6 +146,8 @@ pub enum Refusal {
     /// Level 4 of degradation.
     #[error("the model is in trouble, and requests of the lowest class are not served now")]
     LowestClass,
+    #[error("{}", busy(*.why))]
+    Busy { why: Why, after: Duration },
     #[error("no pod that serves this model can be reached")]
     NoPod,
     #[error("every pod that serves this model has as many requests as it can take")]
@@ -153,6 +163,31 @@ pub enum Refusal {
     Cancelled,
 }
 
+/// When the same request may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    Unsaid,
+    After(Duration),
+    Never,
+}
+
+fn limited(limit: &Name, after: Option<&Duration>) -> String {
+    match after {
+        Some(after) => format!("the limit '{limit}' is reached; again in {} ms", after.as_nanos().div_ceil(1_000_000)),
+        None => format!("the request costs more than the limit '{limit}' ever holds"),
+    }
+}
+
+fn busy(why: Why) -> &'static str {
+    match why {
+        Why::Shed => "there are too many requests, and others come first",
+        Why::Full => "too many requests wait for this model",
+        Why::TenantFull => "too many requests of this tenant wait or are being served",
+        Why::TooLate => "its turn did not come in time",
+        Why::TooShort => "the model usually takes longer than the request has left",
+    }
+}
+
 /// What a refusal looks like on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -163,6 +198,12 @@ pub struct Answer {
 }
 
 impl Refusal {
+    /// It cannot be served now. Those who are told so together do not all come back together.
+    pub fn busy(why: Why) -> Self {
+        let after = Duration::from_millis(rand::random_range(500..1_500));
+        Self::Busy { why, after }
+    }
+
     pub fn answer(&self) -> Answer {
         let (status, grpc, code): (u16, Code, Cow<'static, str>) = match self {
             Self::Head(fault) => (fault.status().as_u16(), Code::InvalidArgument, fault.code().into()),
@@ -188,7 +229,12 @@ impl Refusal {
             Self::UnknownModel(_) => (404, Code::NotFound, "unknown-model".into()),
             Self::UnknownVersion { .. } => (404, Code::NotFound, "unknown-version".into()),
             Self::OtherPool(_) => (400, Code::FailedPrecondition, "other-pool".into()),
-            Self::Deadline => (504, Code::DeadlineExceeded, "deadline-exceeded".into()),
+            Self::Limited { after: Some(_), .. } => (429, Code::ResourceExhausted, "rate-limited".into()),
+            Self::Limited { after: None, .. } => (429, Code::ResourceExhausted, "rate-limit-never".into()),
+            Self::Deadline | Self::Busy { why: Why::TooShort, .. } => {
+                (504, Code::DeadlineExceeded, "deadline-exceeded".into())
+            }
+            Self::Busy { .. } => (503, Code::Unavailable, "overloaded".into()),
             Self::NotReady => (503, Code::Unavailable, "not-ready".into()),
             Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
@@ -204,6 +250,18 @@ impl Refusal {
         // Every number above is a valid status.
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Answer { status, grpc, code }
+    }
+
+    /// What the caller is told about sending it again.
+    pub fn again(&self) -> Again {
+        match self {
+            Self::Limited { after, .. } => after.map_or(Again::Never, Again::After),
+            Self::Busy { why: Why::TooShort, .. } => Again::Unsaid,
+            Self::Busy { after, .. } => Again::After(*after),
+            // Health checks come each second: that is when it may be different.
+            _ if self.answer().status == StatusCode::SERVICE_UNAVAILABLE => Again::After(Duration::from_secs(1)),
+            _ => Again::Unsaid,
+        }
     }
 
     /// The bounded word for a metric's label.
@@ -234,6 +292,8 @@ impl Refusal {
             | Self::UnknownModel(_)
             | Self::UnknownVersion { .. }
             | Self::OtherPool(_)
+            | Self::Limited { .. }
+            | Self::Busy { .. }
             | Self::Deadline
             | Self::NotReady
             | Self::Overloaded

@@ -15,6 +15,7 @@ use spillway_core::units::Name;
 use spillway_runtime::telemetry::{Span, Status};
 use tonic::Code;
 
+use crate::admission::Standing;
 use crate::audit::denial;
 use crate::downstream::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
@@ -79,6 +80,8 @@ pub struct Exchange {
     /// What the pod's answer took, network and waiting included.
     pub upstream: Duration,
     pub making: Making,
+    /// Where the request stands with its tenant's limits.
+    pub limit: Option<Standing>,
     pub outcome: Option<Outcome>,
     /// It ends with the exchange.
     pub span: Option<Span>,
@@ -107,6 +110,7 @@ impl Exchange {
             auth: Duration::ZERO,
             upstream: Duration::ZERO,
             making: Making::default(),
+            limit: None,
             outcome: None,
             span: None,
             kept: Kept::default(),

@@ -28,6 +28,7 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::degrade::{self, Degradation};
 use crate::downstream::framing::MAX_HEAD;
@@ -127,6 +128,7 @@ impl Gateway {
             membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
             book: Book::new(clock, PodMetrics::new(&registry)),
             degradation: Degradation::new(&registry, clock, &subscription.load()),
+            admission: Admission::new(clock, settings.region.clone(), &registry),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -152,6 +154,8 @@ impl Gateway {
         tokio::spawn(shared.membership.clone().follow(subscription, drain));
         tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(health::sweep(shared.clone()));
+        let looked_after = shared.clone();
+        tokio::spawn(async move { looked_after.admission.watch(looked_after.drain.clone()).await });
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
@@ -249,6 +253,7 @@ impl Worker {
         let mut changed = shared.membership.subscribe();
         let fleet = |members: Arc<Members>, before: Option<&Fleet>| {
             let Shared { region, workload, book, upstream_metrics, .. } = &*shared;
+            shared.admission.follow(&members.snapshot);
             Fleet::new(members, region, workload, book, upstream_metrics, before)
         };
         let members = changed.borrow_and_update().clone();

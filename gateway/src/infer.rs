@@ -11,12 +11,12 @@ use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
 use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
-use spillway_core::limit::Class;
-use spillway_core::policy::{authorize, authorize_some};
+use spillway_core::policy::{Principal, authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
 use tokio::time::Instant;
 
+use crate::admission::{Ask, Guest, Verdict};
 use crate::answer::Reply;
 use crate::degrade::{Next, Question};
 use crate::edge::Asking;
@@ -113,6 +113,26 @@ struct Answered {
     frame: Option<Bytes>,
 }
 
+/// Takes what a valid request costs from its tenant's token buckets, and says how it comes to the gate.
+pub fn admit(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    principal: &Principal,
+    model: &Model,
+    request: &InferRequest,
+    entities: &Entities,
+) -> Result<Guest, Refusal> {
+    let ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
+    let Verdict { guest, taken } = shared.admission.judge(&ask);
+    exchange.limit = taken.standing;
+    match &exchange.limit {
+        Some(standing) if taken.refused => {
+            Err(Refusal::Limited { limit: standing.limit.clone(), after: standing.reset })
+        }
+        _ => Ok(guest),
+    }
+}
+
 async fn answer(
     shared: &Shared,
     session: &mut Session,
@@ -123,6 +143,7 @@ async fn answer(
     frame: Vec<Bytes>,
 ) -> Result<Answered, Refusal> {
     let entities = check(model, request)?;
+    let guest = admit(shared, exchange, &asking.principal, model, request, &entities)?;
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
@@ -132,16 +153,16 @@ async fn answer(
         PodCall { shared, lane, entities: &entities, frame, until, trace }
     };
     let answered = match shared.degradation.turn(&request.model, model, until) {
-        None => call(session, exchange, ask(until, frame)).await,
+        None => call(session, exchange, &guest, ask(until, frame)).await,
         Some(mut turn) => {
-            let question = Question { model, request, entities: &entities, class: class(asking, request) };
+            let question = Question { model, request, entities: &entities, class: guest.class };
             loop {
                 let until = match turn.next(exchange, &question, last_cached) {
                     Next::Ask(until) => until,
                     Next::Answer(response) => break Ok(Answered { response, frame: None }),
                     Next::Refuse(refusal) => break Err(refusal),
                 };
-                let answered = call(session, exchange, ask(until, frame.clone())).await;
+                let answered = call(session, exchange, &guest, ask(until, frame.clone())).await;
                 if let Some(answered) = turn.told(exchange, answered) {
                     break answered;
                 }
@@ -159,24 +180,28 @@ fn last_cached() -> Option<InferResponse> {
     None
 }
 
-/// How important a request is: as it says, as far as its tenant may.
-fn class(asking: &Asking, request: &InferRequest) -> Class {
-    let priority = request.parameters.integer("priority").and_then(|priority| u64::try_from(priority).ok());
-    let tenant = asking.fleet.snapshot.tenants.get(&asking.principal.tenant);
-    let (default, highest) =
-        tenant.map_or_else(Default::default, |tenant| (tenant.default_class, tenant.highest_class));
-    Class::of_priority(priority.unwrap_or(0), default, highest)
-}
-
-/// Asks the model's pods.
-async fn call(session: &mut Session, exchange: &mut Exchange, call: PodCall<'_>) -> Result<Answered, Refusal> {
-    let sent = Instant::now();
+/// Asks the model's pods, when there is a place.
+async fn call(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    guest: &Guest,
+    call: PodCall<'_>,
+) -> Result<Answered, Refusal> {
+    let asked = Instant::now();
     let answered = tokio::select! {
         biased;
-        answered = call.make(exchange) => answered,
+        answered = async {
+            let until = call.until.into_std();
+            let place = call.shared.admission.enter(guest, call.lane.name.as_str(), until).await.map_err(Refusal::busy)?;
+            let answer = call.make(exchange).await?;
+            if let Some(place) = place {
+                place.served();
+            }
+            Ok(answer)
+        } => answered,
         () = gone(session) => Err(Refusal::Cancelled),
     };
-    exchange.upstream = sent.elapsed();
+    exchange.upstream = asked.elapsed();
     let PodAnswer { frame, response, .. } = answered?;
     describe(exchange, &response);
     Ok(Answered { response, frame: Some(frame) })

@@ -1,17 +1,20 @@
 //! The regional edge: proves who calls, decides whether they may, finds the pod, answers in time.
 //!
 //! One request's path, in reading order: [`downstream::listener`] accepts and identifies, [`edge`] takes it
-//! from Pingora, [`infer`] decodes and checks, [`pods::call`] asks a pod, [`answer`] writes what came.
+//! from Pingora, [`infer`] decodes and checks, [`admission`] lets in, [`pods::call`] asks a pod, [`answer`] writes
+//! what came.
 //!
 //! * [`settings`]: the process's own file. [`gateway`]: load, bind, run, drain. [`shared`]: what its threads share.
 //! * [`downstream`]: connections of clients, and what may stand on the wire.
 //! * [`request`]: one request, read strictly, within bounds.
+//! * [`admission`]: who may pass now. [`clock`]: the time for decisions.
 //! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
 //! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
 //! * [`degrade`]: what is given when a model is in trouble.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`clock`]: the time that decisions are made with.
 
+mod admission;
 mod answer;
 mod audit;
 mod clock;

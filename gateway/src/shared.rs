@@ -11,6 +11,7 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::degrade::Degradation;
 use crate::members::Membership;
@@ -34,6 +35,7 @@ pub struct Shared {
     /// What is known of the pods.
     pub book: Book,
     pub degradation: Degradation,
+    pub admission: Admission,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

@@ -43,7 +43,7 @@ use crate::downstream::connection::{WRITE_TIME, caller};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::infer::{check, find};
+use crate::infer::{admit, check, find};
 use crate::local::frame;
 use crate::pods::attempt::{check_status, failed, request, take_load};
 use crate::pods::fleet::Fleet;
@@ -329,6 +329,13 @@ impl Stream<'_> {
                     continue;
                 }
             };
+            let admission = &self.shared.admission;
+            let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities)
+                .and_then(|guest| admission.pass(&guest, &request.model).map_err(Refusal::busy));
+            if let Err(refusal) = admitted {
+                self.answer_invalid(session, exchange, request.id, &refusal).await?;
+                continue;
+            }
             exchange.auth = if exchange.auth.is_zero() { exchange.began.elapsed() } else { exchange.auth };
             self.quiet_until = self.quiet_until.min(Instant::now() + model.max_deadline + GRACE);
             if self.lease.as_ref().is_some_and(|lease| !self.asking.fleet.has(lease.link().key())) {

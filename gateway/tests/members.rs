@@ -80,7 +80,7 @@ async fn rounds(world: &World, outcome: &str) -> u64 {
 async fn pods_come_and_go_with_the_addresses_of_a_name() {
     let (ground, dns) = (Ground::new(), Dns::start().await);
     let (sidecars, port) = sidecars(&ground, &["scorers/a", "scorers/b"]).await;
-    let world = World::on(ground, sidecars, Some(&hosts(port)), &dns.settings(), "").await;
+    let world = World::unready(ground, sidecars, Some(&hosts(port)), &dns.settings()).await;
     until("it was asked", async || rounds(&world, "kept").await > 0).await;
     assert!(world.admin("/readyz").await.starts_with("HTTP/1.1 503"), "nothing is known yet");
     let answer = Grpc::call(&world.http2().await, INFER, &[], request("double", "0", "e")).await;
@@ -109,7 +109,7 @@ async fn pods_come_and_go_with_the_addresses_of_a_name() {
 async fn the_last_answer_stays_while_dns_says_nothing() {
     let (ground, mut dns) = (Ground::new(), Dns::start().await);
     let (sidecars, port) = sidecars(&ground, &["scorers/a", "scorers/b"]).await;
-    let world = World::on(ground, sidecars, Some(&hosts(port)), &dns.settings(), "").await;
+    let world = World::unready(ground, sidecars, Some(&hosts(port)), &dns.settings()).await;
     let both = vec![address(NAME, 1, "127.0.0.2"), address(NAME, 1, "127.0.0.3")];
     dns.say(both.clone());
     until_ready(&world).await;
@@ -155,7 +155,7 @@ async fn times_to_live_are_obeyed() {
     let (ground, dns) = (Ground::new(), Dns::start().await);
     let (sidecars, port) = sidecars(&ground, &["scorers/a"]).await;
     dns.say(vec![address(NAME, 2, "127.0.0.2")]);
-    let world = World::on(ground, sidecars, Some(&hosts(port)), &dns.settings(), "").await;
+    let world = World::unready(ground, sidecars, Some(&hosts(port)), &dns.settings()).await;
     until("it is asked three times", async || dns.asked(RecordType::A).len() >= 3).await;
     let asked = dns.asked(RecordType::A);
     let pauses: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -190,7 +190,7 @@ async fn targets_of_services_must_prove_their_names() {
     ]);
     // Comes with the records of the service, and is not known by itself.
     dns.say_beside(vec![address("POD-0.scorers.test.", 1, "127.0.0.1")]);
-    let world = World::on(ground, sidecars, Some("srv: _oip._tcp.scorers.test"), &dns.settings(), "").await;
+    let world = World::unready(ground, sidecars, Some("srv: _oip._tcp.scorers.test"), &dns.settings()).await;
     until_ready(&world).await;
     until("the health checks of the others are done", async || {
         world.metric("spillway_gateway_pods_unhealthy").await == 1
@@ -210,7 +210,7 @@ async fn hosts_must_prove_to_be_of_the_pool() {
     let (ground, dns) = (Ground::new(), Dns::start().await);
     let (sidecars, port) = sidecars(&ground, &["scorers/whoever", "rankers/stranger"]).await;
     dns.say(vec![address(NAME, 60, "127.0.0.2"), address(NAME, 60, "127.0.0.3")]);
-    let world = World::on(ground, sidecars, Some(&hosts(port)), &dns.settings(), "").await;
+    let world = World::unready(ground, sidecars, Some(&hosts(port)), &dns.settings()).await;
     until_ready(&world).await;
     until("the stranger is refused", async || world.metric("spillway_gateway_pods_unhealthy").await == 1).await;
     let callers = Callers::of(&world).await;
@@ -224,7 +224,7 @@ async fn hosts_must_prove_to_be_of_the_pool() {
 async fn a_pool_that_moves_to_dns_keeps_its_pods_until_the_name_answers() {
     let (ground, dns) = (Ground::new(), Dns::start().await);
     let (sidecars, port) = sidecars(&ground, &["scorers/a", "scorers/b"]).await;
-    let world = World::on(ground, sidecars, None, &dns.settings(), "").await;
+    let world = World::unready(ground, sidecars, None, &dns.settings()).await;
     until_ready(&world).await;
     let callers = Callers::of(&world).await;
     until_served_by(&world, &["a", "b"]).await;

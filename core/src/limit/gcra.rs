@@ -148,6 +148,11 @@ impl Gcra {
         }
     }
 
+    /// The state before `cost` tokens were taken, as far as it matters from then on.
+    pub fn give_back(&self, state: u64, cost: u32) -> u64 {
+        state.saturating_sub(self.interval.saturating_mul(cost.into()))
+    }
+
     /// The tokens that requests of this class and of cost 1 could take at once.
     pub fn remaining(&self, state: u64, now_ns: u64, class: Class) -> u32 {
         let latest = now_ns.saturating_add(self.span(self.burst - self.reserve(class, 1)));
@@ -249,6 +254,14 @@ impl Rate {
 }
 
 impl Reserves {
+    /// For a caller whose requests are never above `highest`: nothing is left for classes that do not come.
+    pub fn up_to(self, highest: Class) -> Self {
+        let percents = [self.critical, self.high, self.normal, self.low];
+        let least = percents[highest as usize];
+        let [critical, high, normal, low] = percents.map(|percent| percent.saturating_sub(least));
+        Self { critical, high, normal, low }
+    }
+
     /// In tokens of a bucket, in the order of [`Class::ALL`].
     fn tokens(self, burst: u32) -> Result<[u32; 4], InvalidLimit> {
         let percents = [self.critical, self.high, self.normal, self.low];

@@ -97,6 +97,15 @@ fn each_class_leaves_a_reserve_for_those_above() {
 }
 
 #[test]
+fn nothing_is_left_for_classes_that_do_not_come() {
+    let reserves = Reserves::default();
+    assert_eq!(reserves.up_to(Class::Critical), reserves);
+    assert_eq!(reserves.up_to(Class::Normal), Reserves { critical: 0, high: 0, normal: 0, low: 30 });
+    let gcra = Gcra::new(per_second(1), 10, reserves.up_to(Class::Normal)).unwrap();
+    assert_eq!(drain(&gcra, &mut 0, 0, Class::Normal), 10);
+}
+
+#[test]
 fn every_class_can_enter_a_full_bucket() {
     let all = Reserves { critical: 100, high: 100, normal: 100, low: 100 };
     for reserves in [Reserves::default(), all] {

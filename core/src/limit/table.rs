@@ -120,6 +120,25 @@ impl Table {
         Judged { decision, overflowed: false }
     }
 
+    /// Undoes an admission of `cost` by a key's own bucket; one that is full again is forgotten.
+    pub fn give_back(&mut self, hash: u128, gcra: &Gcra, now_ns: u64, cost: u32) {
+        let Some(bucket) = self.buckets.get_mut(&hash) else { return };
+        bucket.state = gcra.give_back(bucket.state, cost);
+        let Bucket { state, owner } = *bucket;
+        if state <= now_ns {
+            self.buckets.remove(&hash);
+            self.release(owner);
+        }
+    }
+
+    /// What [`Table::decide`] would say, but for the room that a sweep might find.
+    pub fn would_decide(&self, key: Key, gcra: &Gcra, now_ns: u64, cost: u32, class: Class, overflow: u64) -> Judged {
+        let held = self.buckets.get(&key.hash).map(|bucket| bucket.state);
+        let overflowed = held.is_none() && cost > 0 && !self.has_room(key.owner);
+        let state = if overflowed { overflow } else { held.unwrap_or(now_ns) };
+        Judged { decision: gcra.decide(state, now_ns, cost, class), overflowed }
+    }
+
     /// Keys held: those in debt, and those that no sweep has found since they were paid off.
     pub fn len(&self) -> usize {
         self.buckets.len()
@@ -144,6 +163,15 @@ impl Table {
 
     fn has_room(&self, owner: u32) -> bool {
         self.len() < self.bounds.keys && self.len_of(owner) < self.bounds.keys_of_owner
+    }
+
+    fn release(&mut self, owner: u32) {
+        if let Some(count) = self.held.get_mut(&owner) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.held.remove(&owner);
+            }
+        }
     }
 
     fn sweep(&mut self, now_ns: u64) {

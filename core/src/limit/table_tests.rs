@@ -93,6 +93,26 @@ fn keys_without_room_share_their_owners_bucket() {
 }
 
 #[test]
+fn what_is_given_back_was_never_taken() {
+    let (mut table, mut overflow) = (table(2, 2), 0);
+    let now_ns = 50 * MILLISECOND;
+    ask(&mut table, key(0, 0), now_ns, &mut overflow);
+    for number in 0..2 {
+        let before = table.would_decide(key(number, 0), &gcra(), now_ns, 1, Class::Critical, overflow);
+        ask(&mut table, key(number, 0), now_ns, &mut overflow);
+        table.give_back(key(number, 0).hash, &gcra(), now_ns, 1);
+        let after = table.would_decide(key(number, 0), &gcra(), now_ns, 1, Class::Critical, overflow);
+        assert_eq!(before, after);
+    }
+    assert_eq!((table.len(), table.len_of(0)), (1, 1), "a full bucket takes no place");
+    // Nothing was taken from a key without room.
+    ask(&mut table, key(1, 0), now_ns, &mut overflow);
+    assert!(table.would_decide(key(2, 0), &gcra(), now_ns, 1, Class::Critical, overflow).overflowed);
+    table.give_back(key(2, 0).hash, &gcra(), now_ns, 1);
+    assert_eq!(table.len(), 2);
+}
+
+#[test]
 fn what_changes_nothing_takes_no_place() {
     let (mut table, mut overflow) = (table(3, 3), 0);
     let never = table.decide(key(0, 0), &gcra(), 0, 5, Class::Low, &mut overflow);

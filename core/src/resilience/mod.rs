@@ -11,6 +11,7 @@
 //!
 //! * [`bulkhead`]: who may be served now, who waits, who is refused.
 //! * [`shed`]: which classes are refused while there is too much of everything.
+//! * [`share`]: whose of a class.
 //! * [`latency`]: how long calls took lately.
 //! * [`budget`], [`hedge`]: whether it is sent once more.
 //! * [`degrade`]: what is given instead of the right answer.
@@ -24,6 +25,7 @@ pub mod hedge;
 pub mod latency;
 pub mod outcome;
 pub mod outlier;
+pub mod share;
 pub mod shed;
 
 pub use breaker::{Breaker, BreakerSettings};
@@ -35,4 +37,5 @@ pub use hedge::{HedgeSettings, NoHedge};
 pub use latency::{Latencies, Recent};
 pub use outcome::Outcome;
 pub use outlier::{OutlierSettings, Outliers, Standing};
+pub use share::Shares;
 pub use shed::{ShedSettings, Shedder};

@@ -3,7 +3,7 @@
 //! The rule: the less important goes first, and no more of it than needed, so that what is let in is done in
 //! time. Overload control in the manner of WeChat's DAGOR (Zhou et al., "Overload Control for Scaling WeChat
 //! Microservices", SoCC 2018): the region is overloaded when requests waited more than 20 ms on average
-//! before their work began, or were refused by a full bulkhead. The level is a point on a line of
+//! before their work began (longer where it takes long: [`ShedSettings::queue_wait`]), or were refused by a full bulkhead. The level is a point on a line of
 //! 4 classes x 128 steps; what lies below it is let in. A caller's step is a hash of who it is in this
 //! minute, so for that long it is served throughout or refused throughout, and then others are.
 //!
@@ -50,6 +50,10 @@ const RETURN: f64 = 0.1;
 const IDLE: f64 = 0.25;
 /// The most of the target that is left out to drain a backlog.
 const DRAIN: f64 = 0.3;
+/// Where the work of this many requests takes longer than `queue_wait`, they may wait for that long instead, up to
+/// so many times `queue_wait`.
+const EVEN: f64 = 20.0;
+const LONGEST: f64 = 5.0;
 /// The weight of a new window in what is offered lately.
 const WEIGHT: f64 = 0.3;
 
@@ -59,7 +63,8 @@ pub struct ShedSettings {
     /// Mean wait before the work begins, above which the region is overloaded. Default 20 ms.
     ///
     /// It is also what evens out arrivals: with Poisson arrivals at one queue, overload keeps 97 % of the
-    /// capacity busy where this is the time of 20 requests, 93 % for 6 and 88 % for 2.
+    /// capacity busy where this is the time of 20 requests, 93 % for 6 and 88 % for 2. So where fewer than 1,000 a
+    /// second are started, they may wait for the time of 20, but for no more than 5 times this.
     pub queue_wait: Duration,
     /// Share of requests refused by full bulkheads, above which it is. Default 0.01.
     pub refusals: f64,
@@ -186,7 +191,7 @@ impl Shedder {
         for (rate, count) in self.offered.iter_mut().zip(&self.window.offered) {
             *rate += ((f64::from(*count) / seconds - f64::from(*rate)) * weight) as f32;
         }
-        let (wait, most) = (self.mean_wait(), self.settings.queue_wait.as_secs_f64());
+        let (wait, most) = (self.mean_wait(), self.most_wait(started));
         let overloaded = wait > most || refused > self.settings.refusals * (started + refused);
         let mut drain = 0.0;
         if !overloaded {
@@ -201,6 +206,12 @@ impl Shedder {
         let critical: f64 = self.offered[..STEPS_PER_CLASS].iter().map(|rate| f64::from(*rate)).sum();
         let least = if critical * (1.0 - FALL) <= self.target { STEPS_PER_CLASS as f64 } else { 0.0 };
         self.level = self.level_for(self.target * (1.0 - drain)).max(least);
+    }
+
+    /// The mean wait in seconds above which so many started a second are overload.
+    fn most_wait(&self, started: f64) -> f64 {
+        let most = self.settings.queue_wait.as_secs_f64();
+        (EVEN / started).clamp(most, most * LONGEST)
     }
 
     /// Mean wait in seconds before the work began.

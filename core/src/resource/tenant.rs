@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::access_policy::Pattern;
 use super::reader::{Field, Fields};
-use crate::limit::{self, Class, Gcra, Reserves};
+use crate::limit::{self, Class, Gcra, InvalidLimit, Quota, QuotaSettings, Reserves};
 use crate::units::{Name, Rate};
 
 /// A customer. Its clients prove themselves as `spiffe://<trust domain>/tenant/<name>/client/<client>`.
@@ -27,7 +27,7 @@ pub struct Tenant {
 /// One token bucket, or one for each model or entity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RateLimit {
-    /// In `RateLimit` headers, metrics and messages.
+    /// In `RateLimit` headers and messages.
     pub name: Name,
     pub per: Per,
     /// Default all.
@@ -67,6 +67,23 @@ pub enum Scope {
 impl RateLimit {
     pub fn applies_to(&self, model: &str) -> bool {
         self.models.iter().any(|pattern| pattern.matches(model))
+    }
+
+    /// The bucket of the whole rate, for a tenant of this highest class.
+    pub fn bucket(&self, highest: Class) -> Result<Gcra, InvalidLimit> {
+        Gcra::new(self.rate.into(), self.burst, Reserves::default().up_to(highest))
+    }
+
+    /// The quota of a region, for a tenant of this highest class. The rest has its defaults.
+    pub fn quota(&self, highest: Class) -> QuotaSettings {
+        let reserves = Reserves::default().up_to(highest);
+        QuotaSettings { reserves, ..QuotaSettings::new(self.rate.into(), self.burst) }
+    }
+}
+
+impl From<Rate> for limit::Rate {
+    fn from(rate: Rate) -> Self {
+        Self { tokens: rate.count, per: rate.per }
     }
 }
 
@@ -163,10 +180,11 @@ fn read_limit(field: &Field<'_>) -> Option<RateLimit> {
         );
     }
     fields.finish();
-    let (rate, burst) = (rate?, burst?);
-    if let Err(fault) = Gcra::new(limit::Rate { tokens: rate.count, per: rate.per }, burst, Reserves::default()) {
-        field.fault(fault.to_string());
-        return None;
-    }
-    Some(RateLimit { name: name?, per: per?, models, unit: unit?, rate, burst, scope: scope? })
+    let limit = RateLimit { name: name?, per: per?, models, unit: unit?, rate: rate?, burst: burst?, scope: scope? };
+    let checked = match limit.scope {
+        Scope::Gateway => limit.bucket(Class::Critical).map(drop),
+        Scope::Region => Quota::new(&limit.quota(Class::Critical)).map(drop),
+    };
+    checked.map_err(|fault| field.fault(fault.to_string())).ok()?;
+    Some(limit)
 }

@@ -197,6 +197,7 @@ fn each_wrong_value_names_its_field() {
         ("per: entity", "per: client", "spec.limits[2].per"),
         ("name: entity, per: entity", "name: entity, per: entity, scope: region", "spec.limits[2]"),
         ("name: rows", "name: all", "spec.limits[1]"),
+        ("rate: 1000/s, burst: 200", "rate: 30/h, burst: 1", "spec.limits[0]"),
         ("cacheControl: honour", "cacheControl: true", "spec.cacheControl"),
         ("0a:1b", "0x1b", "spec.serials[0]"),
         ("spiffe://spillway.test/tenant", "https://spillway.test/tenant", "spec.ids[0]"),

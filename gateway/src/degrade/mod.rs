@@ -237,6 +237,7 @@ fn mendable(refusal: &Refusal) -> bool {
         | Refusal::PodLost
         | Refusal::BadAnswer
         | Refusal::Overloaded
+        | Refusal::Busy { .. }
         | Refusal::PodsBusy => true,
         Refusal::Sidecar { .. } => refusal.answer().status.is_server_error(),
         _ => false,
@@ -272,6 +273,7 @@ fn reserve(until: Instant) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Why;
 
     #[test]
     fn figures_of_server_timing_are_read_and_nonsense_is_none() {
@@ -298,6 +300,7 @@ mod tests {
             (sidecar(Code::InvalidArgument), true, Some(false), false),
             (Refusal::NoPod, true, Some(true), true),
             (Refusal::PodsBusy, true, None, true),
+            (Refusal::busy(Why::Shed), true, None, true),
             (Refusal::Cancelled, true, None, false),
             (Refusal::LowestClass, true, None, false),
         ] {

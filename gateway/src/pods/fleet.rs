@@ -48,9 +48,10 @@ impl PoolLinks {
         self.pods.iter().any(|pod| pod.state.health.is_serving())
     }
 
-    /// Calls that its pods may have at a time; those that fail their checks count for none.
+    /// Calls that its pods may have at a time; those that fail their checks count for none, unless all do.
     pub fn capacity(&self) -> u32 {
-        let pods = self.pods.iter().filter(|pod| pod.state.health.may_serve());
+        let alive = self.pods.iter().any(|pod| pod.state.health.may_serve());
+        let pods = self.pods.iter().filter(|pod| !alive || pod.state.health.may_serve());
         pods.fold(0, |sum, pod| pod.state.limit().saturating_add(sum))
     }
 

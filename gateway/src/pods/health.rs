@@ -71,7 +71,12 @@ pub async fn sweep(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
-            _ = ticks.tick() => shared.book.sweep(),
+            _ = ticks.tick() => {
+                shared.book.sweep();
+                let fleet = shared.book.newest();
+                let pools = fleet.iter().flat_map(|fleet| fleet.pools());
+                pools.for_each(|pool| shared.admission.fit(&pool.name, pool.capacity()));
+            }
             () = shared.drain.stopped() => return,
         }
     }

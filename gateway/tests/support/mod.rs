@@ -93,21 +93,31 @@ impl World {
 
     /// So many pods, and `more` resources.
     pub async fn of(pods: usize, extra: &str, more: &str) -> Self {
+        Self::serving(pods, &[], extra, more).await
+    }
+
+    /// Serves the resources in which each `(from, to)` is replaced.
+    pub async fn serving(pods: usize, replaced: &[(&str, &str)], extra: &str, more: &str) -> Self {
         let ground = Ground::new();
         let mut sidecars = Vec::new();
         for pod in 0..pods {
             sidecars.push(ground.sidecar(&format!("pod-{pod}")).await);
         }
-        let world = Self::on(ground, sidecars, None, extra, more).await;
+        let text = replace(resources(&sidecars, None, more), replaced);
+        let world = Self::on(ground, sidecars, &text, extra, more).await;
         until("the gateway is ready", async || world.admin("/readyz").await.starts_with("HTTP/1.1 200")).await;
         world
     }
 
     /// A gateway that need not be ready yet. `dns` says where the pool's members are from; none: listed.
-    pub async fn on(ground: Ground, sidecars: Vec<Sidecar>, dns: Option<&str>, extra: &str, more: &str) -> Self {
-        let resources = resources(&sidecars, dns, more);
+    pub async fn unready(ground: Ground, sidecars: Vec<Sidecar>, dns: Option<&str>, extra: &str) -> Self {
+        let text = resources(&sidecars, dns, "");
+        Self::on(ground, sidecars, &text, extra, "").await
+    }
+
+    async fn on(ground: Ground, sidecars: Vec<Sidecar>, resources: &str, extra: &str, more: &str) -> Self {
         let Ground { folder, authority } = ground;
-        std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(&resources).unwrap(), 1)).unwrap();
+        std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(resources).unwrap(), 1)).unwrap();
         workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
         let path = folder.path().display();
         let file = format!(
@@ -132,11 +142,7 @@ accessLog: {path}/access.log
 
     /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
     pub async fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
-        let mut text = resources(&self.sidecars, None, &self.more);
-        for (from, to) in replaced {
-            assert!(text.contains(from), "{from}");
-            text = text.replace(from, to);
-        }
+        let text = replace(resources(&self.sidecars, None, &self.more), replaced);
         self.publish_text(version, &text).await;
     }
 
@@ -250,6 +256,13 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("not within 10 s: {what}");
+}
+
+fn replace(text: String, replaced: &[(&str, &str)]) -> String {
+    replaced.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    })
 }
 
 /// A model of this name that doubles, with these lines in its spec.

@@ -21,6 +21,7 @@ use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::*;
 use spillway_runtime::tls::{Offer, Workload, accept};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -74,6 +75,14 @@ struct State {
     manner: Mutex<Manner>,
     /// What it says of its load.
     load: Mutex<Option<&'static str>>,
+    capacity: Mutex<Option<Capacity>>,
+}
+
+/// So many unary calls at a time, each of which takes so long.
+#[derive(Clone)]
+struct Capacity {
+    places: Arc<Semaphore>,
+    takes: Duration,
 }
 
 struct CountDrop(Arc<State>, bool);
@@ -143,6 +152,11 @@ impl Sidecar {
     /// Says this of its load in the trailers of every answer from now on.
     pub fn report(&self, load: &'static str) {
         *self.state.load.lock() = Some(load);
+    }
+
+    /// From now on it serves `places` unary calls at a time, each for `takes`; more of them wait.
+    pub fn slow_down(&self, places: usize, takes: Duration) {
+        *self.state.capacity.lock() = Some(Capacity { places: Arc::new(Semaphore::new(places)), takes });
     }
 
     /// Dies: the port refuses from now on.
@@ -320,6 +334,11 @@ impl GrpcInferenceService for Service {
         let (metadata, _, message) = request.into_parts();
         let by_fallback = metadata.get("spillway-degrade").is_some_and(|level| level == "2");
         let seen = Seen { pod: self.0.pod.clone(), metadata: metadata.into_headers(), message: message.clone() };
+        let capacity = self.0.capacity.lock().clone();
+        if let Some(Capacity { places, takes }) = capacity {
+            let _place = places.acquire().await.unwrap();
+            tokio::time::sleep(takes).await;
+        }
         self.0.seen.lock().push(seen);
         let mut timing = "features;dur=0.21, model;dur=1.02";
         match entity(&message).as_str() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::settings::{Field, FromNode, count, optional, or_default, positive, read_optional, required, text, texts};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisSettings {
     /// `host:port`. One server, or some nodes of a cluster.
     pub servers: Vec<String>,
@@ -42,7 +42,7 @@ impl Default for RedisSettings {
 }
 
 /// TLS 1.3 to a store, its certificate checked against `ca` and its name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsSettings {
     pub ca: PathBuf,
     /// Our own certificate and key, where the server asks for one.
@@ -77,7 +77,13 @@ pub fn read_secret(path: &std::path::Path, setting: &'static str) -> Result<Stri
 
 impl FromNode for RedisSettings {
     fn from_node(field: &Field<'_>) -> Option<Self> {
-        let default = Self::default();
+        Self::read(field, Self::default())
+    }
+}
+
+impl RedisSettings {
+    /// Reads settings where what is left out is as in `default`.
+    pub fn read(field: &Field<'_>, default: Self) -> Option<Self> {
         let fields = field.map();
         let servers = texts(&fields, "servers");
         let cluster = or_default(&fields, "cluster", || false);

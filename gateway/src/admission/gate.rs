@@ -1,0 +1,391 @@
+//! Whether a request may be served now: shedding for its pool, places and a queue for its model.
+//!
+//! The rule: every place that is given comes back, whether its holder is served, fails, or goes away while
+//! it waits; and who waits is woken, or finds by itself that its time is over. Decisions are core's
+//! ([`Shedder`], [`Shares`], [`Bulkhead`]); here they are shared by threads and waited for.
+//!
+//! ```text
+//! asks --tenant at its bound, shed--> refused
+//!      --place--------------------> inside --drop--> gone
+//!      --no place--> waits --turn--^
+//!                    waits --displaced, too late, dropped--> gone
+//! ```
+//!
+//! Nothing is locked while something else is, and nobody waits under a lock. An idle gate allocates nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use spillway_core::limit::Class;
+use spillway_core::resilience::{
+    Answer, Bulkhead, BulkheadSettings, Entry, Latencies, Refusal, Shares, ShedSettings, Shedder, Ticket, Turn,
+};
+use tokio::sync::oneshot;
+
+use super::metrics::GateMetrics;
+use crate::clock::Clock;
+
+/// Times of served requests before their median counts as what the model usually takes.
+const SAMPLES: u32 = 20;
+
+/// Why a request is not served now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// There is too much of its class, or of its tenant in it.
+    Shed,
+    /// All places to wait for the model are taken.
+    Full,
+    /// All of its tenant's places are.
+    TenantFull,
+    /// It waited until there was less time left than the model usually takes.
+    TooLate,
+    /// It came with less.
+    TooShort,
+}
+
+impl Why {
+    pub const ALL: [Self; 5] = [Self::Shed, Self::Full, Self::TenantFull, Self::TooLate, Self::TooShort];
+
+    /// For a metric's label.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Shed => "shed",
+            Self::Full => "queue-full",
+            Self::TenantFull => "tenant-full",
+            Self::TooLate => "too-late",
+            Self::TooShort => "too-short",
+        }
+    }
+}
+
+/// The pods of one pool as they are seen here: what goes to all of them.
+pub struct PoolGate {
+    shed: Mutex<Shed>,
+    /// Requests that its pods take at a time; `u32::MAX` while nobody said.
+    room: AtomicU32,
+}
+
+struct Shed {
+    shedder: Shedder,
+    shares: Shares,
+}
+
+/// The places of one model.
+pub struct Gate {
+    clock: Clock,
+    metrics: Arc<GateMetrics>,
+    inside: Mutex<Inside>,
+}
+
+struct Inside {
+    settings: BulkheadSettings,
+    bulkhead: Bulkhead,
+    waiting: HashMap<u64, Waiter>,
+    latencies: Option<Box<Latencies>>,
+    /// What the model usually takes; zero until it is known.
+    expected: Duration,
+}
+
+struct Waiter {
+    tenant: u32,
+    turn: oneshot::Sender<Verdict>,
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Enter,
+    TooLate,
+    Displaced,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    pub class: Class,
+    /// The tenant's number.
+    pub tenant: u32,
+    /// Its bound over all models, if it has one.
+    pub bound: Option<TenantBound>,
+}
+
+/// Requests of a tenant that wait or are served, and how many may.
+#[derive(Clone, Debug)]
+pub struct TenantBound {
+    pub present: Arc<AtomicUsize>,
+    pub most: usize,
+}
+
+/// One of a tenant's bound, while it is held.
+struct Presence(Arc<AtomicUsize>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place; it is free again when this is dropped.
+pub struct Place {
+    gate: Arc<Gate>,
+    tenant: u32,
+    entered: Duration,
+    served: bool,
+    _presence: Option<Presence>,
+}
+
+impl Place {
+    /// It was answered as it should be: what it took is what the model takes.
+    pub fn served(mut self) {
+        self.served = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let now = self.gate.clock.now();
+        let took = self.served.then(|| now.saturating_sub(self.entered));
+        self.gate.leave(self.tenant, now, took);
+    }
+}
+
+impl Default for PoolGate {
+    fn default() -> Self {
+        let shed = Shed { shedder: Shedder::new(ShedSettings::default()), shares: Shares::default() };
+        Self { shed: Mutex::new(shed), room: AtomicU32::new(u32::MAX) }
+    }
+}
+
+impl PoolGate {
+    /// Sets the room. Whether it is another.
+    pub fn fit(&self, room: u32) -> bool {
+        self.room.swap(room, Ordering::Relaxed) != room
+    }
+
+    pub fn room(&self) -> u32 {
+        self.room.load(Ordering::Relaxed)
+    }
+
+    fn admit(&self, guest: &Guest, now: Duration) -> bool {
+        let random = rand::random();
+        let Shed { shedder, shares } = &mut *self.shed.lock();
+        let place = shares.place(guest.tenant, guest.class, random, now);
+        shedder.admit(guest.class, place, now)
+    }
+
+    /// Lets in one that takes no place, such as a request of a stream.
+    pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> bool {
+        let admitted = self.admit(guest, now);
+        if admitted {
+            self.observe(Some(Duration::ZERO));
+        }
+        admitted
+    }
+
+    /// What became of one that was let in: it was served after a wait, or there was no place to wait.
+    fn observe(&self, wait: Option<Duration>) {
+        self.shed.lock().shedder.observe(wait.unwrap_or_default(), wait.is_some());
+    }
+}
+
+impl Gate {
+    /// `room`: as in [`Gate::fit`].
+    pub fn new(clock: Clock, metrics: Arc<GateMetrics>, settings: BulkheadSettings, room: u32) -> Self {
+        let bulkhead = Bulkhead::new(within(&settings, room));
+        let inside = Inside { settings, bulkhead, waiting: HashMap::new(), latencies: None, expected: Duration::ZERO };
+        Self { clock, metrics, inside: Mutex::new(inside) }
+    }
+
+    /// Takes other bounds.
+    pub fn resize(&self, settings: BulkheadSettings, room: u32) {
+        let turns = {
+            let inside = &mut *self.inside.lock();
+            let turns = inside.bulkhead.resize(within(&settings, room), self.clock.now());
+            inside.settings = settings;
+            inside.take(turns)
+        };
+        self.wake(turns);
+    }
+
+    /// Takes what the pool's pods take at a time.
+    pub fn fit(&self, room: u32) {
+        let settings = self.inside.lock().settings.clone();
+        self.resize(settings, room);
+    }
+
+    /// Enters, waiting for a place until `deadline` on the gate's clock.
+    pub async fn enter(self: &Arc<Self>, pool: &PoolGate, guest: &Guest, deadline: Duration) -> Result<Place, Why> {
+        let refuse = |why| {
+            self.metrics.refused(why, guest.class);
+            Err(why)
+        };
+        let presence = match guest.bound.as_ref().map(TenantBound::take) {
+            Some(None) => return refuse(Why::TenantFull),
+            Some(Some(presence)) => Some(presence),
+            None => None,
+        };
+        let asked = self.clock.now();
+        if !pool.admit(guest, asked) {
+            return refuse(Why::Shed);
+        }
+        let entered = match self.ask(guest, deadline, asked) {
+            Ok(None) => Ok(asked),
+            Ok(Some(wait)) => wait.end().await.map(|()| self.clock.now()),
+            Err(why) => Err(why),
+        };
+        let entered = match entered {
+            Ok(entered) => entered,
+            Err(why) => {
+                if why == Why::Full {
+                    pool.observe(None);
+                }
+                return refuse(why);
+            }
+        };
+        pool.observe(Some(entered.saturating_sub(asked)));
+        Ok(Place { gate: self.clone(), tenant: guest.tenant, entered, served: false, _presence: presence })
+    }
+
+    /// Asks for a place; `None`: it is taken.
+    fn ask(self: &Arc<Self>, guest: &Guest, deadline: Duration, now: Duration) -> Result<Option<Wait>, Why> {
+        let ticket = Ticket { tenant: guest.tenant, class: guest.class, deadline, now };
+        let (wait, displaced) = {
+            let inside = &mut *self.inside.lock();
+            match inside.bulkhead.try_enter(ticket) {
+                Entry::Entered => return Ok(None),
+                Entry::Queued { id, displaced } => {
+                    let (turn, verdict) = oneshot::channel();
+                    inside.waiting.insert(id, Waiter { tenant: guest.tenant, turn });
+                    let displaced = displaced.and_then(|id| inside.waiting.remove(&id));
+                    let until = deadline.saturating_sub(inside.expected);
+                    let wait =
+                        Wait { gate: self.clone(), id, tenant: guest.tenant, since: now, until, verdict, ended: false };
+                    (wait, displaced)
+                }
+                Entry::Refused(Refusal::Full) => return Err(Why::Full),
+                Entry::Refused(Refusal::TenantFull) => return Err(Why::TenantFull),
+                Entry::Refused(Refusal::TooLate) => return Err(Why::TooShort),
+            }
+        };
+        self.metrics.waiting.inc();
+        if let Some(displaced) = displaced {
+            // Nobody there: its own drop has taken care of it.
+            let _ = displaced.turn.send(Verdict::Displaced);
+        }
+        Ok(Some(wait))
+    }
+
+    /// One that had a place is done; it took so long, if it was served.
+    fn leave(&self, tenant: u32, now: Duration, took: Option<Duration>) {
+        let turns = {
+            let inside = &mut *self.inside.lock();
+            if let Some(took) = took {
+                inside.learn(took, now);
+            }
+            let turns = inside.bulkhead.leave(tenant, now);
+            inside.take(turns)
+        };
+        self.wake(turns);
+    }
+
+    /// Tells those whose wait has ended. A place that is given to one who has gone goes to the next.
+    fn wake(&self, mut turns: Vec<(Waiter, Verdict)>) {
+        while let Some((Waiter { tenant, turn }, verdict)) = turns.pop() {
+            if turn.send(verdict).is_err() && verdict == Verdict::Enter {
+                let inside = &mut *self.inside.lock();
+                let next = inside.bulkhead.leave(tenant, self.clock.now());
+                turns.extend(inside.take(next));
+            }
+        }
+    }
+}
+
+fn within(settings: &BulkheadSettings, room: u32) -> BulkheadSettings {
+    BulkheadSettings { in_flight: settings.in_flight.min(room.max(1)), ..settings.clone() }
+}
+
+impl Inside {
+    /// The waiters of these turns.
+    fn take(&mut self, turns: Vec<Turn>) -> Vec<(Waiter, Verdict)> {
+        let waiter = |turn: Turn| {
+            let verdict = match turn.answer {
+                Answer::Enter => Verdict::Enter,
+                Answer::TooLate => Verdict::TooLate,
+            };
+            Some((self.waiting.remove(&turn.id)?, verdict))
+        };
+        turns.into_iter().filter_map(waiter).collect()
+    }
+
+    fn learn(&mut self, took: Duration, now: Duration) {
+        let latencies = self.latencies.get_or_insert_with(|| Box::new(Latencies::new(Latencies::DEFAULT_WINDOW)));
+        latencies.record(took, now);
+        let recent = latencies.recent(now);
+        self.expected = if recent.samples < SAMPLES { Duration::ZERO } else { recent.p50 };
+        self.bulkhead.set_expected(self.expected);
+    }
+}
+
+impl TenantBound {
+    fn take(&self) -> Option<Presence> {
+        let below = |present: usize| (present < self.most).then_some(present + 1);
+        self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
+        Some(Presence(self.present.clone()))
+    }
+}
+
+/// One that waits; dropped, it leaves the queue.
+struct Wait {
+    gate: Arc<Gate>,
+    id: u64,
+    tenant: u32,
+    since: Duration,
+    /// From then on there is no use in it.
+    until: Duration,
+    verdict: oneshot::Receiver<Verdict>,
+    /// The verdict was received.
+    ended: bool,
+}
+
+impl Wait {
+    async fn end(mut self) -> Result<(), Why> {
+        let left = self.until.saturating_sub(self.since);
+        let Ok(verdict) = tokio::time::timeout(left, &mut self.verdict).await else { return Err(Why::TooLate) };
+        self.ended = true;
+        match verdict {
+            Ok(Verdict::Enter) => Ok(()),
+            Ok(Verdict::Displaced) => Err(Why::Full),
+            // A gate drops no waiter without a verdict.
+            Ok(Verdict::TooLate) | Err(_) => Err(Why::TooLate),
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let gate = &self.gate;
+        let now = gate.clock.now();
+        gate.metrics.waited(now.saturating_sub(self.since));
+        if self.ended {
+            return;
+        }
+        // From here on nothing can be sent: either the verdict is here, or the sender hears that we are gone.
+        self.verdict.close();
+        match self.verdict.try_recv() {
+            Ok(Verdict::Enter) => gate.leave(self.tenant, now, None),
+            Ok(Verdict::TooLate | Verdict::Displaced) => {}
+            Err(_) => {
+                let mut inside = gate.inside.lock();
+                inside.bulkhead.cancel(self.id);
+                inside.waiting.remove(&self.id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -1,0 +1,193 @@
+use std::sync::atomic::AtomicU64;
+
+use spillway_runtime::telemetry::Metrics;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(600);
+
+fn gate(in_flight: u32, queue: u32) -> (Arc<Gate>, PoolGate) {
+    let settings = BulkheadSettings { in_flight, queue, tenant_in_flight: in_flight, tenant_queue: queue };
+    let metrics = Arc::new(GateMetrics::new(&Metrics::new("test")));
+    (Arc::new(Gate::new(Clock::start(), metrics, settings, u32::MAX)), PoolGate::default())
+}
+
+fn guest(tenant: u32, class: Class) -> Guest {
+    Guest { class, tenant, bound: None }
+}
+
+impl Gate {
+    fn counts(&self) -> (u32, usize, usize) {
+        let inside = self.inside.lock();
+        (inside.bulkhead.in_flight(), inside.bulkhead.waiting(), inside.waiting.len())
+    }
+}
+
+/// Asks in a task of its own, and returns once it waits.
+async fn waiter(
+    gate: &Arc<Gate>,
+    pool: &Arc<PoolGate>,
+    guest: Guest,
+    left: Duration,
+) -> tokio::task::JoinHandle<Result<Place, Why>> {
+    let (own, pool) = (gate.clone(), pool.clone());
+    let waiting = gate.counts().1;
+    let deadline = gate.clock.now() + left;
+    let task = tokio::spawn(async move { own.enter(&pool, &guest, deadline).await });
+    while gate.counts().1 == waiting && !task.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    task
+}
+
+#[tokio::test]
+async fn a_place_comes_back_and_goes_to_the_most_important() {
+    let (gate, pool) = gate(1, 9);
+    let pool = Arc::new(pool);
+    let first = gate.enter(&pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    let low = waiter(&gate, &pool, guest(1, Class::Low), LONG).await;
+    let high = waiter(&gate, &pool, guest(2, Class::High), LONG).await;
+    assert_eq!(gate.counts(), (1, 2, 2));
+    drop(first);
+    let second = high.await.unwrap().unwrap();
+    assert!(!low.is_finished());
+    assert_eq!(gate.counts(), (1, 1, 1));
+    drop(second);
+    drop(low.await.unwrap().unwrap());
+    assert_eq!(gate.counts(), (0, 0, 0));
+    assert_eq!(gate.metrics.waiting.get(), 0);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_or_gives_up_the_least_important() {
+    let (gate, pool) = gate(1, 1);
+    let pool = Arc::new(pool);
+    let first = gate.enter(&pool, &guest(1, Class::Low), LONG).await.unwrap();
+    let low = waiter(&gate, &pool, guest(1, Class::Low), LONG).await;
+    assert_eq!(gate.enter(&pool, &guest(2, Class::Low), LONG).await.err(), Some(Why::Full));
+    let important = guest(2, Class::Critical);
+    let critical = gate.enter(&pool, &important, LONG);
+    let (displaced, critical) = tokio::join!(
+        async {
+            let displaced = low.await.unwrap().err();
+            drop(first);
+            displaced
+        },
+        critical
+    );
+    assert_eq!(displaced, Some(Why::Full));
+    drop(critical.unwrap());
+    assert_eq!(gate.counts(), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn t53_who_cannot_be_served_in_time_is_told_in_time() {
+    let (gate, pool) = gate(1, 9);
+    let pool = Arc::new(pool);
+    while gate.inside.lock().expected.is_zero() {
+        gate.inside.lock().learn(Duration::from_millis(100), gate.clock.now());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let soon = gate.clock.now() + Duration::from_millis(90);
+    assert_eq!(gate.enter(&pool, &guest(1, Class::Normal), soon).await.err(), Some(Why::TooShort));
+    let first = gate.enter(&pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    let began = gate.clock.now();
+    let late = waiter(&gate, &pool, guest(1, Class::Normal), Duration::from_millis(150)).await;
+    assert_eq!(late.await.unwrap().err(), Some(Why::TooLate), "though nobody leaves");
+    let waited = gate.clock.now() - began;
+    assert!(waited < Duration::from_millis(140), "{waited:?}: what the model takes was left");
+    drop(first);
+    assert_eq!(gate.counts(), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_tenants_own_bound_counts_all_that_it_has() {
+    let (gate, pool) = gate(9, 9);
+    let bound = TenantBound { present: Arc::default(), most: 2 };
+    let guest = Guest { class: Class::Critical, tenant: 1, bound: Some(bound.clone()) };
+    let places = [gate.enter(&pool, &guest, LONG).await, gate.enter(&pool, &guest, LONG).await];
+    assert_eq!(gate.enter(&pool, &guest, LONG).await.err(), Some(Why::TenantFull));
+    drop(places);
+    assert_eq!(bound.present.load(Ordering::Relaxed), 0);
+    assert!(gate.enter(&pool, &guest, LONG).await.is_ok());
+}
+
+#[tokio::test]
+async fn more_room_wakes_those_who_wait() {
+    let (gate, pool) = gate(4, 9);
+    let pool = Arc::new(pool);
+    gate.fit(1);
+    let first = gate.enter(&pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    let second = waiter(&gate, &pool, guest(1, Class::Normal), LONG).await;
+    let third = waiter(&gate, &pool, guest(1, Class::Normal), LONG).await;
+    gate.fit(2);
+    let second = second.await.unwrap().unwrap();
+    assert!(!third.is_finished());
+    gate.fit(u32::MAX);
+    let third = third.await.unwrap().unwrap();
+    assert_eq!(gate.counts().0, 3);
+    drop((first, second, third));
+    assert_eq!(gate.counts(), (0, 0, 0));
+}
+
+/// Threads that enter, wait, give up at any moment and leave: no more are ever inside than may be, and in
+/// the end nobody is.
+#[test]
+fn no_place_is_lost_or_given_twice() {
+    const IN_FLIGHT: u32 = 3;
+    let (gate, pool) = gate(IN_FLIGHT, 12);
+    let pool = Arc::new(pool);
+    let (inside, most, entered, seed) =
+        (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)), AtomicU64::new(0), AtomicU64::new(1));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let tasks = (0..8).map(|_| async {
+                        for _ in 0..300 {
+                            let random =
+                                seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed).wrapping_mul(31) >> 40;
+                            let class = Class::ALL[random as usize % 4];
+                            let patience = Duration::from_micros(random % 3_000);
+                            let deadline = gate.clock.now() + Duration::from_millis(random % 5 + 1);
+                            let guest = guest((random % 3) as u32, class);
+                            let entering = gate.enter(&pool, &guest, deadline);
+                            let Ok(Ok(place)) = tokio::time::timeout(patience, entering).await else { continue };
+                            most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                            entered.fetch_add(1, Ordering::Relaxed);
+                            tokio::time::sleep(Duration::from_micros(random % 200)).await;
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            if random % 2 == 0 { place.served() } else { drop(place) }
+                        }
+                    });
+                    futures_util::future::join_all(tasks).await;
+                });
+            });
+        }
+    });
+    assert_eq!(most.load(Ordering::SeqCst), IN_FLIGHT);
+    assert_eq!(gate.counts(), (0, 0, 0));
+    assert_eq!(gate.metrics.waiting.get(), 0);
+    assert!(entered.load(Ordering::Relaxed) > 300, "{entered:?}");
+}
+
+#[test]
+fn a_pool_with_too_much_to_do_sheds_the_least_important() {
+    let (gate, pool) = gate(1, 9);
+    // Two seconds of 2,000 a second for a pool that serves one each millisecond.
+    let began = gate.clock.now();
+    let (mut shed, mut free_at) = (0, began);
+    for turn in 0..4_000_u64 {
+        let class = if turn % 5 == 0 { Class::Critical } else { Class::Low };
+        let now = began + Duration::from_micros(500) * turn as u32;
+        if pool.admit(&guest(1, class), now) {
+            free_at = free_at.max(now) + Duration::from_millis(1);
+            pool.observe(Some(free_at - now));
+        } else {
+            assert_eq!(class, Class::Low);
+            shed += 1;
+        }
+    }
+    assert!(shed > 300, "{shed}");
+}

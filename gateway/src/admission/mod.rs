@@ -1,0 +1,249 @@
+//! Who may pass now: what a request's tenant may ask for, and what can be served.
+//!
+//! The rule: every decision is core's; here is what they are made from, shared by all threads and kept across
+//! Snapshots, and nothing that a caller can make up lets it grow without bound.
+//!
+//! * [`class`]: how important a request is, and what it costs.
+//! * [`limits`], [`limit`], [`entities`]: the token buckets of a tenant.
+//! * [`gate`]: the places of a model, and who waits for one.
+
+mod class;
+mod entities;
+mod gate;
+mod limit;
+mod limits;
+mod metrics;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use spillway_core::inference::{Entities, InferRequest};
+use spillway_core::limit::{Class, TableBounds};
+use spillway_core::resource::{Model, Tenant};
+use spillway_core::snapshot::Snapshot;
+use spillway_core::units::Name;
+use spillway_runtime::drain::Drain;
+use spillway_runtime::telemetry::Metrics as Registry;
+
+use crate::clock::Clock;
+use entities::EntityBuckets;
+use gate::{Gate, Place, PoolGate, TenantBound};
+pub use gate::{Guest, Why};
+use limit::Charge;
+pub use limit::Standing;
+use limits::{Taken, TenantLimits};
+use metrics::{AdmissionMetrics, GateMetrics};
+
+/// How often gauges are set.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// One of a process.
+pub struct Admission {
+    clock: Clock,
+    region: Name,
+    rules: ArcSwap<Rules>,
+    /// One follows at a time.
+    following: Mutex<()>,
+    /// Numbers of tenants and of limits.
+    numbers: AtomicU32,
+    entities: EntityBuckets,
+    metrics: AdmissionMetrics,
+    gate_metrics: Arc<GateMetrics>,
+}
+
+/// What a Snapshot says.
+#[derive(Default)]
+struct Rules {
+    /// `None` before the first.
+    version: Option<u64>,
+    tenants: HashMap<Name, Account>,
+    models: HashMap<Name, Doors>,
+}
+
+/// What stands before a model.
+#[derive(Clone)]
+struct Doors {
+    gate: Arc<Gate>,
+    /// The name of the pool that serves it in this region.
+    pool: Name,
+    pool_gate: Arc<PoolGate>,
+}
+
+/// What is known of a tenant.
+#[derive(Clone)]
+struct Account {
+    default_class: Class,
+    highest_class: Class,
+    limited: bool,
+    /// The tenant's number, which stays.
+    number: u32,
+    limits: Arc<TenantLimits>,
+    /// Its requests that wait or are served.
+    present: Arc<AtomicUsize>,
+    most_present: Option<usize>,
+}
+
+/// A valid request of a caller who may make it.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    pub tenant: &'a Name,
+    pub name: &'a str,
+    pub model: &'a Model,
+    pub request: &'a InferRequest,
+    pub entities: &'a Entities,
+}
+
+/// What the tenant's buckets say to it.
+pub struct Verdict {
+    pub guest: Guest,
+    pub taken: Taken,
+}
+
+impl Admission {
+    pub fn new(clock: Clock, region: Name, registry: &Registry) -> Self {
+        Self {
+            clock,
+            region,
+            rules: ArcSwap::default(),
+            following: Mutex::default(),
+            numbers: AtomicU32::new(1),
+            entities: EntityBuckets::new(&TableBounds::default()),
+            metrics: AdmissionMetrics::new(registry),
+            gate_metrics: Arc::new(GateMetrics::new(registry)),
+        }
+    }
+
+    /// Takes in a Snapshot, before any request is judged that holds it. An older one changes nothing.
+    pub fn follow(&self, snapshot: &Snapshot) {
+        let _following = self.following.lock();
+        let before = self.rules.load();
+        if before.version.is_some_and(|version| version >= snapshot.version) {
+            return;
+        }
+        let tenants = self.tenants(snapshot, &before);
+        let models = self.models(snapshot, &before);
+        self.rules.store(Arc::new(Rules { version: Some(snapshot.version), tenants, models }));
+    }
+
+    fn tenants(&self, snapshot: &Snapshot, before: &Rules) -> HashMap<Name, Account> {
+        let now_ns = self.now_ns();
+        let knows = |model: &str| snapshot.models.contains_key(model);
+        let account = |(name, tenant): (&Name, &Arc<Tenant>)| {
+            let (number, limits, present) = match before.tenants.get(name) {
+                Some(Account { number, limits, present, .. }) => (*number, limits.clone(), present.clone()),
+                None => {
+                    let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+                    (number, Arc::new(TenantLimits::new(number)), Arc::default())
+                }
+            };
+            limits.follow(tenant, knows, &self.numbers, now_ns);
+            let account = Account {
+                default_class: tenant.default_class,
+                highest_class: tenant.highest_class,
+                limited: !tenant.limits.is_empty(),
+                number,
+                limits,
+                present,
+                most_present: tenant.in_flight,
+            };
+            (name.clone(), account)
+        };
+        snapshot.tenants.iter().map(account).collect()
+    }
+
+    /// Those that a pool of this region serves.
+    fn models(&self, snapshot: &Snapshot, before: &Rules) -> HashMap<Name, Doors> {
+        let mut pools: HashMap<Name, Arc<PoolGate>> =
+            before.models.values().map(|doors| (doors.pool.clone(), doors.pool_gate.clone())).collect();
+        let doors = |(name, model): (&Name, &Arc<Model>)| {
+            let (pool, _) = snapshot.pool_of(model, &self.region)?;
+            let pool_gate = pools.entry(pool.clone()).or_default().clone();
+            let bounds = model.traffic.bulkhead.clone();
+            let gate = match before.models.get(name) {
+                Some(doors) => {
+                    doors.gate.resize(bounds, pool_gate.room());
+                    doors.gate.clone()
+                }
+                None => Arc::new(Gate::new(self.clock, self.gate_metrics.clone(), bounds, pool_gate.room())),
+            };
+            Some((name.clone(), Doors { gate, pool: pool.clone(), pool_gate }))
+        };
+        snapshot.models.iter().filter_map(doors).collect()
+    }
+
+    /// Says how many requests the pods of a pool take at a time: more wait here instead.
+    pub fn fit(&self, pool: &Name, room: u32) {
+        let rules = self.rules.load();
+        let doors = || rules.models.values().filter(|doors| doors.pool == *pool);
+        if doors().next().is_some_and(|doors| doors.pool_gate.fit(room)) {
+            doors().for_each(|doors| doors.gate.fit(room));
+        }
+    }
+
+    /// The request's class, and what it takes from its tenant's buckets.
+    pub fn judge(&self, ask: &Ask<'_>) -> Verdict {
+        let rules = self.rules.load();
+        // Only a tenant that a newer Snapshot has not is not there: nothing is known of it any more.
+        let Some(account) = rules.tenants.get(ask.tenant) else {
+            let guest = Guest { class: Class::Low, tenant: 0, bound: None };
+            return Verdict { guest, taken: Taken::default() };
+        };
+        let class = class::of(ask.request, account.default_class, account.highest_class);
+        let bound = account.most_present.map(|most| TenantBound { present: account.present.clone(), most });
+        let guest = Guest { class, tenant: account.number, bound };
+        if !account.limited {
+            return Verdict { guest, taken: Taken::default() };
+        }
+        let taken = account.limits.take(&self.charge(ask, class), &self.entities);
+        self.metrics.overflowed.inc_by(taken.overflowed);
+        if let Some(standing) = taken.standing.as_ref().filter(|_| taken.refused) {
+            self.metrics.limited(standing.per);
+        }
+        Verdict { guest, taken }
+    }
+
+    /// Waits for a place of a model until `until`. `None`: no pool of this region serves it, so that
+    /// there is nothing to wait for.
+    pub async fn enter(&self, guest: &Guest, model: &str, until: Instant) -> Result<Option<Place>, Why> {
+        let doors = |doors: &Doors| (doors.gate.clone(), doors.pool_gate.clone());
+        let Some((gate, pool_gate)) = self.rules.load().models.get(model).map(doors) else { return Ok(None) };
+        let deadline = self.clock.now().saturating_add(until.saturating_duration_since(Instant::now()));
+        gate.enter(&pool_gate, guest, deadline).await.map(Some)
+    }
+
+    /// Whether a request of a stream is passed on: it takes no place, but may be shed.
+    pub fn pass(&self, guest: &Guest, model: &str) -> Result<(), Why> {
+        let rules = self.rules.load();
+        let admits = |doors: &Doors| doors.pool_gate.admit_placeless(guest, self.clock.now());
+        if rules.models.get(model).is_none_or(admits) {
+            return Ok(());
+        }
+        self.gate_metrics.refused(Why::Shed, guest.class);
+        Err(Why::Shed)
+    }
+
+    /// Looks after what no request does, until the drain is over.
+    pub async fn watch(&self, drain: Drain) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = drain.stopped() => return,
+            }
+            self.metrics.keys.set(i64::try_from(self.entities.len()).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn charge<'a>(&self, ask: &Ask<'a>, class: Class) -> Charge<'a> {
+        let (cost, entity_cost) = class::costs(ask);
+        let entities = ask.entities.ids();
+        Charge { model: ask.name, class, cost, entity_cost, entities, now_ns: self.now_ns() }
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
