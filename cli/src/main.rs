@@ -26,6 +26,8 @@ enum Command {
     Check(commands::check::Arguments),
     /// Check audit logs
     Audit(commands::audit::Arguments),
+    /// Purge cached results
+    Cache(commands::cache::Arguments),
     /// Make a trust domain and its certificates, for development
     Pki(commands::pki::Arguments),
     /// Load features
@@ -41,6 +43,7 @@ fn main() -> std::process::ExitCode {
         Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Audit(arguments) => commands::audit::run(&arguments),
+        Command::Cache(arguments) => commands::cache::run(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),
         Command::Dev(arguments) => dev::run(&arguments),

@@ -6,11 +6,12 @@
 use std::fmt::Write;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+use spillway_core::cache::status::Status;
 use spillway_core::inference::json;
 use spillway_core::limit::headers::retry_after;
 
@@ -38,7 +39,7 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-cont
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-/// RFC 9211: there is no result cache to look into.
+/// RFC 9211: streams are not looked up.
 const BYPASS: HeaderValue = HeaderValue::from_static("spillway; fwd=bypass");
 const OK: HeaderValue = HeaderValue::from_static("0");
 /// Headers of an answer, about.
@@ -175,8 +176,13 @@ pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_
     if let Some(id) = &exchange.request_id {
         head.insert_header(REQUEST_ID, id.clone())?;
     }
-    if exchange.pod.is_some() {
-        head.insert_header(CACHE_STATUS, BYPASS)?;
+    match exchange.cached.status {
+        Some(status) => head.insert_header(CACHE_STATUS, cache_status(status))?,
+        None if exchange.pod.is_some() => head.insert_header(CACHE_STATUS, BYPASS)?,
+        None => {}
+    }
+    if let Some(age) = exchange.cached.age {
+        head.insert_header(AGE, HeaderValue::from(age.as_secs()))?;
     }
     let making = &exchange.making;
     if let Some(version) = &making.model_version {
@@ -196,6 +202,13 @@ pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_
     Ok(head)
 }
 
+fn cache_status(status: Status) -> HeaderValue {
+    match status.fixed() {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from_maybe_shared(Bytes::from(status.to_string())).unwrap_or(BYPASS),
+    }
+}
+
 /// `Server-Timing`, in milliseconds: what was spent here, and what the sidecar said it spent.
 fn timing(exchange: &Exchange) -> HeaderValue {
     let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
@@ -203,6 +216,9 @@ fn timing(exchange: &Exchange) -> HeaderValue {
     let sidecar = exchange.making.sidecar_timing.as_ref().and_then(|timing| timing.to_str().ok());
     // Writing to memory cannot fail.
     let _ = write!(text, "auth;dur={:.3}", milliseconds(exchange.auth));
+    if !exchange.cached.took.is_zero() {
+        let _ = write!(text, ", cache;dur={:.3}", milliseconds(exchange.cached.took));
+    }
     if exchange.pod.is_some() {
         let inside = sidecar.map_or(0.0, total);
         let queue = (milliseconds(exchange.upstream) - inside).max(0.0);

@@ -80,7 +80,7 @@ impl HeadFault {
 }
 
 /// Why a request gets no prediction.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Refusal {
     // The caller's fault; again unchanged is of no use.
     #[error(transparent)]
@@ -156,6 +156,8 @@ pub enum Refusal {
     PodLost,
     #[error("the pod's answer could not be read")]
     BadAnswer,
+    #[error("the request wants nothing but a stored answer, and there is none")]
+    NotCached,
     #[error("{message}")]
     Sidecar { status: Code, code: Cow<'static, str>, message: String },
     /// The client is gone: nobody reads this.
@@ -235,6 +237,8 @@ impl Refusal {
                 (504, Code::DeadlineExceeded, "deadline-exceeded".into())
             }
             Self::Busy { .. } => (503, Code::Unavailable, "overloaded".into()),
+            // RFC 9111, 5.2.1.7.
+            Self::NotCached => (504, Code::FailedPrecondition, "not-cached".into()),
             Self::NotReady => (503, Code::Unavailable, "not-ready".into()),
             Self::Overloaded => (503, Code::ResourceExhausted, "overloaded".into()),
             Self::NotImplemented => (501, Code::Unimplemented, "not-implemented".into()),
@@ -304,6 +308,7 @@ impl Refusal {
             | Self::PodsBusy
             | Self::PodLost
             | Self::BadAnswer
+            | Self::NotCached
             | Self::Sidecar { .. }
             | Self::Cancelled => false,
         }

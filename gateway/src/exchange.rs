@@ -19,7 +19,8 @@ use crate::admission::Standing;
 use crate::audit::denial;
 use crate::downstream::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
-use crate::request::memory::{Kept, Memory, Part};
+use crate::request::memory::{self, Memory, Part};
+use crate::results::{self, Kept, Said};
 use crate::shared::Shared;
 
 /// What the client speaks.
@@ -56,6 +57,10 @@ pub struct Making {
     pub feature_age_ms: Option<i64>,
     /// `features;dur=…, model;dur=…` as the sidecar measured them.
     pub sidecar_timing: Option<HeaderValue>,
+    /// The feature changes that the sidecar knew of when it looked up the rows; `None` where it says none.
+    pub feature_sequence: Option<u64>,
+    /// How long the row that ends first is still fresh.
+    pub feature_fresh: Option<Duration>,
 }
 
 pub struct Exchange {
@@ -82,10 +87,12 @@ pub struct Exchange {
     pub making: Making,
     /// Where the request stands with its tenant's limits.
     pub limit: Option<Standing>,
+    /// What the result cache had to do with it.
+    pub cached: Said,
     pub outcome: Option<Outcome>,
     /// It ends with the exchange.
     pub span: Option<Span>,
-    kept: Kept,
+    kept: memory::Kept,
 }
 
 impl Exchange {
@@ -111,9 +118,10 @@ impl Exchange {
             upstream: Duration::ZERO,
             making: Making::default(),
             limit: None,
+            cached: Said::default(),
             outcome: None,
             span: None,
-            kept: Kept::default(),
+            kept: memory::Kept::default(),
         }
     }
 
@@ -148,6 +156,17 @@ impl Exchange {
         }
         self.outcome = Some(Outcome { status: answer.status, grpc: answer.grpc, code: answer.code.clone() });
         answer
+    }
+
+    /// The answer is a kept one: it was made then, in its way. It stays in memory until it is written, also
+    /// if the cache lets go of it.
+    pub fn made(&mut self, kept: &Kept) -> Result<(), Refusal> {
+        self.keep(kept.entry.message.len())?;
+        let made = &kept.entry.made;
+        self.making.model_version.clone_from(&made.model_version);
+        self.making.degraded.clone_from(&made.degraded);
+        self.making.feature_age_ms = kept.entry.feature_age_ms(kept.age);
+        Ok(())
     }
 
     pub fn succeed(&mut self) {
@@ -190,6 +209,7 @@ impl Drop for Exchange {
             error: &code,
             cancelled: grpc == Code::Cancelled,
             pod: self.pod.as_ref().map(Name::as_str),
+            cache: self.cached.status.map(results::word),
             retries: self.retries,
             degraded: text(&self.making.degraded),
             feature_age_ms: self.making.feature_age_ms,
@@ -244,6 +264,7 @@ struct Record<'a> {
     error: &'a str,
     cancelled: bool,
     pod: Option<&'a str>,
+    cache: Option<&'static str>,
     retries: u32,
     degraded: Option<&'a str>,
     feature_age_ms: Option<i64>,

@@ -23,6 +23,7 @@ use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::snapshot::{Refused, Subscription};
+use spillway_runtime::store::InvalidStore;
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
@@ -41,6 +42,7 @@ use crate::pods::fleet::Fleet;
 use crate::pods::health;
 use crate::pods::metrics::PodMetrics;
 use crate::request::memory::Memory;
+use crate::results::{Results, purge_log};
 use crate::settings::GatewaySettings;
 use crate::shared::Shared;
 
@@ -77,6 +79,8 @@ pub enum StartError {
     },
     #[error("otlp: {0}")]
     Traces(#[from] TracesError),
+    #[error("{0}")]
+    Redis(#[from] InvalidStore),
 }
 
 /// A gateway that serves.
@@ -113,6 +117,13 @@ impl Gateway {
             None => AccessLog::off(),
         };
         let clock = Clock::start();
+        let (results, channels) = Results::open(
+            &settings.results,
+            settings.redis.as_ref(),
+            &settings.region,
+            settings.limits.of_answers(),
+            &registry,
+        )?;
         let shared = Arc::new(Shared {
             clock,
             // A name is always a header value.
@@ -129,6 +140,7 @@ impl Gateway {
             book: Book::new(clock, PodMetrics::new(&registry)),
             degradation: Degradation::new(&registry, clock, &subscription.load()),
             admission: Admission::new(clock, settings.region.clone(), &registry),
+            results: results.clone(),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
@@ -151,11 +163,14 @@ impl Gateway {
         tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
-        tokio::spawn(shared.membership.clone().follow(subscription, drain));
+        tokio::spawn(shared.membership.clone().follow(subscription, drain.clone()));
         tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(health::sweep(shared.clone()));
         let looked_after = shared.clone();
         tokio::spawn(async move { looked_after.admission.watch(looked_after.drain.clone()).await });
+        if let Some(channels) = channels {
+            tokio::spawn(channels.follow(results, registry.clone(), drain));
+        }
         tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
@@ -223,9 +238,16 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             config["pods"] = serde_json::to_value(fleet.view(live.clock.now())).unwrap_or_default();
         }
         config["degradation"] = live.degradation.view();
+        config["results"] = serde_json::to_value(live.results.view()).unwrap_or_default();
         config
     };
-    Pages { metrics: registry, readiness, config: Arc::new(config), drain: shared.drain.clone() }
+    Pages {
+        metrics: registry,
+        readiness,
+        config: Arc::new(config),
+        actions: vec![purge_log::action(shared.results.clone())],
+        drain: shared.drain.clone(),
+    }
 }
 
 /// One thread: a runtime, a socket, a fleet.

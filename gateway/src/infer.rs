@@ -1,4 +1,4 @@
-//! One prediction: decode, check, call a pod, answer in the client's own protocol.
+//! One request for a prediction: decode, check, admit, answer in the client's own protocol.
 //!
 //! The rule: who may not use a model learns nothing about it; a request is decoded once and held
 //! against the model before a pod sees it; what the client spoke as gRPC is passed on as it came.
@@ -6,26 +6,23 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderValue;
 use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
-use spillway_core::inference::{Entities, InferRequest, InferResponse, check_against, entities};
+use spillway_core::inference::{Entities, InferRequest, check_against, entities};
 use spillway_core::policy::{Principal, authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
 use spillway_runtime::oip;
-use tokio::time::Instant;
 
 use crate::admission::{Ask, Guest, Verdict};
 use crate::answer::Reply;
-use crate::degrade::{Next, Question};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::pods::attempt::PodAnswer;
-use crate::pods::call::PodCall;
+use crate::prediction::{Prediction, Ready, predict};
 use crate::request::body;
 use crate::request::inflate::inflate;
+use crate::results::{self, message};
 use crate::shared::Shared;
 
 /// REST, JSON or binary.
@@ -54,8 +51,14 @@ pub async fn rest(
     }
     let forms = OutputForms::take(&mut request);
     let frame = oip::frame(&request);
-    let answer = answer(shared, session, exchange, asking, &found, &request, frame).await?;
-    Ok(Reply::Rest(encode_response(&answer.response, &forms)?))
+    Ok(Reply::Rest(match answer(shared, session, exchange, asking, &found, &request, frame).await? {
+        Prediction::Fetched(answer) => encode_response(&answer.response, &forms)?,
+        Prediction::Kept(kept) => {
+            let response = message::response(&kept, &request.id, &shared.limits.of_answers());
+            encode_response(&response.map_err(|_| Refusal::BadAnswer)?, &forms)?
+        }
+        Prediction::Made(response) => encode_response(&response, &forms)?,
+    }))
 }
 
 /// gRPC `ModelInfer`.
@@ -74,8 +77,11 @@ pub async fn grpc(
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;
     exchange.auth = exchange.began.elapsed();
-    let answer = answer(shared, session, exchange, asking, &found, &request, vec![frame]).await?;
-    Ok(Reply::Grpc(answer.frame.map_or_else(|| oip::frame_response(&answer.response), |frame| vec![frame])))
+    Ok(Reply::Grpc(match answer(shared, session, exchange, asking, &found, &request, vec![frame]).await? {
+        Prediction::Fetched(answer) => vec![answer.frame],
+        Prediction::Kept(kept) => message::frame(&kept, &request.id),
+        Prediction::Made(response) => oip::frame_response(&response),
+    }))
 }
 
 /// The model, for one who may do this with it, if it is there.
@@ -106,13 +112,6 @@ pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal>
     Ok(entities)
 }
 
-/// What goes back, before it is in the client's form.
-struct Answered {
-    response: InferResponse,
-    /// As a pod sent it, if one did.
-    frame: Option<Bytes>,
-}
-
 /// Takes what a valid request costs from its tenant's token buckets, and says how it comes to the gate.
 pub fn admit(
     shared: &Shared,
@@ -141,33 +140,21 @@ async fn answer(
     model: &Model,
     request: &InferRequest,
     frame: Vec<Bytes>,
-) -> Result<Answered, Refusal> {
+) -> Result<Prediction, Refusal> {
     let entities = check(model, request)?;
     let guest = admit(shared, exchange, &asking.principal, model, request, &entities)?;
     let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
     let asked = Asked { parameter, ..asking.head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
+    let (snapshot, tenant) = (&*asking.fleet.snapshot, &asking.principal.tenant);
+    let wish = results::wish(snapshot, tenant, model, &session.req_header().headers);
+    let asked = results::Asked { snapshot, tenant, model, request, entities: &entities, wish, until };
     let lane = asking.fleet.lane(&request.model).ok_or(Refusal::NoPod)?;
-    let ask = |until, frame| {
-        let (until, trace) = (Instant::from_std(until), asking.trace.clone());
-        PodCall { shared, lane, entities: &entities, frame, until, trace }
-    };
-    let answered = match shared.degradation.turn(&request.model, model, until) {
-        None => call(session, exchange, &guest, ask(until, frame)).await,
-        Some(mut turn) => {
-            let question = Question { model, request, entities: &entities, class: guest.class };
-            loop {
-                let until = match turn.next(exchange, &question, last_cached) {
-                    Next::Ask(until) => until,
-                    Next::Answer(response) => break Ok(Answered { response, frame: None }),
-                    Next::Refuse(refusal) => break Err(refusal),
-                };
-                let answered = call(session, exchange, &guest, ask(until, frame.clone())).await;
-                if let Some(answered) = turn.told(exchange, answered) {
-                    break answered;
-                }
-            }
-        }
+    let ready = Ready { asking, lane, guest: &guest, asked, frame };
+    let answered = tokio::select! {
+        biased;
+        answered = predict(shared, exchange, ready) => answered,
+        () = gone(session) => Err(Refusal::Cancelled),
     };
     if answered.is_ok() {
         shared.degradation.answered(&exchange.making);
@@ -175,52 +162,10 @@ async fn answer(
     answered
 }
 
-/// The last prediction for the same question: gateways keep none.
-fn last_cached() -> Option<InferResponse> {
-    None
-}
-
-/// Asks the model's pods, when there is a place.
-async fn call(
-    session: &mut Session,
-    exchange: &mut Exchange,
-    guest: &Guest,
-    call: PodCall<'_>,
-) -> Result<Answered, Refusal> {
-    let asked = Instant::now();
-    let answered = tokio::select! {
-        biased;
-        answered = async {
-            let until = call.until.into_std();
-            let place = call.shared.admission.enter(guest, call.lane.name.as_str(), until).await.map_err(Refusal::busy)?;
-            let answer = call.make(exchange).await?;
-            if let Some(place) = place {
-                place.served();
-            }
-            Ok(answer)
-        } => answered,
-        () = gone(session) => Err(Refusal::Cancelled),
-    };
-    exchange.upstream = asked.elapsed();
-    let PodAnswer { frame, response, .. } = answered?;
-    describe(exchange, &response);
-    Ok(Answered { response, frame: Some(frame) })
-}
-
 /// Returns when the client has gone away: it reset the stream, or closed the connection.
 pub async fn gone(session: &mut Session) {
     // Whatever comes here instead of silence ends the request: there is no more of it to come.
     let _ = session.downstream_session.read_body_or_idle(true).await;
-}
-
-/// Takes in what an answer says about how it was made.
-fn describe(exchange: &mut Exchange, response: &InferResponse) {
-    let (parameters, making) = (&response.parameters, &mut exchange.making);
-    let version = parameters.text("spillway-model-version").unwrap_or(&response.version);
-    making.model_version = HeaderValue::from_str(version).ok();
-    let degraded = parameters.text("spillway-degraded");
-    making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
-    making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
 }
 
 /// A caller's word within a message.

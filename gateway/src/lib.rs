@@ -1,14 +1,16 @@
 //! The regional edge: proves who calls, decides whether they may, finds the pod, answers in time.
 //!
 //! One request's path, in reading order: [`downstream::listener`] accepts and identifies, [`edge`] takes it
-//! from Pingora, [`infer`] decodes and checks, [`admission`] lets in, [`pods::call`] asks a pod, [`answer`] writes
+//! from Pingora, [`infer`] decodes and checks, [`admission`] lets in, [`prediction`] says where
+//! the answer comes from, [`pods::call`] asks a pod, [`answer`] writes
 //! what came.
 //!
 //! * [`settings`]: the process's own file. [`gateway`]: load, bind, run, drain. [`shared`]: what its threads share.
 //! * [`downstream`]: connections of clients, and what may stand on the wire.
 //! * [`request`]: one request, read strictly, within bounds.
-//! * [`admission`]: who may pass now. [`clock`]: the time for decisions.
-//! * [`infer`], [`stream`], [`local`]: one prediction, a stream of them, what needs no pod.
+//! * [`admission`]: who may pass now.
+//! * [`infer`], [`stream`], [`local`]: a request for one prediction, a stream of them, what needs no pod.
+//! * [`prediction`]: where an answer comes from. [`results`]: answers that are given again.
 //! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
 //! * [`degrade`]: what is given when a model is in trouble.
 //! * [`answer`], [`errors`]: what goes back.
@@ -29,7 +31,9 @@ mod local;
 mod members;
 mod metrics;
 mod pods;
+mod prediction;
 mod request;
+mod results;
 mod settings;
 mod shared;
 mod stream;
@@ -39,6 +43,7 @@ use std::io::Write;
 use spillway_runtime::drain::Drain;
 
 pub use gateway::{Gateway, StartError};
+pub use results::ResultSettings;
 pub use settings::{DnsSettings, GatewaySettings, Limits};
 
 /// Runs a gateway until `drain` is over. Once it is bound, it writes one line to stdout:

@@ -7,9 +7,15 @@ use std::time::Duration;
 use spillway_core::inference::Limits as RequestLimits;
 use spillway_core::units::{ByteSize, InvalidUnit, Name, parse_duration};
 use spillway_runtime::settings::{CommonSettings, Field, FromNode, or_default, read_optional, required};
+use spillway_runtime::store::RedisSettings;
+
+use crate::results::ResultSettings;
 
 /// Threads beyond this would only wait for each other.
 const MAX_THREADS: i64 = 256;
+
+/// A request waits for Redis no longer than this: a pod's answer takes little more.
+const REDIS_TIMEOUT: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatewaySettings {
@@ -24,6 +30,10 @@ pub struct GatewaySettings {
     pub threads: NonZeroUsize,
     /// `limits`.
     pub limits: Limits,
+    /// `results`: the result cache.
+    pub results: ResultSettings,
+    /// `redis`: what the region's gateways share; absent: nothing. Its `timeout` is 5ms by default.
+    pub redis: Option<RedisSettings>,
     /// `dns`.
     pub dns: DnsSettings,
 }
@@ -86,6 +96,10 @@ impl FromNode for GatewaySettings {
             None => Some(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
         };
         let limits = or_default(&fields, "limits", Limits::default);
+        let results = or_default(&fields, "results", ResultSettings::default);
+        let redis = read_optional(&fields, "redis", |field| {
+            RedisSettings::read(field, RedisSettings { timeout: REDIS_TIMEOUT, ..RedisSettings::default() })
+        });
         let dns = or_default(&fields, "dns", DnsSettings::default);
         fields.finish();
         Some(Self {
@@ -95,6 +109,8 @@ impl FromNode for GatewaySettings {
             listen: listen?,
             threads: NonZeroUsize::new(threads?)?,
             limits: limits?,
+            results: results?,
+            redis: redis?,
             dns: dns?,
         })
     }

@@ -18,6 +18,7 @@ use crate::members::Membership;
 use crate::metrics::Metrics;
 use crate::pods::book::Book;
 use crate::request::memory::Memory;
+use crate::results::Results;
 use crate::settings::Limits;
 
 pub struct Shared {
@@ -36,6 +37,7 @@ pub struct Shared {
     pub book: Book,
     pub degradation: Degradation,
     pub admission: Admission,
+    pub results: Arc<Results>,
     /// What the bodies of requests and answers take.
     pub memory: Arc<Memory>,
     pub drain: Drain,

@@ -1,4 +1,5 @@
-//! The port that operators and probes look at: `/livez`, `/readyz`, `/metrics`, `/config`, `POST /drain`.
+//! The port that operators and probes look at: `/livez`, `/readyz`, `/metrics`, `/config`, `POST /drain`,
+//! and what a process adds.
 //!
 //! The rule: only loopback gets an answer unless the settings say otherwise, and no client can hold
 //! more than a little of the process. What changes the process takes more than reading does: it is for
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -33,6 +35,8 @@ const CONNECTION_LIFE: Duration = Duration::from_secs(60);
 /// Says that a change is meant. A browser asks before it sends such a header for a page of another
 /// origin, and gets no leave.
 const MEANT: &str = "x-spillway-admin";
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminSettings {
@@ -77,6 +81,15 @@ impl fmt::Debug for Readiness {
     }
 }
 
+/// A change that an operator may ask for: `POST` to a path, with the header `x-spillway-admin: WORD`.
+#[derive(Clone)]
+pub struct Action {
+    pub path: &'static str,
+    pub word: &'static str,
+    /// Takes the URL's query, and says what came of it; must end by itself.
+    pub run: Arc<dyn Fn(String) -> BoxFuture<'static, (StatusCode, serde_json::Value)> + Send + Sync>,
+}
+
 /// What the pages show.
 #[derive(Clone)]
 pub struct Pages {
@@ -84,6 +97,8 @@ pub struct Pages {
     pub readiness: Readiness,
     /// What `/config` shows; no secrets.
     pub config: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Beside `/drain`.
+    pub actions: Vec<Action>,
     pub drain: Drain,
 }
 
@@ -151,11 +166,13 @@ enum Access {
 
 async fn connection(stream: TcpStream, access: Access, pages: Pages) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = match access {
-            Access::None => text(StatusCode::FORBIDDEN, "forbidden\n"),
-            Access::Read | Access::Change => answer(&request, access, &pages),
-        };
-        async move { Ok::<_, Infallible>(response) }
+        let pages = pages.clone();
+        async move {
+            Ok::<_, Infallible>(match access {
+                Access::None => text(StatusCode::FORBIDDEN, "forbidden\n"),
+                Access::Read | Access::Change => answer(&request, access, &pages).await,
+            })
+        }
     });
     // A client that breaks off is its own affair.
     let _ = hyper::server::conn::http1::Builder::new()
@@ -166,7 +183,10 @@ async fn connection(stream: TcpStream, access: Access, pages: Pages) {
         .await;
 }
 
-fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> Response<Full<Bytes>> {
+    if let Some(action) = pages.actions.iter().find(|action| action.path == request.uri().path()) {
+        return act(action, request, access).await;
+    }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match (request.uri().path(), reads) {
         ("/livez", true) => text(StatusCode::OK, "ok\n"),
@@ -177,11 +197,8 @@ fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> Respons
         },
         ("/config", true) => json(StatusCode::OK, &(pages.config)()),
         ("/drain", false) if request.method() == Method::POST => {
-            if access != Access::Change {
-                return text(StatusCode::FORBIDDEN, "only from loopback\n");
-            }
-            if request.headers().get(MEANT).is_none_or(|meant| meant != "drain") {
-                return text(StatusCode::FORBIDDEN, "send the header x-spillway-admin: drain\n");
+            if let Some(refused) = refuses(request, access, "drain") {
+                return refused;
             }
             tracing::info!("asked to drain by the admin port");
             pages.drain.start();
@@ -192,6 +209,27 @@ fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> Respons
         }
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
+}
+
+async fn act(action: &Action, request: &Request<Incoming>, access: Access) -> Response<Full<Bytes>> {
+    if request.method() != Method::POST {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+    }
+    if let Some(refused) = refuses(request, access, action.word) {
+        return refused;
+    }
+    let (status, said) = (action.run)(request.uri().query().unwrap_or_default().to_owned()).await;
+    json(status, &said)
+}
+
+/// Why a change is not made, if it is not.
+fn refuses(request: &Request<Incoming>, access: Access, word: &str) -> Option<Response<Full<Bytes>>> {
+    if access != Access::Change {
+        return Some(text(StatusCode::FORBIDDEN, "only from loopback\n"));
+    }
+    let meant = request.headers().get(MEANT).is_some_and(|meant| meant == word);
+    let missing = || page(StatusCode::FORBIDDEN, TEXT, format!("send the header {MEANT}: {word}\n"));
+    (!meant).then(missing)
 }
 
 fn ready(pages: &Pages) -> Response<Full<Bytes>> {
@@ -207,7 +245,7 @@ fn ready(pages: &Pages) -> Response<Full<Bytes>> {
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
-    page(status, "text/plain; charset=utf-8", body)
+    page(status, TEXT, body)
 }
 
 fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {

@@ -20,7 +20,11 @@ async fn running(settings: AdminSettings) -> Running {
     readiness.check("model", move || state.load(Ordering::Relaxed).then_some(()).ok_or("not warm".into()));
     let drain = Drain::new(Duration::from_secs(5));
     let config = Arc::new(|| serde_json::json!({ "region": "eu" }));
-    let pages = Pages { metrics, readiness, config, drain };
+    let run = |query: String| -> BoxFuture<'static, _> {
+        Box::pin(async move { (StatusCode::ACCEPTED, serde_json::json!({ "asked": query })) })
+    };
+    let actions = vec![Action { path: "/sweep", word: "sweep", run: Arc::new(run) }];
+    let pages = Pages { metrics, readiness, config, actions, drain };
     let admin = Admin::bind(&settings).await.unwrap();
     let address = admin.address().unwrap();
     tokio::spawn(admin.serve(pages.clone()));
@@ -117,4 +121,19 @@ async fn slow_and_many_clients_hold_little() {
     drop(silent);
     crate::fixture::eventually("a slot is free", || std::net::TcpStream::connect(address).is_ok()).await;
     assert_eq!(get(address, "/livez").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_process_may_have_changes_of_its_own_and_they_must_be_meant() {
+    let Running { address, .. } = running(AdminSettings::default()).await;
+    let post = async |header: &str| {
+        ask(address, &format!("POST /sweep?a=b HTTP/1.1\r\nhost: x\r\n{header}connection: close\r\n\r\n")).await
+    };
+    let (status, answer) = post("x-spillway-admin: sweep\r\n").await;
+    assert!(status == 202 && answer.ends_with("{\"asked\":\"a=b\"}\n"), "{answer}");
+    for header in ["", "x-spillway-admin: drain\r\n"] {
+        let (status, answer) = post(header).await;
+        assert!(status == 403 && answer.contains("x-spillway-admin: sweep"), "{answer}");
+    }
+    assert_eq!(get(address, "/sweep").await.0, 405);
 }

@@ -202,6 +202,7 @@ impl Sidecar {
             routes = routes.add_service(service.into_server());
         }
         let pages = Pages {
+            actions: Vec::new(),
             readiness: readiness(&models, &drain),
             config: config(&settings, &snapshots, &inference),
             metrics,

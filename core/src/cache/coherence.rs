@@ -68,8 +68,9 @@ pub struct Coherence {
     /// The last number that was believed, of a message or the counter.
     heard: Option<u64>,
     tick: u64,
-    /// The tick of the last gap.
+    /// The tick of the last gap, and the number that was believed at it.
     flushed: u64,
+    gap: Option<u64>,
     recent: Recent,
     /// Everything published before this moment has been heard.
     complete: Option<Duration>,
@@ -86,6 +87,7 @@ impl Coherence {
             heard: None,
             tick: 0,
             flushed: 0,
+            gap: None,
             recent: Recent { half: (settings.remembered / 2).max(1), ..Recent::default() },
             complete: None,
             awaited: None,
@@ -102,6 +104,32 @@ impl Coherence {
     pub fn may_store(&self, began: Tick, dependencies: &[u64]) -> bool {
         let floor = self.flushed.max(self.recent.floor);
         dependencies.iter().all(|row| may_fill(began.0, self.recent.last(*row), floor))
+    }
+
+    /// The earliest tick at which the call of a result may have begun that still is one:
+    /// [`Self::may_store`] for every tick from this one on.
+    pub fn needed(&self, dependencies: &[u64]) -> Tick {
+        let floor = if dependencies.is_empty() { 0 } else { self.flushed.max(self.recent.floor) };
+        Tick(dependencies.iter().map(|row| self.recent.last(*row)).fold(floor, u64::max))
+    }
+
+    /// When everything up to this number, and nothing after it, had been heard: what another listener of
+    /// the channel knew. `None` where this one does not know: a gap has come since, or it is yet to come.
+    pub fn tick_of(&self, number: u64) -> Option<Tick> {
+        let (first, heard) = (self.gap?, self.heard?);
+        let since = number.checked_sub(first).filter(|_| number <= heard)?;
+        Some(Tick(self.flushed.saturating_add(since)))
+    }
+
+    /// The reverse of [`Self::tick_of`]: what another listener must know to have known what was known then.
+    pub fn number_of(&self, tick: Tick) -> Option<u64> {
+        let number = self.gap?.saturating_add(tick.0.checked_sub(self.flushed)?);
+        (number <= self.heard?).then_some(number)
+    }
+
+    /// The last number that was heard; `None` while the next word will be a gap.
+    pub fn number(&self) -> Option<u64> {
+        self.heard
     }
 
     /// Whether stored results that depend on rows may be given. `now` was read after the request came.
@@ -158,6 +186,7 @@ impl Coherence {
                 self.heard = Some(number);
                 self.tick = self.tick.saturating_add(1);
                 self.flushed = self.tick;
+                self.gap = Some(number);
                 self.recent.clear();
             }
         }

@@ -40,6 +40,40 @@ fn a_call_that_a_message_overtook_is_not_stored() {
 }
 
 #[test]
+fn a_number_stands_for_the_moment_when_it_had_been_heard() {
+    let mut coherence = hearing(7);
+    assert_eq!(coherence.tick_of(7), Some(coherence.began()));
+    for number in 8..12 {
+        assert_eq!(coherence.message(number, [number]), Heard::Next);
+        assert_eq!((coherence.tick_of(number), coherence.number()), (Some(coherence.began()), Some(number)));
+    }
+    let knew = |number| coherence.tick_of(number).unwrap();
+    assert!((7..12).all(|number| coherence.number_of(knew(number)) == Some(number)));
+    assert_eq!(coherence.number_of(coherence.needed(&[9])), Some(9));
+    assert!(coherence.may_store(knew(9), &[9]) && !coherence.may_store(knew(8), &[9]));
+    assert_eq!((coherence.tick_of(6), coherence.tick_of(12)), (None, None), "before the gap, and not heard yet");
+    coherence.lost();
+    assert_eq!((coherence.tick_of(9), coherence.number()), (None, None));
+    assert_eq!(coherence.message(20, []), Heard::Gap);
+    assert_eq!((coherence.tick_of(11), coherence.tick_of(20)), (None, Some(coherence.began())));
+}
+
+#[test]
+fn what_is_needed_is_what_may_be_stored() {
+    let mut coherence = Coherence::new(&Settings { remembered: 4, lease: LEASE });
+    let mut began = vec![coherence.began()];
+    for number in [1, 2, 3, 4, 5, 9, 10] {
+        let _ = coherence.message(number, [number]);
+        began.push(coherence.began());
+    }
+    for dependencies in [&[][..], &[10], &[5], &[99], &[3, 10]] {
+        for tick in &began {
+            assert_eq!(*tick >= coherence.needed(dependencies), coherence.may_store(*tick, dependencies));
+        }
+    }
+}
+
+#[test]
 fn a_gap_ends_every_result_that_depends_on_a_row() {
     let mut coherence = hearing(7);
     let before = coherence.began();

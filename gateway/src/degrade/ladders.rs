@@ -76,7 +76,7 @@ impl Ladders {
     }
 
     pub fn serve(&self, ladder: &ModelLadder) -> Serve {
-        if ladder.step.load(Ordering::Relaxed) == Step::Normal.number() {
+        if ladder.is_normal() {
             return Serve::At(Level::default());
         }
         let mut state = ladder.state.lock();
@@ -110,6 +110,10 @@ impl ModelLadder {
             state.ladder.reconfigure(settings.clone(), clock.now());
             self.show(&mut state, clock);
         }
+    }
+
+    pub fn is_normal(&self) -> bool {
+        self.step.load(Ordering::Relaxed) == Step::Normal.number()
     }
 
     fn level(&self, clock: Clock) -> Level {

@@ -90,6 +90,26 @@ impl Degradation {
         Some(Turn { degradation: self, ladder, serve, patient, until, stage: Stage::Begun, failed: None })
     }
 
+    /// Whether the model is served as it should be.
+    pub fn is_normal(&self, name: &str) -> bool {
+        self.ladders.of(name).is_none_or(|ladder| ladder.is_normal())
+    }
+
+    /// The answer that this gateway gives in place of a refusal that came before any pod was asked; else the
+    /// refusal.
+    pub fn instead(
+        &self,
+        exchange: &mut Exchange,
+        question: &Question<'_>,
+        cached: impl Fn() -> Option<InferResponse>,
+        refusal: Refusal,
+    ) -> Result<InferResponse, Refusal> {
+        if !mendable(&refusal) || !question.may_be_answered_here() {
+            return Err(refusal);
+        }
+        answer_here(exchange, question, cached()).ok_or(refusal)
+    }
+
     /// Counts an answer by the level that it says.
     pub fn answered(&self, making: &Making) {
         if let Some(step) = said(making) {
@@ -126,8 +146,8 @@ pub async fn follow(shared: Arc<Shared>, subscription: Arc<Subscription>) {
 pub enum Next {
     /// Ask the pods until then; [`Exchange::degrade`] says how. Then tell [`Turn::told`].
     Ask(Instant),
-    /// Answered without them.
-    Answer(InferResponse),
+    /// Answered without them; and why, if they were asked.
+    Answer(InferResponse, Option<Refusal>),
     Refuse(Refusal),
 }
 
@@ -154,7 +174,7 @@ impl Turn<'_> {
         }
         if self.stage != Stage::Asked && level >= Step::CachedPrediction {
             if let Some(answer) = answer_here(exchange, question, cached()) {
-                return Next::Answer(answer);
+                return Next::Answer(answer, self.failed.take());
             }
             if level == Step::StaticAnswer && question.class == Class::Low {
                 return Next::Refuse(Refusal::LowestClass);
@@ -170,7 +190,7 @@ impl Turn<'_> {
             return self.ask(exchange, step, last);
         }
         match answer_here(exchange, question, cached()) {
-            Some(answer) => Next::Answer(answer),
+            Some(answer) => Next::Answer(answer, self.failed.take()),
             None => Next::Refuse(self.failed.take().unwrap_or(Refusal::NoPod)),
         }
     }
@@ -191,6 +211,11 @@ impl Turn<'_> {
             }
             answered => Some(answered),
         }
+    }
+
+    /// Why there is no answer, once nobody else is to be asked.
+    pub fn give_up(self) -> Refusal {
+        self.failed.unwrap_or(Refusal::NoPod)
     }
 
     fn ask(&self, exchange: &mut Exchange, step: Step, until: Instant) -> Next {

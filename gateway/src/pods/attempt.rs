@@ -50,7 +50,6 @@ pub struct PodAnswer {
     pub frame: Bytes,
     /// What is in it.
     pub response: InferResponse,
-    #[expect(dead_code, reason = "for the result cache")]
     pub said: Said,
 }
 

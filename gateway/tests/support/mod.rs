@@ -3,9 +3,11 @@
 
 mod client;
 mod dns;
+mod redis;
 mod sidecar;
 mod stream;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use spillway_runtime::tls::{IdentitySettings, Workload};
 
 pub use client::*;
 pub use dns::*;
+pub use redis::*;
 pub use sidecar::*;
 pub use stream::*;
 
@@ -119,25 +122,19 @@ impl World {
         let Ground { folder, authority } = ground;
         std::fs::write(folder.path().join("snapshot"), seal(&resource::parse(resources).unwrap(), 1)).unwrap();
         workload(&authority, &folder.path().join("gateway"), GATEWAY, HOUR);
-        let path = folder.path().display();
-        let file = format!(
-            "region: eu
-name: gw-0
-listen: 127.0.0.1:0
-threads: 2
-identity:
-  certificate: {path}/gateway/certificate.pem
-  key: {path}/gateway/key.pem
-  trustBundle: {path}/gateway/trust-bundle.pem
-snapshot: {path}/snapshot
-accessLog: {path}/access.log
-{extra}
-"
-        );
-        let settings: GatewaySettings = settings::parse(&file).unwrap();
         let drain = Drain::new(Duration::from_secs(5));
-        let gateway = Gateway::start(settings, drain.clone()).await.unwrap();
+        let gateway = gateway(folder.path(), extra, &drain).await;
         Self { folder, authority, sidecars, gateway, drain, more: more.to_owned() }
+    }
+
+    /// Another gateway before the same pods; it ends with this world's drain.
+    pub async fn another(&self, extra: &str) -> Gateway {
+        let gateway = gateway(self.folder.path(), extra, &self.drain).await;
+        until("the gateway is ready", async || {
+            ask_admin(gateway.admin, "GET", "/readyz", "").await.starts_with("HTTP/1.1 200")
+        })
+        .await;
+        gateway
     }
 
     /// Serves other resources from now on: each `(from, to)` is replaced in the first ones.
@@ -196,20 +193,12 @@ accessLog: {path}/access.log
 
     /// The raw answer of the admin port.
     pub async fn admin(&self, path: &str) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut tcp = tokio::net::TcpStream::connect(self.gateway.admin).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
-        tcp.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        tcp.read_to_string(&mut text).await.unwrap();
-        text
+        ask_admin(self.gateway.admin, "GET", path, "").await
     }
 
     /// The value of a metric's line, or 0.
     pub async fn metric(&self, line: &str) -> u64 {
-        let text = self.admin("/metrics").await;
-        let found = text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
-        found.unwrap_or(0)
+        metric_of(self.gateway.admin, line).await
     }
 
     pub async fn rejected(&self, reason: &str) -> u64 {
@@ -244,6 +233,44 @@ accessLog: {path}/access.log
         self.drain.start();
         self.gateway.finish().await;
     }
+}
+
+/// Starts a gateway of the files in a folder.
+async fn gateway(folder: &Path, extra: &str, drain: &Drain) -> Gateway {
+    let path = folder.display();
+    let file = format!(
+        "region: eu
+name: gw-0
+listen: 127.0.0.1:0
+threads: 2
+identity:
+  certificate: {path}/gateway/certificate.pem
+  key: {path}/gateway/key.pem
+  trustBundle: {path}/gateway/trust-bundle.pem
+snapshot: {path}/snapshot
+accessLog: {path}/access.log
+{extra}
+"
+    );
+    let settings: GatewaySettings = settings::parse(&file).unwrap();
+    Gateway::start(settings, drain.clone()).await.unwrap()
+}
+
+/// The raw answer of an admin port; `header` is a whole line, or nothing.
+pub async fn ask_admin(admin: SocketAddr, method: &str, path: &str, header: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut tcp = tokio::net::TcpStream::connect(admin).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: a\r\n{header}connection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    tcp.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+/// The value of a metric's line of any gateway, or 0.
+pub async fn metric_of(admin: SocketAddr, line: &str) -> u64 {
+    let text = ask_admin(admin, "GET", "/metrics", "").await;
+    text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Waits for a condition, at most 10 s.

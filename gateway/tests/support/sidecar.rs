@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +27,16 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 /// When the stand-in tells of a deadline: after that of the model `brief`, 300 ms.
 const LATE: Duration = Duration::from_millis(500);
+
+/// Entities of such names are answered without features, as well as can be: a cache may keep that.
+pub const PLAIN: &str = "plain";
+
+/// Entities of such names are answered from features, fresh for a minute; the answer says which changes it
+/// knows of.
+pub const ROWS: &str = "rows";
+
+/// What an entity's name says when it ends so: that its answers take a while.
+pub const SLOW: &str = "slow";
 
 /// How a sidecar answers inference calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -76,6 +86,8 @@ struct State {
     /// What it says of its load.
     load: Mutex<Option<&'static str>>,
     capacity: Mutex<Option<Capacity>>,
+    /// The feature changes that it knows of; 0: it does not hear.
+    sequence: AtomicU64,
 }
 
 /// So many unary calls at a time, each of which takes so long.
@@ -134,6 +146,11 @@ impl Sidecar {
     /// What it has seen so far is gone.
     pub fn forget(&self) {
         self.state.seen.lock().clear();
+    }
+
+    /// It has heard of the feature changes up to this one.
+    pub fn hears(&self, sequence: u64) {
+        self.state.sequence.store(sequence, Ordering::SeqCst);
     }
 
     pub fn cancelled(&self) -> usize {
@@ -254,12 +271,14 @@ fn text(value: &str) -> InferParameter {
 }
 
 fn answer(message: &ModelInferRequest, pod: &str) -> ModelInferResponse {
-    let raw = message.raw_input_contents.last().cloned().unwrap_or_default();
+    let one = || Bytes::from_static(&[0, 0, 0x80, 0x3f]);
+    let raw = message.raw_input_contents.last().cloned().unwrap_or_else(one);
     let doubled: Vec<u8> = raw
         .chunks_exact(4)
         .flat_map(|bytes| (f32::from_le_bytes(bytes.try_into().unwrap()) * 2.0).to_le_bytes())
         .collect();
     let shape = vec![i64::try_from(doubled.len() / 4).unwrap()];
+    let (plain, rows) = (entity(message).starts_with(PLAIN), entity(message).starts_with(ROWS));
     let age = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(250)) };
     ModelInferResponse {
         model_name: message.model_name.clone(),
@@ -272,7 +291,10 @@ fn answer(message: &ModelInferRequest, pod: &str) -> ModelInferResponse {
             ("spillway-feature-age-ms".to_owned(), age),
             ("pod".to_owned(), text(pod)),
         ]
-        .into(),
+        .into_iter()
+        .filter(|(name, _)| !(plain || rows) || name != "spillway-degraded")
+        .filter(|(name, _)| !plain || name != "spillway-feature-age-ms")
+        .collect(),
         outputs: vec![InferOutputTensor { name: "y".into(), datatype: "FP32".into(), shape, ..Default::default() }],
         raw_output_contents: vec![Bytes::from(doubled)],
     }
@@ -341,7 +363,8 @@ impl GrpcInferenceService for Service {
         }
         self.0.seen.lock().push(seen);
         let mut timing = "features;dur=0.21, model;dur=1.02";
-        match entity(&message).as_str() {
+        let entity = entity(&message);
+        match entity.as_str() {
             _ if by_fallback => {
                 let mut answer = answer(&message, &self.0.pod);
                 answer.parameters.insert("spillway-degraded".to_owned(), text("2 fallback-model"));
@@ -368,10 +391,17 @@ impl GrpcInferenceService for Service {
                     ..answer(&message, "")
                 }));
             }
+            slow if slow.ends_with(SLOW) => tokio::time::sleep(Duration::from_millis(300)).await,
             _ => {}
         }
         let mut response = Response::new(answer(&message, &self.0.pod));
-        response.metadata_mut().insert("server-timing", timing.parse().unwrap());
+        let metadata = response.metadata_mut();
+        metadata.insert("server-timing", timing.parse().unwrap());
+        if entity.starts_with(ROWS) {
+            metadata.insert("spillway-feature-fresh-ms", 60_000.into());
+            let sequence = Some(self.0.sequence.load(Ordering::SeqCst)).filter(|sequence| *sequence > 0);
+            sequence.map(|sequence| metadata.insert("spillway-feature-sequence", sequence.into()));
+        }
         Ok(response)
     }
 

@@ -1,0 +1,152 @@
+//! Where the answer to a request that may pass comes from: the cache, the model's pods, or what is left
+//! when they fail.
+//!
+//! ```text
+//! cache --has it--------------------------------------------------> given
+//!   | permit
+//!   v
+//! ladder --ask--> gate --> pods --answer--> kept by the cache ----> given
+//!   ^   |                   | failure
+//!   |   |                   +--a stale answer may replace it------> given
+//!   |   +<------------------+
+//!   |   +--asked again at a lower level
+//!   |   +--answered here (levels 3 and 4), or refused
+//!   none: the failure is the answer
+//! ```
+//!
+//! The rule: every request that goes to a pod comes through [`fetch`], and so through the gate.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use spillway_core::inference::InferResponse;
+use tokio::time::Instant;
+
+use crate::admission::Guest;
+use crate::degrade::{Next, Question};
+use crate::edge::Asking;
+use crate::errors::Refusal;
+use crate::exchange::Exchange;
+use crate::pods::attempt::PodAnswer;
+use crate::pods::call::PodCall;
+use crate::pods::lane::Lane;
+use crate::request::body::FRAME_HEADER;
+use crate::results::{Asked, Fresh, Kept, Look, message, refresh};
+use crate::shared::Shared;
+
+/// An answer, and where it comes from.
+pub enum Prediction {
+    Fetched(PodAnswer),
+    Kept(Kept),
+    /// By this gateway, in place of one that pods did not give.
+    Made(InferResponse),
+}
+
+/// A request that has passed its checks and its tenant's limits.
+pub struct Ready<'a> {
+    pub asking: &'a Asking,
+    pub lane: &'a Arc<Lane>,
+    pub guest: &'a Guest,
+    pub asked: Asked<'a>,
+    /// The length-prefixed message for a pod, in pieces.
+    pub frame: Vec<Bytes>,
+}
+
+pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>) -> Result<Prediction, Refusal> {
+    let Ready { asking, lane, guest, asked, frame } = ready;
+    let (results, degradation) = (&shared.results, &shared.degradation);
+    let question =
+        Question { model: asked.model, request: asked.request, entities: asked.entities, class: guest.class };
+    let cached = || {
+        let kept = results.last_cached(&asked)?;
+        message::response(&kept, &asked.request.id, &shared.limits.of_answers()).ok()
+    };
+    let permit = match results.look(&asked, &mut exchange.cached).await {
+        Ok(Look::Ask(permit)) => permit,
+        Ok(Look::Kept(kept, refreshes)) => {
+            // A model in trouble is not asked for what nobody waits for.
+            if let Some(permit) = refreshes.filter(|_| degradation.is_normal(&asked.request.model)) {
+                refresh::start(exchange, asking, lane, guest, asked.entities, frame, permit);
+            }
+            return exchange.made(&kept).map(|()| Prediction::Kept(kept));
+        }
+        // Mostly that of the call that this request waited for.
+        Err(refusal) => return degradation.instead(exchange, &question, cached, refusal).map(Prediction::Made),
+    };
+    let call = |until: std::time::Instant, frame| {
+        let (until, trace) = (Instant::from_std(until), asking.trace.clone());
+        PodCall { shared, lane, entities: asked.entities, frame, until, trace }
+    };
+    let answered = match degradation.turn(&asked.request.model, asked.model, asked.until) {
+        None => fetch(shared, exchange, guest, call(asked.until, frame)).await,
+        Some(mut turn) => loop {
+            let until = match turn.next(exchange, &question, cached) {
+                Next::Ask(until) => until,
+                Next::Answer(response, failed) => {
+                    if let Some(refusal) = failed {
+                        permit.let_go(&refusal);
+                    }
+                    return Ok(Prediction::Made(response));
+                }
+                Next::Refuse(refusal) => break Err(refusal),
+            };
+            let fetched = fetch(shared, exchange, guest, call(until, frame.clone())).await;
+            let replaced = matches!(&fetched, Err(refusal) if permit.may_replace(results, refusal));
+            match turn.told(exchange, fetched) {
+                Some(fetched) => break fetched,
+                None if replaced => break Err(turn.give_up()),
+                None => {}
+            }
+        },
+    };
+    match answered {
+        Ok(fetched) => {
+            let message = fetched.frame.get(FRAME_HEADER..).unwrap_or_default();
+            let fresh = Fresh { message, making: &exchange.making, took: exchange.upstream };
+            permit.keep(results, &fresh, &mut exchange.cached);
+            Ok(Prediction::Fetched(fetched))
+        }
+        Err(refusal) => {
+            let kept = permit.fail(results, &refusal, &mut exchange.cached).ok_or(refusal)?;
+            exchange.made(&kept).map(|()| Prediction::Kept(kept))
+        }
+    }
+}
+
+/// Asks the pods of a model, when there is a place.
+pub async fn fetch(
+    shared: &Shared,
+    exchange: &mut Exchange,
+    guest: &Guest,
+    call: PodCall<'_>,
+) -> Result<PodAnswer, Refusal> {
+    let (asked, until) = (Instant::now(), call.until.into_std());
+    let answered = async {
+        let model = call.lane.name.as_str();
+        let place = shared.admission.enter(guest, model, until).await.map_err(Refusal::busy)?;
+        let answer = call.make(exchange).await?;
+        if let Some(place) = place {
+            place.served();
+        }
+        Ok(answer)
+    };
+    let answered = answered.await;
+    exchange.upstream = asked.elapsed();
+    if let Ok(answer) = &answered {
+        describe(exchange, answer);
+    }
+    answered
+}
+
+/// Takes in what an answer says about how it was made.
+fn describe(exchange: &mut Exchange, answer: &PodAnswer) {
+    let (parameters, making) = (&answer.response.parameters, &mut exchange.making);
+    let version = parameters.text("spillway-model-version").unwrap_or(&answer.response.version);
+    making.model_version = HeaderValue::from_str(version).ok();
+    let degraded = parameters.text("spillway-degraded");
+    making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
+    making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
+    making.feature_sequence = answer.said.feature_sequence;
+    making.feature_fresh = answer.said.feature_fresh;
+}
