@@ -250,20 +250,23 @@ async fn a_hedge_wins_and_the_loser_is_cancelled() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_that_have_as_many_calls_as_they_take_get_no_more() {
+async fn pods_that_have_as_many_calls_as_they_take_get_no_more_until_one_ends() {
     let world = World::start().await;
+    // The gate is told of the pods' limits each 100 ms.
+    tokio::time::sleep(Duration::from_millis(250)).await;
     world.sidecars.iter().for_each(|sidecar| sidecar.behave(Manner::Slow(Duration::from_millis(700))));
     let http2 = world.http2().await;
     // Two pods with 20 each, the limit that they begin with.
     let calls = futures_util::future::join_all((0..50).map(|_| Grpc::call(&http2, INFER, &[], call("double", ""))));
-    let answers = calls.await;
-    let full: Vec<&Grpc> = answers.iter().filter(|grpc| grpc.status != 0).collect();
-    assert_eq!(full.len(), 10);
-    for grpc in full {
-        assert_eq!((grpc.status, grpc.code.as_str()), (8, "pods-busy"));
-        assert_eq!(grpc.answer.header("grpc-retry-pushback-ms"), "1000");
-    }
-    assert_eq!(world.metric("spillway_gateway_pods_full_total").await, 10);
+    let looks = async {
+        tokio::time::sleep(Duration::from_millis(350)).await;
+        let waiting = world.metric("spillway_gateway_gate_waiting").await;
+        (waiting, world.sidecars.iter().map(Sidecar::calls).sum::<usize>())
+    };
+    let (answers, inside) = futures_util::future::join(calls, looks).await;
+    assert_eq!(inside, (10, 40));
+    assert!(answers.iter().all(|grpc| grpc.status == 0));
+    assert_eq!(world.metric("spillway_gateway_pods_full_total").await, 0);
     assert_eq!(standing(&world, "pod-0").await, "usable");
     world.stop().await;
 }

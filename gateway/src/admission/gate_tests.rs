@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
 use spillway_runtime::telemetry::Metrics;
@@ -178,12 +179,16 @@ fn a_pool_with_too_much_to_do_sheds_the_least_important() {
     // Two seconds of 2,000 a second for a pool that serves one each millisecond.
     let began = gate.clock.now();
     let (mut shed, mut free_at) = (0, began);
+    let mut waiting = VecDeque::new();
     for turn in 0..4_000_u64 {
         let class = if turn % 5 == 0 { Class::Critical } else { Class::Low };
         let now = began + Duration::from_micros(500) * turn as u32;
+        while let Some((_, wait)) = waiting.pop_front_if(|(starts, _)| *starts <= now) {
+            pool.observe(Some(wait));
+        }
         if pool.admit(&guest(1, class), now) {
+            waiting.push_back((free_at.max(now), free_at.saturating_sub(now)));
             free_at = free_at.max(now) + Duration::from_millis(1);
-            pool.observe(Some(free_at - now));
         } else {
             assert_eq!(class, Class::Low);
             shed += 1;
