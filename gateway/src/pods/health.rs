@@ -52,7 +52,6 @@ pub async fn watch(shared: Arc<Shared>) {
             let mut checks: FuturesUnordered<_> = next.links().map(|link| check(&shared, link)).collect();
             while checks.next().await.is_some() {}
             metrics.pods_unhealthy.set(i64::try_from(book.failed()).unwrap_or(i64::MAX));
-            book.show();
             tokio::time::sleep(if book.any_serving() { EVERY } else { FIRST_EVERY }).await;
         };
         tokio::select! {
@@ -73,6 +72,7 @@ pub async fn sweep(shared: Arc<Shared>) {
         tokio::select! {
             _ = ticks.tick() => {
                 shared.book.sweep();
+                shared.book.show();
                 let fleet = shared.book.newest();
                 let pools = fleet.iter().flat_map(|fleet| fleet.pools());
                 pools.for_each(|pool| shared.admission.fit(&pool.name, pool.capacity()));

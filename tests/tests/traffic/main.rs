@@ -1,3 +1,10 @@
 //! The gateway keeps good traffic right while pods, callers and stores misbehave.
 
+mod bad_pods;
+mod overload;
 mod restarts;
+mod results;
+
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(10);

@@ -1,0 +1,106 @@
+//! More requests than the pods can serve: what is admitted is served in time, the important first, and no
+//! tenant starves another.
+
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::Full;
+use serde_json::json;
+use spillway_tests::figures::{Goal, record};
+use spillway_tests::harness::client::{Answer, Client};
+use spillway_tests::harness::doubles::Manner;
+use spillway_tests::harness::inference::{INFER, cases};
+use spillway_tests::harness::load::{open_loop, percentile};
+use spillway_tests::harness::region::Region;
+
+/// Two pods, each eight requests at a time for 40 ms each: 400 a second.
+const PODS: usize = 2;
+const AT_ONCE: usize = 8;
+const EACH: Duration = Duration::from_millis(40);
+const CAPACITY: f64 = (PODS * AT_ONCE) as f64 * 1_000.0 / 40.0;
+const DURING: Duration = Duration::from_secs(60);
+/// The gateway learns the pods' capacity within this.
+const ADAPTING: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// Of 100 requests: the `priority` of each, the most important first.
+fn priority(number: usize) -> u64 {
+    // Spread, not in blocks.
+    match number * 61 % 100 {
+        0..5 => 1,
+        5..20 => 2,
+        20..70 => 3,
+        _ => 4,
+    }
+}
+
+fn request(client: &Client, entity: &str, priority: u64) -> Request<Full<bytes::Bytes>> {
+    let body = json!({ "parameters": { "entity_id": entity, "priority": priority }, "inputs": [] });
+    let mut request = client.json(INFER, &body);
+    request.headers_mut().insert("x-request-timeout-ms", DEADLINE.as_millis().to_string().parse().expect("a number"));
+    request
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overload_leaves_goodput_and_what_is_critical() {
+    let mut region = Region::new("traffic-overload");
+    region.set_pods(PODS);
+    let doubles = region.use_doubles();
+    region.edit("tenants.yaml", "spec: { description: Uses the model }", "spec: { priority: { highest: critical } }");
+    region.edit("model.yaml", "  entityInput: site_id\n", "  entityInput: site_id\n  routing: { policy: least_request }\n");
+    region.start().await;
+    doubles.iter().for_each(|double| double.set(Manner::Busy { at_once: AT_ONCE, each: EACH }));
+    let client = region.client("acme");
+    let entities: Vec<String> = cases().into_iter().map(|case| case.entity).collect();
+    for (times, goodput_goal) in [(2.0, 95.0), (10.0, 90.0)] {
+        let make = |number: usize| {
+            let priority = priority(number);
+            (priority, request(&client, &entities[number % entities.len()], priority))
+        };
+        // The first seconds teach; they are not counted.
+        open_loop(&client, CAPACITY * times, ADAPTING, make).await;
+        let shots = open_loop(&client, CAPACITY * times, DURING, make).await;
+        let served = |shot: &&(u64, Duration, Result<Answer, String>)| {
+            shot.1 <= DEADLINE && shot.2.as_ref().is_ok_and(Answer::is_ok)
+        };
+        let good = shots.iter().filter(served).count() as f64;
+        let critical: Vec<_> = shots.iter().filter(|shot| shot.0 == 1).collect();
+        let critical_served = critical.iter().copied().filter(served).count() as f64 / critical.len() as f64 * 100.0;
+        let mut took: Vec<Duration> = shots.iter().filter(served).map(|shot| shot.1).collect();
+        let p99 = percentile(&mut took, 0.99);
+        let lost: Vec<&String> = shots.iter().filter_map(|shot| shot.2.as_ref().err()).collect();
+        let figure = |name: &str| format!("traffic.overload_{times}x.{name}");
+        record(&figure("requests"), shots.len() as f64, "requests", Goal::None);
+        let goodput = good / (CAPACITY * DURING.as_secs_f64()) * 100.0;
+        let enough = record(&figure("goodput"), goodput, "% of capacity", Goal::AtLeast(goodput_goal));
+        let first = record(&figure("critical_served"), critical_served, "%", Goal::AtLeast(99.9));
+        let quick = record(&figure("p99"), p99.as_secs_f64() * 1e3, "ms", Goal::AtMost(DEADLINE.as_secs_f64() * 1e3));
+        assert!(enough && first && quick, "{times}x: goodput {goodput}, critical {critical_served}, p99 {p99:?}");
+        assert!(lost.is_empty(), "refused, not dropped: {:?}", &lost[..lost.len().min(3)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_greedy_tenant_does_not_starve_another() {
+    let mut region = Region::new("traffic-fairness");
+    region.set_pods(PODS);
+    let doubles = region.use_doubles();
+    region.edit("tenants.yaml", "actions: [metadata]", "actions: [infer, metadata]");
+    region.edit("model.yaml", "  entityInput: site_id\n", "  entityInput: site_id\n  routing: { policy: least_request }\n");
+    region.start().await;
+    doubles.iter().for_each(|double| double.set(Manner::Busy { at_once: AT_ONCE, each: EACH }));
+    let (greedy, modest) = (region.client("acme"), region.client("globex"));
+    let entities: Vec<String> = cases().into_iter().map(|case| case.entity).collect();
+    let make = |client: &Client, number: usize| (number, request(client, &entities[number % entities.len()], 3));
+    let during = ADAPTING + DURING / 3;
+    let (_, shots) = tokio::join!(
+        open_loop(&greedy, CAPACITY * 4.0, during, |number| make(&greedy, number)),
+        open_loop(&modest, CAPACITY / 4.0, during, |number| make(&modest, number)),
+    );
+    let first = (ADAPTING.as_secs_f64() * CAPACITY / 4.0) as usize;
+    let counted: Vec<_> = shots.iter().filter(|shot| shot.0 >= first).collect();
+    let good = counted.iter().filter(|shot| shot.2.as_ref().is_ok_and(Answer::is_ok)).count();
+    let share = good as f64 / counted.len() as f64 * 100.0;
+    let holds = record("traffic.greedy_tenant.others_served", share, "%", Goal::AtLeast(95.0));
+    assert!(holds, "{share} % of {}", counted.len());
+}
