@@ -5,17 +5,20 @@
 //! ([`Shedder`], [`Shares`], [`Bulkhead`]); here they are shared by threads and waited for.
 //!
 //! ```text
-//! asks --tenant at its bound, shed--> refused
-//!      --place--------------------> inside --drop--> gone
+//! asks --tenant at its bound, shed-->  refused
+//!      --model's place--pool's place-> inside --drop--> gone
 //!      --no place--> waits --turn--^
 //!                    waits --displaced, too late, dropped--> gone
 //! ```
+//!
+//! A model has as many places as its policy says. The pool that serves it has as many as its pods take at a
+//! time, for all its models together; who waits for one of those keeps its model's place.
 //!
 //! Nothing is locked while something else is, and nobody waits under a lock. An idle gate allocates nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -64,8 +67,7 @@ impl Why {
 /// The pods of one pool as they are seen here: what goes to all of them.
 pub struct PoolGate {
     shed: Mutex<Shed>,
-    /// Requests that its pods take at a time; `u32::MAX` while nobody said.
-    room: AtomicU32,
+    places: Arc<Gate>,
 }
 
 struct Shed {
@@ -73,7 +75,7 @@ struct Shed {
     shares: Shares,
 }
 
-/// The places of one model.
+/// The places of one model, or of one pool.
 pub struct Gate {
     clock: Clock,
     metrics: Arc<GateMetrics>,
@@ -81,7 +83,6 @@ pub struct Gate {
 }
 
 struct Inside {
-    settings: BulkheadSettings,
     bulkhead: Bulkhead,
     waiting: HashMap<u64, Waiter>,
     latencies: Option<Box<Latencies>>,
@@ -128,45 +129,46 @@ impl Drop for Presence {
     }
 }
 
-/// A place; it is free again when this is dropped.
-pub struct Place {
+/// One place of a gate; it is free again when this is dropped.
+struct Slot {
     gate: Arc<Gate>,
     tenant: u32,
     entered: Duration,
-    served: bool,
+    /// It was served, and took so long.
+    took: Option<Duration>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.gate.leave(self.tenant, self.gate.clock.now(), self.took);
+    }
+}
+
+/// A request's places; they are free again when this is dropped.
+pub struct Place {
+    model: Slot,
+    pool: Slot,
     _presence: Option<Presence>,
 }
 
 impl Place {
     /// It was answered as it should be: what it took is what the model takes.
     pub fn served(mut self) {
-        self.served = true;
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let now = self.gate.clock.now();
-        let took = self.served.then(|| now.saturating_sub(self.entered));
-        self.gate.leave(self.tenant, now, took);
-    }
-}
-
-impl Default for PoolGate {
-    fn default() -> Self {
-        let shed = Shed { shedder: Shedder::new(ShedSettings::default()), shares: Shares::default() };
-        Self { shed: Mutex::new(shed), room: AtomicU32::new(u32::MAX) }
+        self.model.took = Some(self.pool.gate.clock.now().saturating_sub(self.pool.entered));
     }
 }
 
 impl PoolGate {
-    /// Sets the room. Whether it is another.
-    pub fn fit(&self, room: u32) -> bool {
-        self.room.swap(room, Ordering::Relaxed) != room
+    /// With room for all, while nobody has said how many its pods take.
+    pub fn new(clock: Clock, metrics: Arc<GateMetrics>) -> Self {
+        let shed = Shed { shedder: Shedder::new(ShedSettings::default()), shares: Shares::default() };
+        let places = Arc::new(Gate::new(clock, metrics, room_for(u32::MAX)));
+        Self { shed: Mutex::new(shed), places }
     }
 
-    pub fn room(&self) -> u32 {
-        self.room.load(Ordering::Relaxed)
+    /// Takes what its pods take at a time.
+    pub fn fit(&self, room: u32) {
+        self.places.resize(room_for(room));
     }
 
     fn admit(&self, guest: &Guest, now: Duration) -> bool {
@@ -191,62 +193,65 @@ impl PoolGate {
     }
 }
 
+/// Enters a model and its pool, waiting for places until `deadline` on the gate's clock.
+pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: Duration) -> Result<Place, Why> {
+    let presence = match guest.bound.as_ref().map(TenantBound::take) {
+        Some(None) => return Err(Why::TenantFull),
+        Some(Some(presence)) => Some(presence),
+        None => None,
+    };
+    let asked = model.clock.now();
+    if !pool.admit(guest, asked) {
+        return Err(Why::Shed);
+    }
+    let entering = async {
+        let slot = model.enter(guest, deadline).await?;
+        let latest = deadline.saturating_sub(model.expected());
+        Ok((slot, pool.places.enter(guest, latest).await?))
+    };
+    match entering.await {
+        Ok((model, pool_slot)) => {
+            pool.observe(Some(pool_slot.entered.saturating_sub(asked)));
+            Ok(Place { model, pool: pool_slot, _presence: presence })
+        }
+        Err(why) => {
+            if why == Why::Full {
+                pool.observe(None);
+            }
+            Err(why)
+        }
+    }
+}
+
 impl Gate {
-    /// `room`: as in [`Gate::fit`].
-    pub fn new(clock: Clock, metrics: Arc<GateMetrics>, settings: BulkheadSettings, room: u32) -> Self {
-        let bulkhead = Bulkhead::new(within(&settings, room));
-        let inside = Inside { settings, bulkhead, waiting: HashMap::new(), latencies: None, expected: Duration::ZERO };
+    pub fn new(clock: Clock, metrics: Arc<GateMetrics>, settings: BulkheadSettings) -> Self {
+        let bulkhead = Bulkhead::new(settings);
+        let inside = Inside { bulkhead, waiting: HashMap::new(), latencies: None, expected: Duration::ZERO };
         Self { clock, metrics, inside: Mutex::new(inside) }
     }
 
     /// Takes other bounds.
-    pub fn resize(&self, settings: BulkheadSettings, room: u32) {
+    pub fn resize(&self, settings: BulkheadSettings) {
         let turns = {
             let inside = &mut *self.inside.lock();
-            let turns = inside.bulkhead.resize(within(&settings, room), self.clock.now());
-            inside.settings = settings;
+            let turns = inside.bulkhead.resize(settings, self.clock.now());
             inside.take(turns)
         };
         self.wake(turns);
     }
 
-    /// Takes what the pool's pods take at a time.
-    pub fn fit(&self, room: u32) {
-        let settings = self.inside.lock().settings.clone();
-        self.resize(settings, room);
+    /// What the model usually takes; zero until it is known.
+    fn expected(&self) -> Duration {
+        self.inside.lock().expected
     }
 
-    /// Enters, waiting for a place until `deadline` on the gate's clock.
-    pub async fn enter(self: &Arc<Self>, pool: &PoolGate, guest: &Guest, deadline: Duration) -> Result<Place, Why> {
-        let refuse = |why| {
-            self.metrics.refused(why, guest.class);
-            Err(why)
-        };
-        let presence = match guest.bound.as_ref().map(TenantBound::take) {
-            Some(None) => return refuse(Why::TenantFull),
-            Some(Some(presence)) => Some(presence),
-            None => None,
-        };
+    async fn enter(self: &Arc<Self>, guest: &Guest, deadline: Duration) -> Result<Slot, Why> {
         let asked = self.clock.now();
-        if !pool.admit(guest, asked) {
-            return refuse(Why::Shed);
-        }
-        let entered = match self.ask(guest, deadline, asked) {
-            Ok(None) => Ok(asked),
-            Ok(Some(wait)) => wait.end().await.map(|()| self.clock.now()),
-            Err(why) => Err(why),
+        let entered = match self.ask(guest, deadline, asked)? {
+            None => asked,
+            Some(wait) => wait.end().await.map(|()| self.clock.now())?,
         };
-        let entered = match entered {
-            Ok(entered) => entered,
-            Err(why) => {
-                if why == Why::Full {
-                    pool.observe(None);
-                }
-                return refuse(why);
-            }
-        };
-        pool.observe(Some(entered.saturating_sub(asked)));
-        Ok(Place { gate: self.clone(), tenant: guest.tenant, entered, served: false, _presence: presence })
+        Ok(Slot { gate: self.clone(), tenant: guest.tenant, entered, took: None })
     }
 
     /// Asks for a place; `None`: it is taken.
@@ -303,8 +308,10 @@ impl Gate {
     }
 }
 
-fn within(settings: &BulkheadSettings, room: u32) -> BulkheadSettings {
-    BulkheadSettings { in_flight: settings.in_flight.min(room.max(1)), ..settings.clone() }
+/// The bounds of a pool: its room, and whoever has a place of a model may wait.
+fn room_for(room: u32) -> BulkheadSettings {
+    let room = room.max(1);
+    BulkheadSettings { in_flight: room, queue: u32::MAX, tenant_in_flight: room, tenant_queue: u32::MAX }
 }
 
 impl Inside {

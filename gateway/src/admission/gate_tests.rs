@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use spillway_runtime::telemetry::Metrics;
 
@@ -10,7 +10,8 @@ const LONG: Duration = Duration::from_secs(600);
 fn gate(in_flight: u32, queue: u32) -> (Arc<Gate>, PoolGate) {
     let settings = BulkheadSettings { in_flight, queue, tenant_in_flight: in_flight, tenant_queue: queue };
     let metrics = Arc::new(GateMetrics::new(&Metrics::new("test")));
-    (Arc::new(Gate::new(Clock::start(), metrics, settings, u32::MAX)), PoolGate::default())
+    let clock = Clock::start();
+    (Arc::new(Gate::new(clock, metrics.clone(), settings)), PoolGate::new(clock, metrics))
 }
 
 fn guest(tenant: u32, class: Class) -> Guest {
@@ -26,16 +27,17 @@ impl Gate {
 
 /// Asks in a task of its own, and returns once it waits.
 async fn waiter(
+    waits_at: &Gate,
     gate: &Arc<Gate>,
     pool: &Arc<PoolGate>,
     guest: Guest,
     left: Duration,
 ) -> tokio::task::JoinHandle<Result<Place, Why>> {
     let (own, pool) = (gate.clone(), pool.clone());
-    let waiting = gate.counts().1;
+    let waiting = waits_at.counts().1;
     let deadline = gate.clock.now() + left;
-    let task = tokio::spawn(async move { own.enter(&pool, &guest, deadline).await });
-    while gate.counts().1 == waiting && !task.is_finished() {
+    let task = tokio::spawn(async move { enter(&own, &pool, &guest, deadline).await });
+    while waits_at.counts().1 == waiting && !task.is_finished() {
         tokio::task::yield_now().await;
     }
     task
@@ -45,9 +47,9 @@ async fn waiter(
 async fn a_place_comes_back_and_goes_to_the_most_important() {
     let (gate, pool) = gate(1, 9);
     let pool = Arc::new(pool);
-    let first = gate.enter(&pool, &guest(1, Class::Normal), LONG).await.unwrap();
-    let low = waiter(&gate, &pool, guest(1, Class::Low), LONG).await;
-    let high = waiter(&gate, &pool, guest(2, Class::High), LONG).await;
+    let first = enter(&gate, &pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    let low = waiter(&gate, &gate, &pool, guest(1, Class::Low), LONG).await;
+    let high = waiter(&gate, &gate, &pool, guest(2, Class::High), LONG).await;
     assert_eq!(gate.counts(), (1, 2, 2));
     drop(first);
     let second = high.await.unwrap().unwrap();
@@ -63,11 +65,11 @@ async fn a_place_comes_back_and_goes_to_the_most_important() {
 async fn a_full_queue_refuses_or_gives_up_the_least_important() {
     let (gate, pool) = gate(1, 1);
     let pool = Arc::new(pool);
-    let first = gate.enter(&pool, &guest(1, Class::Low), LONG).await.unwrap();
-    let low = waiter(&gate, &pool, guest(1, Class::Low), LONG).await;
-    assert_eq!(gate.enter(&pool, &guest(2, Class::Low), LONG).await.err(), Some(Why::Full));
+    let first = enter(&gate, &pool, &guest(1, Class::Low), LONG).await.unwrap();
+    let low = waiter(&gate, &gate, &pool, guest(1, Class::Low), LONG).await;
+    assert_eq!(enter(&gate, &pool, &guest(2, Class::Low), LONG).await.err(), Some(Why::Full));
     let important = guest(2, Class::Critical);
-    let critical = gate.enter(&pool, &important, LONG);
+    let critical = enter(&gate, &pool, &important, LONG);
     let (displaced, critical) = tokio::join!(
         async {
             let displaced = low.await.unwrap().err();
@@ -90,10 +92,10 @@ async fn t53_who_cannot_be_served_in_time_is_told_in_time() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let soon = gate.clock.now() + Duration::from_millis(90);
-    assert_eq!(gate.enter(&pool, &guest(1, Class::Normal), soon).await.err(), Some(Why::TooShort));
-    let first = gate.enter(&pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    assert_eq!(enter(&gate, &pool, &guest(1, Class::Normal), soon).await.err(), Some(Why::TooShort));
+    let first = enter(&gate, &pool, &guest(1, Class::Normal), LONG).await.unwrap();
     let began = gate.clock.now();
-    let late = waiter(&gate, &pool, guest(1, Class::Normal), Duration::from_millis(150)).await;
+    let late = waiter(&gate, &gate, &pool, guest(1, Class::Normal), Duration::from_millis(150)).await;
     assert_eq!(late.await.unwrap().err(), Some(Why::TooLate), "though nobody leaves");
     let waited = gate.clock.now() - began;
     assert!(waited < Duration::from_millis(140), "{waited:?}: what the model takes was left");
@@ -106,29 +108,45 @@ async fn a_tenants_own_bound_counts_all_that_it_has() {
     let (gate, pool) = gate(9, 9);
     let bound = TenantBound { present: Arc::default(), most: 2 };
     let guest = Guest { class: Class::Critical, tenant: 1, bound: Some(bound.clone()) };
-    let places = [gate.enter(&pool, &guest, LONG).await, gate.enter(&pool, &guest, LONG).await];
-    assert_eq!(gate.enter(&pool, &guest, LONG).await.err(), Some(Why::TenantFull));
+    let places = [enter(&gate, &pool, &guest, LONG).await, enter(&gate, &pool, &guest, LONG).await];
+    assert_eq!(enter(&gate, &pool, &guest, LONG).await.err(), Some(Why::TenantFull));
     drop(places);
     assert_eq!(bound.present.load(Ordering::Relaxed), 0);
-    assert!(gate.enter(&pool, &guest, LONG).await.is_ok());
+    assert!(enter(&gate, &pool, &guest, LONG).await.is_ok());
 }
 
 #[tokio::test]
-async fn more_room_wakes_those_who_wait() {
+async fn more_room_of_the_pool_wakes_those_who_wait() {
     let (gate, pool) = gate(4, 9);
     let pool = Arc::new(pool);
-    gate.fit(1);
-    let first = gate.enter(&pool, &guest(1, Class::Normal), LONG).await.unwrap();
-    let second = waiter(&gate, &pool, guest(1, Class::Normal), LONG).await;
-    let third = waiter(&gate, &pool, guest(1, Class::Normal), LONG).await;
-    gate.fit(2);
-    let second = second.await.unwrap().unwrap();
-    assert!(!third.is_finished());
-    gate.fit(u32::MAX);
+    pool.fit(1);
+    let first = enter(&gate, &pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    let second = waiter(&pool.places, &gate, &pool, guest(1, Class::Low), LONG).await;
+    let third = waiter(&pool.places, &gate, &pool, guest(1, Class::High), LONG).await;
+    assert_eq!((gate.counts(), pool.places.counts()), ((3, 0, 0), (1, 2, 2)));
+    pool.fit(2);
     let third = third.await.unwrap().unwrap();
-    assert_eq!(gate.counts().0, 3);
+    assert!(!second.is_finished());
+    pool.fit(u32::MAX);
+    let second = second.await.unwrap().unwrap();
+    assert_eq!(pool.places.counts().0, 3);
     drop((first, second, third));
-    assert_eq!(gate.counts(), (0, 0, 0));
+    assert_eq!((gate.counts(), pool.places.counts()), ((0, 0, 0), (0, 0, 0)));
+}
+
+/// Two models share the pods of one pool.
+#[tokio::test]
+async fn a_pools_room_is_that_of_all_its_models() {
+    let (one, pool) = gate(4, 9);
+    let (other, _) = gate(4, 9);
+    let pool = Arc::new(pool);
+    pool.fit(1);
+    let first = enter(&one, &pool, &guest(1, Class::Normal), LONG).await.unwrap();
+    let second = waiter(&pool.places, &other, &pool, guest(1, Class::Normal), LONG).await;
+    assert!(!second.is_finished());
+    drop(first);
+    drop(second.await.unwrap().unwrap());
+    assert_eq!((one.counts(), other.counts(), pool.places.counts()), ((0, 0, 0), (0, 0, 0), (0, 0, 0)));
 }
 
 /// Threads that enter, wait, give up at any moment and leave: no more are ever inside than may be, and in
@@ -153,7 +171,7 @@ fn no_place_is_lost_or_given_twice() {
                             let patience = Duration::from_micros(random % 3_000);
                             let deadline = gate.clock.now() + Duration::from_millis(random % 5 + 1);
                             let guest = guest((random % 3) as u32, class);
-                            let entering = gate.enter(&pool, &guest, deadline);
+                            let entering = enter(&gate, &pool, &guest, deadline);
                             let Ok(Ok(place)) = tokio::time::timeout(patience, entering).await else { continue };
                             most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                             entered.fetch_add(1, Ordering::Relaxed);

@@ -161,14 +161,15 @@ impl Admission {
             before.models.values().map(|doors| (doors.pool.clone(), doors.pool_gate.clone())).collect();
         let doors = |(name, model): (&Name, &Arc<Model>)| {
             let (pool, _) = snapshot.pool_of(model, &self.region)?;
-            let pool_gate = pools.entry(pool.clone()).or_default().clone();
+            let new = || Arc::new(PoolGate::new(self.clock, self.gate_metrics.clone()));
+            let pool_gate = pools.entry(pool.clone()).or_insert_with(new).clone();
             let bounds = model.traffic.bulkhead.clone();
             let gate = match before.models.get(name) {
                 Some(doors) => {
-                    doors.gate.resize(bounds, pool_gate.room());
+                    doors.gate.resize(bounds);
                     doors.gate.clone()
                 }
-                None => Arc::new(Gate::new(self.clock, self.gate_metrics.clone(), bounds, pool_gate.room())),
+                None => Arc::new(Gate::new(self.clock, self.gate_metrics.clone(), bounds)),
             };
             Some((name.clone(), Doors { gate, pool: pool.clone(), pool_gate }))
         };
@@ -178,9 +179,8 @@ impl Admission {
     /// Says how many requests the pods of a pool take at a time: more wait here instead.
     pub fn fit(&self, pool: &Name, room: u32) {
         let rules = self.rules.load();
-        let doors = || rules.models.values().filter(|doors| doors.pool == *pool);
-        if doors().next().is_some_and(|doors| doors.pool_gate.fit(room)) {
-            doors().for_each(|doors| doors.gate.fit(room));
+        if let Some(doors) = rules.models.values().find(|doors| doors.pool == *pool) {
+            doors.pool_gate.fit(room);
         }
     }
 
@@ -212,7 +212,8 @@ impl Admission {
         let doors = |doors: &Doors| (doors.gate.clone(), doors.pool_gate.clone());
         let Some((gate, pool_gate)) = self.rules.load().models.get(model).map(doors) else { return Ok(None) };
         let deadline = self.clock.now().saturating_add(until.saturating_duration_since(Instant::now()));
-        gate.enter(&pool_gate, guest, deadline).await.map(Some)
+        let entered = gate::enter(&gate, &pool_gate, guest, deadline).await;
+        entered.map(Some).inspect_err(|why| self.gate_metrics.refused(*why, guest.class))
     }
 
     /// Whether a request of a stream is passed on: it takes no place, but may be shed.

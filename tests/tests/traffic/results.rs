@@ -14,13 +14,15 @@ use spillway_proto::feature::value::Kind;
 use spillway_proto::feature::{Key, PutRequest, PutResponse, Row, Value};
 use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
-use spillway_tests::harness::inference::{Asked, Case, INFER, cases, entity, features, message, message_scores, scores};
+use spillway_tests::harness::inference::{
+    Asked, Case, INFER, cases, entity, features, message, message_scores, scores,
+};
 use spillway_tests::harness::metrics::Metrics;
 use spillway_tests::harness::region::Region;
 use spillway_tests::harness::servers::{Redis, Server};
 use spillway_tests::harness::{eventually, grpc};
 
-const REQUESTS: usize = 1_000_000;
+const REQUESTS: usize = 100_000;
 const TENANTS: [&str; 2] = ["acme", "globex"];
 const ENTITIES: usize = 2_000;
 const WORKERS: usize = 8;
@@ -57,9 +59,8 @@ impl Truth {
     /// Whether an answer could have been right between two moments.
     fn allows(&self, tenant: usize, entity: usize, writes: (u32, u32), versions: (usize, usize), score: f32) -> bool {
         (versions.0..=versions.1).any(|version| {
-            (writes.0..=writes.1).any(|write| {
-                (self.scores[version - 1][self.case(tenant, entity, write)] - score).abs() <= 1e-5
-            })
+            (writes.0..=writes.1)
+                .any(|write| (self.scores[version - 1][self.case(tenant, entity, write)] - score).abs() <= 1e-5)
         })
     }
 }
@@ -106,11 +107,13 @@ async fn a_million_cached_answers_are_right_for_their_tenant_version_and_feature
     region.edit("model.yaml", "versions: [\"1\", \"2\"]", "versions: [\"2\", \"1\"]");
     region.apply();
     let gateways: Vec<_> = std::iter::once(region.gateway()).chain(&region.more_gateways).collect();
-    eventually("all gateways have the new default version", super::SOON, async || {
+    eventually("all processes have the new default version", super::SOON, async || {
         let serves = |admin| Metrics::of(admin).sum("spillway_snapshot_version", &[]) == 2.0;
-        gateways.iter().all(|gateway| serves(gateway.admin)).then_some(())
+        gateways.iter().copied().chain(&region.sidecars).all(|process| serves(process.admin)).then_some(())
     })
     .await;
+    // Their threads take it up at their next turn.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     truth.served.store(2, Ordering::SeqCst);
     let wrong: Vec<String> = workers.join_all().await.into_iter().flatten().collect();
     let (writes, unconfirmed) = writing.await.expect("the writer ends");
@@ -141,12 +144,15 @@ fn lay_out(region: &mut Region, redis: &Server) {
     region.edit("model.yaml", "versions: [\"1\"]", "versions: [\"1\", \"2\"]");
     region.edit("model.yaml", "  entityInput: site_id\n", "  entityInput: site_id\n  cache: { ttl: 5m }\n");
     region.edit("tenants.yaml", "actions: [metadata]", "actions: [infer, metadata]");
-    // The second version: the first layer's weights with their signs changed.
+    // The second version: the first layer's weights at two thirds.
     let first = std::fs::read(region.folder.join("models/phishing/1/model.onnx")).expect("the model");
     const WEIGHTS: [u8; 3] = [0x4a, 0xc0, 0x04];
     let at = first.windows(3).position(|bytes| bytes == WEIGHTS).expect("raw data of 576 bytes") + WEIGHTS.len();
     let mut second = first;
-    second[at..at + 576].chunks_exact_mut(4).for_each(|float| float[3] ^= 0x80);
+    for bytes in second[at..at + 576].chunks_exact_mut(4) {
+        let weight = f32::from_le_bytes(bytes.try_into().expect("four bytes"));
+        bytes.copy_from_slice(&(weight / 1.5).to_le_bytes());
+    }
     let folder = region.folder.join("models/phishing/2");
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join("model.onnx"), second).expect("the second version");
@@ -215,7 +221,9 @@ async fn ask(truth: Arc<Truth>, left: Arc<AtomicU64>, client: Client, tenant: us
         };
         let after = (subject.begun.load(Ordering::SeqCst), truth.asked.load(Ordering::SeqCst));
         let problem = match answered {
-            Ok(Ok((score, status))) if truth.allows(tenant, number, (before.0, after.0), (before.1, after.1), score) => {
+            Ok(Ok((score, status)))
+                if truth.allows(tenant, number, (before.0, after.0), (before.1, after.1), score) =>
+            {
                 let _ = status;
                 continue;
             }
@@ -271,9 +279,8 @@ fn row(truth: &Truth, (tenant, entity, write): (usize, usize, u32), group: &str,
     let features = &truth.cases[truth.case(tenant, entity, write)].features;
     let values = if group == "site" { &features[..SITE.len()] } else { &features[SITE.len()..] };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    let field = |(name, value): (&&str, &f32)| {
-        ((*name).to_owned(), Value { kind: Some(Kind::DoubleValue(f64::from(*value))) })
-    };
+    let field =
+        |(name, value): (&&str, &f32)| ((*name).to_owned(), Value { kind: Some(Kind::DoubleValue(f64::from(*value))) });
     Row {
         key: Some(Key { group: group.into(), entity: format!("e-{entity}").into(), tenant: TENANTS[tenant].into() }),
         event_time_micros: i64::try_from(now.as_micros()).expect("a time"),
