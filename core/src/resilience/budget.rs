@@ -4,6 +4,10 @@
 //! One gateway asks here and no other layer retries, so attempts do not multiply along the path.
 //! Which pod gets the retry is not decided here.
 //!
+//! A first attempt that no pod ever saw has cost no pod anything: its retry is not an extra attempt and takes
+//! nothing from the budget (the transparent retry of gRFC A6). So a pod that is replaced costs no request, however
+//! many were on their way to it.
+//!
 //! The budget is a token bucket filled by requests (Finagle's `RetryBudget`): a first attempt deposits
 //! `deposit`, time adds `minimum` per second, the bucket holds `reserve`, an extra attempt costs 1. So a
 //! window of W seconds with N first attempts sees at most `reserve + minimum W + deposit N` extra ones.
@@ -197,7 +201,8 @@ impl Budget {
         if failed.left < needed {
             return Err(NoRetry::Deadline);
         }
-        if self.take(now) { Ok(()) } else { Err(NoRetry::Budget) }
+        let free = failed.failure == Failure::Unseen && failed.attempt == 1;
+        if free || self.take(now) { Ok(()) } else { Err(NoRetry::Budget) }
     }
 }
 
@@ -289,7 +294,16 @@ mod tests {
         assert!(!budget.take(SECOND));
         assert!(!budget.take(Duration::ZERO), "time that steps back fills nothing");
         assert!(budget.take(SECOND * 12), "0.1 per second");
-        assert_eq!(budget.may_retry(&RetrySettings::default(), failed(Failure::Unseen), SECOND), Err(NoRetry::Budget));
+        let died = failed(Failure::Died { idempotent: true });
+        assert_eq!(budget.may_retry(&RetrySettings::default(), died, SECOND), Err(NoRetry::Budget));
+        assert_eq!(
+            budget.may_retry(&RetrySettings::default(), failed(Failure::Unseen), SECOND),
+            Ok(()),
+            "it costs nothing"
+        );
+        let again = Failed { attempt: 2, ..failed(Failure::Unseen) };
+        let twice = RetrySettings { retries: 2, ..RetrySettings::default() };
+        assert_eq!(budget.may_retry(&twice, again, SECOND), Err(NoRetry::Budget), "but once");
         assert!((budget.left(SECOND * 9_999) - 4.0).abs() < 1e-9, "never more than the reserve");
     }
 
@@ -322,7 +336,7 @@ mod tests {
                 .map(|index| {
                     budget.request();
                     let now = SECOND * index / rate;
-                    1 + u32::from(budget.may_retry(&settings, failed(Failure::Unseen), now).is_ok())
+                    1 + u32::from(budget.may_retry(&settings, failed(Failure::Died { idempotent: true }), now).is_ok())
                 })
                 .sum();
             assert!(attempts * 10 <= requests * 11, "{attempts} attempts for {requests} requests");

@@ -243,7 +243,7 @@ fn the_book_keeps_what_snapshots_share_and_forgets_the_rest() {
     let weak = Arc::downgrade(&lane.pool.pods[2].state);
     lane.pool.pods[0].state.checked(false, Duration::ZERO);
     let budget = |lane: &Lane| lane.state.traffic.lock().budget.clone();
-    assert!(lane.may_repeat(&lane.seek(&entities(), None), Failure::Unseen, 1, LEFT).is_ok());
+    assert!(lane.may_repeat(&lane.seek(&entities(), None), Failure::Died { idempotent: true }, 1, LEFT).is_ok());
     let spent = budget(&lane);
 
     let after = world.fleet(2, "retries: { budget: 10% }", Some(&before));
