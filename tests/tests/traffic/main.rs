@@ -3,6 +3,7 @@
 mod bad_pods;
 mod hit_rate;
 mod overload;
+mod quota;
 mod restarts;
 mod results;
 
