@@ -9,7 +9,7 @@ use http_body_util::Full;
 use serde_json::json;
 use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::client::{Answer, Client, Protocol};
-use spillway_tests::harness::doubles::Manner;
+use spillway_tests::harness::doubles::{Manner, TritonDouble};
 use spillway_tests::harness::inference::{INFER, cases};
 use spillway_tests::harness::load::{Load, open_loop, percentile};
 use spillway_tests::harness::region::Region;
@@ -40,6 +40,22 @@ fn request(client: &Client, entity: &str, priority: u64) -> Request<Full<bytes::
     let mut request = client.json(INFER, &body);
     request.headers_mut().insert("x-request-timeout-ms", DEADLINE.as_millis().to_string().parse().expect("a number"));
     request
+}
+
+/// Pods of a bounded capacity, and tenants that differ so much from the usual.
+async fn region(name: &str, tenants: &str, instead: &str) -> (Region, Vec<TritonDouble>) {
+    let mut region = Region::new(name);
+    region.set_pods(PODS);
+    let doubles = region.use_doubles();
+    region.edit("tenants.yaml", tenants, instead);
+    region.edit(
+        "model.yaml",
+        "  entityInput: site_id\n",
+        "  entityInput: site_id\n  routing: { policy: least_request }\n",
+    );
+    region.start().await;
+    doubles.iter().for_each(|double| double.set(Manner::Busy { at_once: AT_ONCE, each: EACH }));
+    (region, doubles)
 }
 
 /// What the pods serve in a second while half as many again as they take at a time are asked of them.
@@ -74,17 +90,8 @@ fn outcomes(shots: &[(u64, Duration, Result<Answer, String>)]) -> BTreeMap<(u64,
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_leaves_goodput_and_what_is_critical() {
-    let mut region = Region::new("traffic-overload");
-    region.set_pods(PODS);
-    let doubles = region.use_doubles();
-    region.edit("tenants.yaml", "spec: { description: Uses the model }", "spec: { priority: { highest: critical } }");
-    region.edit(
-        "model.yaml",
-        "  entityInput: site_id\n",
-        "  entityInput: site_id\n  routing: { policy: least_request }\n",
-    );
-    region.start().await;
-    doubles.iter().for_each(|double| double.set(Manner::Busy { at_once: AT_ONCE, each: EACH }));
+    let (first, then) = ("spec: { description: Uses the model }", "spec: { priority: { highest: critical } }");
+    let (region, _doubles) = region("traffic-overload", first, then).await;
     let client = region.client("acme");
     let entities: Vec<String> = cases().into_iter().map(|case| case.entity).collect();
     let capacity = capacity(&client).await;
@@ -124,17 +131,7 @@ async fn overload_leaves_goodput_and_what_is_critical() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_greedy_tenant_does_not_starve_another() {
-    let mut region = Region::new("traffic-fairness");
-    region.set_pods(PODS);
-    let doubles = region.use_doubles();
-    region.edit("tenants.yaml", "actions: [metadata]", "actions: [infer, metadata]");
-    region.edit(
-        "model.yaml",
-        "  entityInput: site_id\n",
-        "  entityInput: site_id\n  routing: { policy: least_request }\n",
-    );
-    region.start().await;
-    doubles.iter().for_each(|double| double.set(Manner::Busy { at_once: AT_ONCE, each: EACH }));
+    let (region, _doubles) = region("traffic-fairness", "actions: [metadata]", "actions: [infer, metadata]").await;
     let (greedy, modest) = (region.client("acme"), region.client("globex"));
     let capacity = capacity(&greedy).await;
     let entities: Vec<String> = cases().into_iter().map(|case| case.entity).collect();
