@@ -30,6 +30,7 @@ use spillway_runtime::drain::Drain;
 use spillway_runtime::telemetry::Metrics as Registry;
 
 use crate::clock::Clock;
+pub use class::of as class_of;
 use entities::EntityBuckets;
 use gate::{Gate, Place, PoolGate, TenantBound};
 pub use gate::{Guest, Why};

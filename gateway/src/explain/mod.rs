@@ -1,0 +1,404 @@
+//! What a request would meet, told by the gateway that would serve it, without sending it: `POST /explain` of
+//! the admin port, and `spillway explain`.
+//!
+//! The body, and the headers that mean something, are those of the REST request; the URL says who asks and for
+//! which model: `?as=SPIFFE_ID` or `?tenant=NAME&client=NAME`, `&model=NAME`, and where wanted `&version=NAME`,
+//! `&address=IP` (of the client).
+//!
+//! The rule: it takes a request's steps in their order, decides with the same code, and changes nothing: no
+//! token, count, place or turn is taken. It tells of this moment and this gateway: Redis is not asked, and a pod
+//! that is found by chance is one that might be it.
+//!
+//! * [`told`]: the shape of what is told.
+
+mod told;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use http::header::{CACHE_CONTROL, HOST};
+use http::{HeaderMap, StatusCode};
+use pingora_http::RequestHeader;
+use serde_json::{Value, json};
+use spillway_core::deadline::{self, decided, parse_timeout_parameter};
+use spillway_core::identity::{Role, SpiffeId, TrustDomain};
+use spillway_core::inference::json::decode_request;
+use spillway_core::inference::{Entities, InferRequest};
+use spillway_core::limit::Class;
+use spillway_core::policy::{Misfit, Principal, considered, principal};
+use spillway_core::resilience::{Level, Step};
+use spillway_core::resource::{Action, Model};
+use spillway_core::routing::{Policy, Reason};
+use spillway_core::units::Name;
+use spillway_runtime::admin;
+use spillway_runtime::tls::PeerError;
+use tokio::runtime::Handle;
+
+use crate::admission::Ask;
+use crate::degrade::Question;
+use crate::errors::Refusal;
+use crate::infer::{check, permitted};
+use crate::pods::fleet::Fleet;
+use crate::pods::lane::{Lane, NoPod};
+use crate::request::head::Head;
+use crate::request::inflate::inflate;
+use crate::request::query::decoded;
+use crate::results::view::{Finds, WouldFind};
+use crate::results::{self, Asked};
+use crate::shared::Shared;
+use told::{
+    AccessPart, CachePart, CallerPart, ClassPart, DeadlinePart, DegradationPart, Explanation, From, ModelPart, Outcome,
+    PodPart, RequestPart, Unfit,
+};
+
+/// Policies that are named, of each kind.
+const MOST_POLICIES: usize = 20;
+/// Pods that are named beside the one that gets the request.
+const MOST_PODS: usize = 2;
+
+/// `POST /explain` of the admin port.
+pub fn action(shared: Arc<Shared>) -> admin::Action {
+    let most_body = shared.limits.request.body;
+    let run = move |asked: admin::Asked| -> BoxFuture<'static, (StatusCode, Value)> {
+        let shared = shared.clone();
+        Box::pin(async move {
+            let failed = |status, problem: &str| (status, json!({ "error": problem }));
+            let Some(fleet) = shared.book.newest() else {
+                return failed(StatusCode::SERVICE_UNAVAILABLE, "the gateway has just begun; again in a second");
+            };
+            let trust_domain = shared.workload.id().trust_domain;
+            let who = match Who::read(&asked.query, &trust_domain) {
+                Ok(who) => who,
+                Err(problem) => return failed(StatusCode::BAD_REQUEST, &problem),
+            };
+            // A large body takes long to read, and this thread looks after the pods.
+            let explained = tokio::task::spawn_blocking(move || explain(&shared, &fleet, &who, asked));
+            match explained.await {
+                Ok(explanation) => (StatusCode::OK, serde_json::to_value(explanation).unwrap_or_default()),
+                Err(_) => failed(StatusCode::INTERNAL_SERVER_ERROR, "the explanation failed; please report this"),
+            }
+        })
+    };
+    admin::Action { path: "/explain", word: "explain", most_body, run: Arc::new(run) }
+}
+
+/// Who asks, and for what.
+#[derive(Debug, PartialEq, Eq)]
+struct Who {
+    id: SpiffeId,
+    model: String,
+    version: String,
+    address: Option<IpAddr>,
+}
+
+impl Who {
+    fn read(query: &str, trust_domain: &TrustDomain) -> Result<Self, String> {
+        const KNOWN: [&str; 6] = ["as", "tenant", "client", "model", "version", "address"];
+        let mut values = [const { None::<String> }; KNOWN.len()];
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let place = KNOWN.iter().position(|known| *known == name);
+            let place = place.and_then(|index| values.get_mut(index)).ok_or_else(|| {
+                format!(
+                    "'{}' is not known; expected {}",
+                    clipped(name),
+                    KNOWN.map(|known| format!("{known}=")).join(" ")
+                )
+            })?;
+            let value = decoded(value).and_then(|value| String::from_utf8(value).ok());
+            let value = value.ok_or_else(|| format!("'{name}' is not well encoded"))?;
+            if place.replace(value).is_some() {
+                return Err(format!("'{name}' is given twice"));
+            }
+        }
+        let [id, tenant, client, model, version, address] = values;
+        let name = |what, text: String| Name::parse(&text).map_err(|_| format!("'{}' is no {what}", clipped(&text)));
+        let id = match (id, tenant, client) {
+            (Some(id), None, None) => SpiffeId::parse(&id).map_err(|problem| format!("as: {problem}"))?,
+            (None, Some(tenant), Some(client)) => {
+                let role =
+                    Role::Client { tenant: name("tenant's name", tenant)?, name: name("client's name", client)? };
+                SpiffeId { trust_domain: trust_domain.clone(), role }
+            }
+            _ => return Err("who asks? expected as=SPIFFE_ID, or tenant=NAME and client=NAME".into()),
+        };
+        let model = model.filter(|model| !model.is_empty()).ok_or("for which model? expected model=NAME")?;
+        let address = address.map(|text| text.parse().map_err(|_| format!("'{}' is no IP address", clipped(&text))));
+        Ok(Self { id, model, version: version.unwrap_or_default(), address: address.transpose()? })
+    }
+}
+
+fn explain(shared: &Shared, fleet: &Fleet, who: &Who, asked: admin::Asked) -> Explanation {
+    let mut told = Explanation {
+        region: shared.region.to_string(),
+        gateway: shared.name.to_string(),
+        snapshot: fleet.snapshot.version,
+        outcome: Outcome::default(),
+        caller: None,
+        access: None,
+        model: None,
+        request: None,
+        class: None,
+        limits: None,
+        deadline: None,
+        cache: None,
+        degradation: None,
+        gate: None,
+        pod: None,
+    };
+    let outcome = walk(shared, fleet, who, asked, &mut told);
+    told.outcome = outcome.unwrap_or_else(|refusal| Outcome::refused(&refusal));
+    told
+}
+
+/// A request's way to where it is read and known to be valid; then [`meet`].
+fn walk(
+    shared: &Shared,
+    fleet: &Fleet,
+    who: &Who,
+    asked: admin::Asked,
+    told: &mut Explanation,
+) -> Result<Outcome, Refusal> {
+    let admin::Asked { headers, body, .. } = asked;
+    let snapshot = &*fleet.snapshot;
+    told.caller = Some(CallerPart { id: who.id.to_string(), tenant: None, client: None });
+    let head = read_head(&headers)?;
+    if snapshot.revoked.ids.contains(&who.id) {
+        return Err(Refusal::Untrusted(PeerError::Revoked));
+    }
+    let principal = principal(snapshot, &shared.region, &who.id)?;
+    told.caller = Some(CallerPart {
+        id: who.id.to_string(),
+        tenant: Some(principal.tenant.to_string()),
+        client: Some(principal.client.to_string()),
+    });
+    let permitted = permitted(snapshot, &principal, &who.model, &who.version, Action::Infer);
+    told.access = Some(access(fleet, &principal, who, !matches!(permitted, Err(Refusal::Denied(_)))));
+    let (model, version) = permitted?;
+    told.model = Some(ModelPart { name: who.model.clone(), version: version.to_string() });
+    let (coding, header_length) = (head.coding()?, head.header_length()?);
+    let limits = &shared.limits.request;
+    let body = match coding {
+        // The admin port takes such bodies one by one.
+        Some(coding) => Handle::current().block_on(inflate(coding, body, limits.body, |_| Ok(())))?,
+        None => body,
+    };
+    let request = decode_request(body, header_length, &who.model, &who.version, limits)?;
+    let entities = check(model, &request)?;
+    told.request = Some(RequestPart {
+        entities: entities.ids().len(),
+        input_bytes: request.inputs.iter().map(|input| input.data.len()).sum(),
+    });
+    let valid = Valid { shared, fleet, who, principal: &principal, model, request: &request, entities: &entities };
+    valid.meet(&head, &headers, told)
+}
+
+/// A request that may be made, and has passed its checks.
+struct Valid<'a> {
+    shared: &'a Shared,
+    fleet: &'a Fleet,
+    who: &'a Who,
+    principal: &'a Principal,
+    model: &'a Model,
+    request: &'a InferRequest,
+    entities: &'a Entities,
+}
+
+/// What admission says.
+struct Admitted {
+    class: Class,
+    /// Why the tenant's limits refuse it.
+    limited: Option<Refusal>,
+    /// Why there is no place for it.
+    busy: Option<Refusal>,
+}
+
+impl Valid<'_> {
+    /// Tells all that there is to be told, also beyond what refuses the request.
+    fn meet(&self, head: &Head, headers: &HeaderMap, told: &mut Explanation) -> Result<Outcome, Refusal> {
+        let Self { shared, fleet, principal, model, request, .. } = *self;
+        let parameter = request.parameters.integer("timeout").and_then(parse_timeout_parameter);
+        let asked = deadline::Asked { parameter, ..head.asked };
+        let (time, source) = decided(asked, model.deadline, model.max_deadline);
+        told.deadline = Some(DeadlinePart::of(time, source.as_str()));
+        let until = Instant::now() + time;
+        let admitted = self.admission(until, told);
+        let snapshot = &*fleet.snapshot;
+        let wish = results::wish(snapshot, &principal.tenant, model, headers);
+        let asked = Asked { snapshot, tenant: &principal.tenant, model, request, entities: self.entities, wish, until };
+        let would = shared.results.would_find(&asked);
+        let (finds, waits) = (would.finds, would.waits);
+        told.cache = Some(self.cache(would, headers));
+        let level = shared.degradation.level(&request.model);
+        let level = if model.allows(level.step) { level } else { Level::default() };
+        told.degradation = Some(DegradationPart::of(level, model));
+        let lane = fleet.lane(&request.model);
+        let found = lane.ok_or((Refusal::NoPod, "no-pool")).and_then(|lane| self.pod(lane));
+        let pod = match found {
+            Ok(part) => Ok(told.pod.insert(part).pod.clone().unwrap_or_default()),
+            Err((refusal, none)) => {
+                let pool = lane.map(|lane| lane.pool.name.to_string());
+                told.pod = Some(PodPart { pool, none: Some(none), ..PodPart::default() });
+                Err(refusal)
+            }
+        };
+
+        // From here on it is decided as a request is.
+        if let Some(refusal) = admitted.limited {
+            return Err(refusal);
+        }
+        if lane.is_none() {
+            return Err(Refusal::NoPod);
+        }
+        match finds {
+            Finds::Fresh => return Ok(Outcome::of(From::Cache, "its answer is stored and fresh")),
+            Finds::Stale => {
+                return Ok(Outcome::of(From::Cache, "its answer is stored; a new one is fetched for others"));
+            }
+            Finds::Miss | Finds::IfError | Finds::Refused if asked.wish.only_if_cached => {
+                return Err(Refusal::NotCached);
+            }
+            _ if waits => return Ok(Outcome::of(From::Call, "the same is being asked for another request")),
+            _ => {}
+        }
+        let question = Question { model, request, entities: self.entities, class: admitted.class };
+        let here = || question.would_answer(shared.results.last_cached(&asked).is_some());
+        if level.step >= Step::CachedPrediction {
+            if let Some(step) = here() {
+                let why = format!("the model is at level {} of degradation", level.step.number());
+                return Ok(Outcome::of(From::Gateway, why).at(step));
+            }
+            if level.step == Step::StaticAnswer && admitted.class == Class::Low {
+                return Err(Refusal::LowestClass);
+            }
+        }
+        match admitted.busy.map_or(pod, Err) {
+            Ok(pod) => {
+                let asked_for = level.step.min(Step::FallbackModel);
+                let asked_for = if model.allows(asked_for) { asked_for } else { Step::Normal };
+                Ok(Outcome::of(From::Pod, format!("pod '{pod}' is asked")).at(asked_for))
+            }
+            Err(refusal) if finds == Finds::IfError => {
+                Ok(Outcome::of(From::Cache, format!("a stale answer instead of: {refusal}")))
+            }
+            Err(refusal) => match here() {
+                Some(step) => Ok(Outcome::of(From::Gateway, format!("instead of: {refusal}")).at(step)),
+                None => Err(refusal),
+            },
+        }
+    }
+
+    /// What the tenant's limits and the model's gate would say.
+    fn admission(&self, _until: Instant, told: &mut Explanation) -> Admitted {
+        let Self { model, request, entities, principal, .. } = *self;
+        let _ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
+        let tenant = self.fleet.snapshot.tenants.get(&principal.tenant);
+        let (default, highest) =
+            tenant.map_or((Class::Low, Class::Low), |tenant| (tenant.default_class, tenant.highest_class));
+        let class = crate::admission::class_of(request, default, highest);
+        let from = if request.parameters.get("priority").is_some() { "priority" } else { "tenant" };
+        told.class = Some(ClassPart { class: class.name(), from, highest: highest.name() });
+        Admitted { class, limited: None, busy: None }
+    }
+
+    fn cache(&self, would: WouldFind, headers: &HeaderMap) -> CachePart {
+        let tenant = self.fleet.snapshot.tenants.get(&self.principal.tenant);
+        let honoured = tenant.is_some_and(|tenant| tenant.honours_cache_control);
+        let ignores_cache_control = would.finds != Finds::Off && !honoured && headers.contains_key(CACHE_CONTROL);
+        CachePart { would, ignores_cache_control }
+    }
+
+    fn pod(&self, lane: &Lane) -> Result<PodPart, (Refusal, &'static str)> {
+        let choice = lane.would_choose(self.entities, self.who.address).map_err(|none| {
+            let word = match none {
+                NoPod::Full => "full",
+                NoPod::Gone => "gone",
+            };
+            (none.into(), word)
+        })?;
+        let policy = lane.model.traffic.routing.policy;
+        let key = lane.key(self.entities, self.who.address);
+        let placed_by = key.map(|_| if policy == Policy::SourceAddress { "address" } else { "entity" });
+        let name = |index: usize| lane.pool.pods.get(index).map(|link| link.key().pod.to_string());
+        let then = key.into_iter().flat_map(|key| lane.pool.ring.order(key)).filter(|pod| *pod != choice.pod);
+        Ok(PodPart {
+            pool: Some(lane.pool.name.to_string()),
+            policy: Some(policy.as_str()),
+            placed_by,
+            pod: name(choice.pod),
+            address: lane.pool.pods.get(choice.pod).map(|link| link.key().address.to_string()),
+            reason: Some(choice.reason.as_str()),
+            by_chance: matches!(choice.reason, Reason::LessLoaded | Reason::Spread | Reason::Turn),
+            then: then.take(MOST_PODS).filter_map(name).collect(),
+            none: None,
+        })
+    }
+}
+
+/// The head as it is read of a request; what belongs to the admin port is none of it.
+fn read_head(headers: &HeaderMap) -> Result<Head, Refusal> {
+    // Neither is anything that a client could get wrong.
+    let mut request = RequestHeader::build("POST", b"/", None).map_err(|_| Refusal::Path)?;
+    for (name, value) in headers.iter().filter(|(name, _)| **name != HOST && *name != admin::MEANT) {
+        request.append_header(name, value).map_err(|_| Refusal::Path)?;
+    }
+    Head::read(&request)
+}
+
+fn access(fleet: &Fleet, principal: &Principal, who: &Who, allowed: bool) -> AccessPart {
+    let mut part = AccessPart { allowed, by: Vec::new(), others: Vec::new(), left_out: 0 };
+    for (policy, misfits) in considered(&fleet.snapshot, principal, &who.model, &who.version, Action::Infer) {
+        let policy = policy.to_string();
+        if misfits.is_empty() && part.by.len() < MOST_POLICIES {
+            part.by.push(policy);
+        } else if !misfits.is_empty() && part.others.len() < MOST_POLICIES {
+            part.others.push(Unfit { policy, unfit: misfits.into_iter().map(Misfit::as_str).collect() });
+        } else {
+            part.left_out += 1;
+        }
+    }
+    part
+}
+
+/// An operator's word within a message.
+fn clipped(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(query: &str) -> Result<Who, String> {
+        Who::read(query, &TrustDomain::parse("td").unwrap())
+    }
+
+    #[test]
+    fn a_caller_is_named_by_its_id_or_by_tenant_and_client() {
+        let whole = read("as=spiffe%3a%2f%2ftd%2ftenant%2facme%2fclient%2fweb&model=eta").unwrap();
+        assert_eq!(read("tenant=acme&client=web&model=eta"), Ok(whole));
+        let who = read("tenant=acme&client=web&model=eta&version=2&address=192.0.2.7").unwrap();
+        assert_eq!((who.version.as_str(), who.address), ("2", Some([192, 0, 2, 7].into())));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told() {
+        for (query, problem) in [
+            ("model=eta", "who asks?"),
+            ("tenant=acme&model=eta", "who asks?"),
+            ("as=spiffe%3a%2f%2ftd%2fx&model=eta", "as: the path is"),
+            ("as=x&tenant=acme&client=web&model=eta", "who asks?"),
+            ("tenant=a b&client=web&model=eta", "is no tenant's name"),
+            ("tenant=acme&client=web", "for which model?"),
+            ("tenant=acme&client=web&model=eta&model=eta", "'model' is given twice"),
+            ("tenant=acme&client=web&model=%zz", "'model' is not well encoded"),
+            ("tenant=acme&client=web&model=eta&address=here", "'here' is no IP address"),
+            ("tenant=acme&client=web&model=eta&entity=x", "'entity' is not known; expected as= tenant="),
+        ] {
+            let told = read(query).unwrap_err();
+            assert!(told.contains(problem), "{query}: {told}");
+        }
+    }
+}
