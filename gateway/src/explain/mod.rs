@@ -49,8 +49,8 @@ use crate::results::view::{Finds, WouldFind};
 use crate::results::{self, Asked};
 use crate::shared::Shared;
 use told::{
-    AccessPart, CachePart, CallerPart, ClassPart, DeadlinePart, DegradationPart, Explanation, From, ModelPart, Outcome,
-    PodPart, RequestPart, Unfit,
+    AccessPart, CachePart, CallerPart, ClassPart, DeadlinePart, DegradationPart, Explanation, ModelPart, Outcome,
+    PodPart, RequestPart, Source, Unfit,
 };
 
 /// Policies that are named, of each kind.
@@ -245,7 +245,7 @@ impl Valid<'_> {
             }
         };
 
-        // From here on it is decided as a request is.
+        // Source here on it is decided as a request is.
         if let Some(refusal) = admitted.limited {
             return Err(refusal);
         }
@@ -253,14 +253,14 @@ impl Valid<'_> {
             return Err(Refusal::NoPod);
         }
         match finds {
-            Finds::Fresh => return Ok(Outcome::of(From::Cache, "its answer is stored and fresh")),
+            Finds::Fresh => return Ok(Outcome::of(Source::Cache, "its answer is stored and fresh")),
             Finds::Stale => {
-                return Ok(Outcome::of(From::Cache, "its answer is stored; a new one is fetched for others"));
+                return Ok(Outcome::of(Source::Cache, "its answer is stored; a new one is fetched for others"));
             }
             Finds::Miss | Finds::IfError | Finds::Refused if asked.wish.only_if_cached => {
                 return Err(Refusal::NotCached);
             }
-            _ if waits => return Ok(Outcome::of(From::Call, "the same is being asked for another request")),
+            _ if waits => return Ok(Outcome::of(Source::Call, "the same is being asked for another request")),
             _ => {}
         }
         let question = Question { model, request, entities: self.entities, class: admitted.class };
@@ -268,7 +268,7 @@ impl Valid<'_> {
         if level.step >= Step::CachedPrediction {
             if let Some(step) = here() {
                 let why = format!("the model is at level {} of degradation", level.step.number());
-                return Ok(Outcome::of(From::Gateway, why).at(step));
+                return Ok(Outcome::of(Source::Gateway, why).at(step));
             }
             if level.step == Step::StaticAnswer && admitted.class == Class::Low {
                 return Err(Refusal::LowestClass);
@@ -278,13 +278,13 @@ impl Valid<'_> {
             Ok(pod) => {
                 let asked_for = level.step.min(Step::FallbackModel);
                 let asked_for = if model.allows(asked_for) { asked_for } else { Step::Normal };
-                Ok(Outcome::of(From::Pod, format!("pod '{pod}' is asked")).at(asked_for))
+                Ok(Outcome::of(Source::Pod, format!("pod '{pod}' is asked")).at(asked_for))
             }
             Err(refusal) if finds == Finds::IfError => {
-                Ok(Outcome::of(From::Cache, format!("a stale answer instead of: {refusal}")))
+                Ok(Outcome::of(Source::Cache, format!("a stale answer instead of: {refusal}")))
             }
             Err(refusal) => match here() {
-                Some(step) => Ok(Outcome::of(From::Gateway, format!("instead of: {refusal}")).at(step)),
+                Some(step) => Ok(Outcome::of(Source::Gateway, format!("instead of: {refusal}")).at(step)),
                 None => Err(refusal),
             },
         }

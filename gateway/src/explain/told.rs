@@ -48,7 +48,7 @@ pub struct Explanation {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
-    pub from: From,
+    pub from: Source,
     /// Of the REST answer, if what is asked answers well.
     pub status: u16,
     /// The `spillway-error` code of a refusal.
@@ -63,7 +63,7 @@ pub struct Outcome {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum From {
+pub enum Source {
     /// A stored answer.
     Cache,
     /// Another request's call that is under way.
@@ -185,14 +185,14 @@ pub struct PodPart {
 }
 
 impl Outcome {
-    pub fn of(from: From, why: impl Into<String>) -> Self {
+    pub fn of(from: Source, why: impl Into<String>) -> Self {
         Self { from, status: 200, code: None, why: why.into(), level: None }
     }
 
     pub fn refused(refusal: &Refusal) -> Self {
         let answer = refusal.answer();
         Self {
-            from: From::Refused,
+            from: Source::Refused,
             status: answer.status.as_u16(),
             code: Some(answer.code.into_owned()),
             why: refusal.to_string(),
