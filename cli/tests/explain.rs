@@ -25,7 +25,8 @@ fn told() -> Value {
         "deadline": { "us": 50_000, "from": "x-request-timeout-ms" },
         "cache": { "finds": "miss", "key": "3fab", "waits": false, "asksRegion": true, "ignoresCacheControl": false },
         "degradation": { "level": 0, "allowed": [1, 4] },
-        "gate": { "would": "wait", "letIn": 0.5, "inFlight": 8, "mostInFlight": 8, "waiting": 2 },
+        "gate": { "would": "wait", "letIn": 0.5, "pool": "p", "inFlight": 8, "mostInFlight": 8, "waiting": 2, "mostWaiting": 64,
+                  "usualUs": 0, "ofPool": { "inFlight": 9, "room": 20, "waiting": 0, "letsIn": 2.5 } },
         "pod": { "pool": "p", "policy": "ring", "placedBy": "entity", "pod": "pod-1", "address": "10.0.0.1:1",
                  "reason": "owner", "byChance": false, "then": ["pod-0"] },
     })
@@ -59,7 +60,7 @@ limit        each (per entity): refuses 9: more than it ever holds
 deadline     50 ms: the header x-request-timeout-ms
 cache        miss here; the region's Redis is asked next; key 3fab
 degradation  level 0; allowed: 1, 4
-gate         waits; 8 of 8 places taken, 2 wait; lets in 50 % of such requests
+gate         waits; 8 of 8 places of the model taken, 2 wait; 9 of 20 of pool p taken, 0 wait; lets in 50 % of such requests
 pod          pod-1 at 10.0.0.1:1, by ring: the first on the ring for its entity; then pod-0
 ";
     assert!(ok && text == expected, "{text}");

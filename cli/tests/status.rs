@@ -23,7 +23,8 @@ fn config() -> Value {
                 { "name": "each", "per": "entity", "of": "cost", "rate": 1.0, "burst": 3, "bucketsLeftOut": 0, "buckets": [] },
             ] } },
             "entityKeys": 7,
-            "models": { "eta": { "pool": "p", "inFlight": 3, "mostInFlight": 24, "waiting": 0, "mostWaiting": 64, "expectedUs": 1_500, "letsIn": 4.0 } },
+            "models": { "eta": { "pool": "p", "inFlight": 3, "mostInFlight": 24, "waiting": 0, "mostWaiting": 64, "usualUs": 1_500 } },
+            "pools": { "p": { "inFlight": 3, "room": 20, "waiting": 1, "letsIn": 2.5 } },
         },
         "degradation": { "eta": { "level": 2, "reason": "slow-predictions" } },
         "results": {
@@ -66,8 +67,10 @@ acme    all    tenant  -      4 of 5  5.0/s requests  2.5/s leased
 acme    each   entity  -      of 3    1.0/s cost      -
 7 entities have a bucket of their own
 
-GATE  PLACES   WAITING  EXPECTED MS  CLASSES LET IN
-eta   3 of 24  0 of 64  1.5          4.0
+GATE OF MODEL  PLACES   WAITING  USUALLY MS
+eta            3 of 24  0 of 64  1.5
+GATE OF POOL  PLACES   WAITING  CLASSES LET IN
+p             3 of 20  1        2.5 of 4
 
 DEGRADATION  LEVEL  REASON
 eta          2      slow-predictions

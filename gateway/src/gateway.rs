@@ -23,7 +23,7 @@ use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::snapshot::{Refused, Subscription};
-use spillway_runtime::store::InvalidStore;
+use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
@@ -43,7 +43,7 @@ use crate::pods::fleet::Fleet;
 use crate::pods::health;
 use crate::pods::metrics::PodMetrics;
 use crate::request::memory::Memory;
-use crate::results::{Results, purge_log};
+use crate::results::{self, Results, purge_log};
 use crate::settings::GatewaySettings;
 use crate::shared::Shared;
 
@@ -118,13 +118,14 @@ impl Gateway {
             None => AccessLog::off(),
         };
         let clock = Clock::start();
-        let (results, channels) = Results::open(
-            &settings.results,
-            settings.redis.as_ref(),
-            &settings.region,
-            settings.limits.of_answers(),
-            &registry,
-        )?;
+        let (mut redis, mut of_results) = (None, None);
+        if let Some(settings) = &settings.redis {
+            let (connection, subscriber) = Redis::open(settings)?;
+            let connection = redis.insert(Arc::new(connection)).clone();
+            of_results = Some(results::SharedRedis { settings, connection, subscriber });
+        }
+        let answers = settings.limits.of_answers();
+        let (results, channels) = Results::open(&settings.results, of_results, &settings.region, answers, &registry);
         let shared = Arc::new(Shared {
             clock,
             // A name is always a header value.
@@ -140,7 +141,14 @@ impl Gateway {
             membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
             book: Book::new(clock, PodMetrics::new(&registry)),
             degradation: Degradation::new(&registry, clock, &subscription.load()),
-            admission: Admission::new(clock, settings.region.clone(), &registry),
+            admission: Admission::new(
+                clock,
+                settings.region.clone(),
+                settings.name.clone(),
+                settings.quota,
+                redis,
+                &registry,
+            ),
             results: results.clone(),
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
@@ -239,6 +247,7 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
             config["snapshotVersion"] = fleet.snapshot.version.into();
             config["pods"] = serde_json::to_value(fleet.view(live.clock.now())).unwrap_or_default();
         }
+        config["admission"] = serde_json::to_value(live.admission.view()).unwrap_or_default();
         config["degradation"] = live.degradation.view();
         config["results"] = serde_json::to_value(live.results.view()).unwrap_or_default();
         config

@@ -46,7 +46,7 @@ use spillway_runtime::drain::Drain;
 
 pub use gateway::{Gateway, StartError};
 pub use results::ResultSettings;
-pub use settings::{DnsSettings, GatewaySettings, Limits};
+pub use settings::{DnsSettings, GatewaySettings, Limits, QuotaSettings};
 
 /// Runs a gateway until `drain` is over. Once it is bound, it writes one line to stdout:
 /// `{"listening":{"https":"ADDRESS","admin":"ADDRESS"}}`.
@@ -61,3 +61,7 @@ pub async fn run(settings: GatewaySettings, drain: Drain) -> Result<(), StartErr
     gateway.finish().await;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "../tests/support/redis.rs"]
+mod redis_server;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use spillway_core::inference::Limits as RequestLimits;
@@ -34,8 +35,25 @@ pub struct GatewaySettings {
     pub results: ResultSettings,
     /// `redis`: what the region's gateways share; absent: nothing. Its `timeout` is 5ms by default.
     pub redis: Option<RedisSettings>,
+    /// `quota`.
+    pub quota: QuotaSettings,
     /// `dns`.
     pub dns: DnsSettings,
+}
+
+/// How limits of the scope `region` are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaSettings {
+    /// `term`: the time between two askings of Redis for slices, 10ms to 20s; default 500ms.
+    pub term: Duration,
+    /// `gateways`: of the region, 1 to 10,000; what a gateway that Redis never answered divides by. Default 1.
+    pub gateways: u32,
+}
+
+impl Default for QuotaSettings {
+    fn default() -> Self {
+        Self { term: Duration::from_millis(500), gateways: 1 }
+    }
 }
 
 /// Whom to ask for the members of pools that DNS fills.
@@ -100,6 +118,7 @@ impl FromNode for GatewaySettings {
         let redis = read_optional(&fields, "redis", |field| {
             RedisSettings::read(field, RedisSettings { timeout: REDIS_TIMEOUT, ..RedisSettings::default() })
         });
+        let quota = or_default(&fields, "quota", QuotaSettings::default);
         let dns = or_default(&fields, "dns", DnsSettings::default);
         fields.finish();
         Some(Self {
@@ -111,8 +130,31 @@ impl FromNode for GatewaySettings {
             limits: limits?,
             results: results?,
             redis: redis?,
+            quota: quota?,
             dns: dns?,
         })
+    }
+}
+
+impl FromNode for QuotaSettings {
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        const TERMS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(20);
+        const MOST_GATEWAYS: i64 = 10_000;
+        let default = Self::default();
+        let fields = field.map();
+        let term = match fields.optional("term") {
+            Some(field) => field.parse(|text| match parse_duration(text)? {
+                term if TERMS.contains(&term) => Ok(term),
+                _ => Err(InvalidUnit("10ms to 20s")),
+            }),
+            None => Some(default.term),
+        };
+        let gateways = match fields.optional("gateways") {
+            Some(field) => field.number(1..=MOST_GATEWAYS).and_then(|count| u32::try_from(count).ok()),
+            None => Some(default.gateways),
+        };
+        fields.finish();
+        Some(Self { term: term?, gateways: gateways? })
     }
 }
 
@@ -190,6 +232,7 @@ fn memory_size(text: &str, needed: usize) -> Result<usize, InvalidUnit> {
 
 #[cfg(test)]
 mod tests {
+    use spillway_core::limit::{self, Rate};
     use spillway_runtime::settings::parse;
 
     use super::*;
@@ -229,6 +272,22 @@ snapshot: snapshot
         for bad in
             ["servers: []", "servers: [resolver]", "servers: ['127.0.0.1']", "timeout: 0s", "timeout: 31s", &many]
         {
+            assert!(with(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_quotas_term_and_gateways_are_those_that_core_takes() {
+        let with = |quota: &str| parse::<GatewaySettings>(&format!("{FILE}quota: {{{quota}}}\n"));
+        let core = |quota: QuotaSettings| {
+            let rate = Rate { tokens: 1, per: Duration::from_secs(1) };
+            let settings = limit::QuotaSettings::new(rate, 1);
+            limit::Quota::new(&limit::QuotaSettings { term: quota.term, gateways: quota.gateways, ..settings })
+        };
+        for good in ["", "term: 10ms", "term: 20s, gateways: 10000"] {
+            assert!(core(with(good).unwrap().quota).is_ok(), "{good}");
+        }
+        for bad in ["term: 9ms", "term: 21s", "term: 500", "gateways: 0", "gateways: 10001", "period: 1s"] {
             assert!(with(bad).is_err(), "{bad}");
         }
     }

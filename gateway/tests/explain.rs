@@ -155,6 +155,41 @@ fn unasked() -> String {
 }
 
 #[tokio::test]
+async fn limits_say_what_they_then_do_and_lose_nothing_by_it() {
+    let tenant = "kind: Tenant\nmetadata: { name: acme }\n";
+    let limits = "spec:\n  priority: { highest: high }\n  limits:\n    \
+                  - { name: all, per: tenant, rate: 60/h, burst: 3 }\n    \
+                  - { name: each, per: entity, rate: 60/h, burst: 2 }\n";
+    let world = World::serving(2, &[(tenant, &format!("{tenant}{limits}"))], "", "").await;
+    let says = |told: &Value| -> Vec<(String, bool, u64)> {
+        let limits = told["limits"].as_array().unwrap().iter();
+        let say = |limit: &Value| {
+            let (name, passes) = (limit["limit"].as_str().unwrap().to_owned(), limit["passes"].as_bool().unwrap());
+            (name, passes, limit["remaining"].as_u64().unwrap())
+        };
+        limits.map(say).collect()
+    };
+    let high = body("a", r#","priority":2"#);
+    for left in [(2, 1), (1, 0)] {
+        for _ in 0..5 {
+            let told = explain(&world, ACME, &high).await;
+            assert_eq!(says(&told), [("all".to_owned(), true, left.0), ("each".to_owned(), true, left.1)], "{told}");
+            assert_eq!(told["class"].to_string(), r#"{"class":"high","from":"priority","highest":"high"}"#);
+            assert_eq!((&told["gate"]["would"], &told["gate"]["letIn"]), (&"enter".into(), &1.0.into()), "{told}");
+        }
+        assert_eq!(infer(&world, &high).await.status, 200);
+    }
+    let told = explain(&world, ACME, &high).await;
+    assert_eq!(says(&told), [("all".to_owned(), true, 0), ("each".to_owned(), false, 0)], "{told}");
+    assert_eq!((&told["outcome"]["status"], &told["outcome"]["code"]), (&429.into(), &"rate-limited".into()), "{told}");
+    assert!(told["outcome"]["why"].as_str().unwrap().starts_with("the limit 'each' is reached; again in "));
+    assert_eq!(told["pod"]["reason"], "owner", "what follows is told all the same: {told}");
+    assert_eq!(infer(&world, &high).await.header("spillway-error"), "rate-limited");
+    assert_eq!(world.config("/admission/tenants/acme/limits/0/buckets/0/remaining").await, 1);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn the_deadline_is_told_with_what_decided_it() {
     let world = World::start().await;
     for (more, headers, us, from) in [
@@ -230,7 +265,7 @@ async fn telling_changes_nothing() {
     until("the request is over", async || world.metric("spillway_gateway_connections").await == 0).await;
     let bodies = [body("plain-1", ""), body("plain-2", ""), "{".to_owned()];
     let queries = [ACME, "tenant=globex&client=web&model=double", "tenant=acme&client=web&model=brief"];
-    let (before, results) = (counted(&world).await, world.config("/results").await);
+    let (before, kept) = (counted(&world).await, (world.config("/results").await, world.config("/admission").await));
     assert!(before.iter().any(|line| line == "spillway_cache_misses_total 1"), "{before:?}");
     let mut first = Vec::new();
     for round in 0..3 {
@@ -249,7 +284,7 @@ async fn telling_changes_nothing() {
         }
     }
     assert_eq!(before, counted(&world).await);
-    assert_eq!(results, world.config("/results").await);
+    assert_eq!(kept, (world.config("/results").await, world.config("/admission").await));
     assert_eq!(world.seen().len(), 1);
     world.stop().await;
 }

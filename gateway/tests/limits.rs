@@ -84,6 +84,13 @@ async fn t55_rest_is_refused_at_the_boundary_and_told_when_to_come_back() {
     let answer = post(&mut other, "a", 0).await;
     assert_eq!((answer.status, answer.headers.get("ratelimit")), (200, None));
 
+    let acme = world.config("/admission/tenants/acme/limits/0").await;
+    assert_eq!(
+        (&acme["name"], &acme["burst"], &acme["buckets"][0]["remaining"]),
+        (&"all".into(), &5.into(), &0.into())
+    );
+    assert_eq!(world.config("/admission/models/double/inFlight").await, 0);
+
     // The state survives a Snapshot: a burst that was all used still is.
     let [from, to] = tenant("acme", "  limits: [{ name: all, per: tenant, rate: 60/h, burst: 10 }]");
     world.publish(2, &[(&from, &to), GLOBEX]).await;
@@ -116,6 +123,43 @@ async fn t55_connections_on_all_threads_share_one_bucket() {
     let admitted: Vec<usize> =
         futures_util::future::join_all(tasks).await.into_iter().map(|count| count.unwrap()).collect();
     assert_eq!(admitted.iter().sum::<usize>(), 100, "{admitted:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn two_gateways_of_a_region_share_a_quota() {
+    let redis = RedisServer::start();
+    let settings = format!("redis: {{servers: ['{}']}}\nquota: {{term: 100ms, gateways: 2}}", redis.address());
+    let [from, to] = tenant("acme", "  limits: [{ name: all, per: tenant, rate: 160/h, burst: 160, scope: region }]");
+    let world = World::serving(1, &[(&from, &to)], &settings, "").await;
+    // Two gateways of one name would be one to Redis.
+    let other = world.named("gw-1", &settings).await;
+    let client = world.client("acme");
+    let mut http1 = world.http1().await;
+    assert_eq!(post(&mut http1, "a", 0).await.header("ratelimit-policy"), "\"all\";q=160;w=3600", "that of the region");
+    let share = async || world.config("/admission/tenants/acme/limits/0/buckets/0/share").await;
+    until("the first has all of it", async || share().await["rate"].as_f64() > Some(0.04)).await;
+    let gateway = "spiffe://spillway.test/region/eu/gateway/gw-1";
+    let mut second = Http1::to(gateway, other.https, &client).await.unwrap();
+    let mut admitted = 1;
+    while post(&mut second, "a", 0).await.status == 200 {
+        admitted += 1;
+    }
+    until("both are leased, and the second has more", async || share().await["rate"].as_f64() < Some(0.03)).await;
+    while post(&mut http1, "a", 0).await.status == 200 {
+        admitted += 1;
+    }
+    // The bound from when the first was leased, with j = 1 and σ = 1/16: 160 x 17/16 + 10 + 2 x 1, and some seconds of
+    // 160 an hour. It may be far less: the second's floor is 10, and tokens that the first gives up are nobody's.
+    assert!((11..=184).contains(&admitted), "{admitted}");
+    until("it is counted", async || metric_of(other.admin, "spillway_gateway_quotas").await == 1).await;
+    redis.kill();
+    until("both say so", async || {
+        let line = "spillway_gateway_quota_local";
+        world.metric(line).await == 1 && metric_of(other.admin, line).await == 1
+    })
+    .await;
+    assert_eq!(share().await["standing"], "local");
     world.stop().await;
 }
 

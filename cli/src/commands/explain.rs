@@ -275,7 +275,17 @@ fn gate(gate: &Value) -> String {
     };
     let shed = gate["letIn"].as_f64().filter(|share| *share < 1.0);
     let shed = shed.map(|share| format!("; lets in {:.0} % of such requests", share * 100.0)).unwrap_or_default();
-    format!("{would}; {} of {} places taken, {} wait{shed}", gate["inFlight"], gate["mostInFlight"], gate["waiting"])
+    let room = &gate["ofPool"]["room"];
+    let room = if room.is_null() { "?".to_owned() } else { room.to_string() };
+    format!(
+        "{would}; {} of {} places of the model taken, {} wait; {} of {room} of pool {} taken, {} wait{shed}",
+        gate["inFlight"],
+        gate["mostInFlight"],
+        gate["waiting"],
+        gate["ofPool"]["inFlight"],
+        text(&gate["pool"]),
+        gate["ofPool"]["waiting"],
+    )
 }
 
 fn pod(pod: &Value) -> String {

@@ -135,16 +135,21 @@ fn limits(config: &Value) -> String {
 }
 
 fn gates(config: &Value) -> String {
-    let rows = members(&config["admission"]["models"]).map(|(model, gate)| {
+    let admission = &config["admission"];
+    let rows = members(&admission["models"]).map(|(model, gate)| {
         vec![
             model.clone(),
             of(&gate["inFlight"], &gate["mostInFlight"]),
             of(&gate["waiting"], &gate["mostWaiting"]),
-            format!("{:.1}", gate["expectedUs"].as_f64().unwrap_or(0.0) / 1e3),
-            format!("{:.1}", gate["letsIn"].as_f64().unwrap_or(0.0)),
+            format!("{:.1}", gate["usualUs"].as_f64().unwrap_or(0.0) / 1e3),
         ]
     });
-    table(&["GATE", "PLACES", "WAITING", "EXPECTED MS", "CLASSES LET IN"], rows.collect())
+    let models = table(&["GATE OF MODEL", "PLACES", "WAITING", "USUALLY MS"], rows.collect());
+    let rows = members(&admission["pools"]).map(|(pool, gate)| {
+        let lets_in = format!("{:.1} of 4", gate["letsIn"].as_f64().unwrap_or(0.0));
+        vec![pool.clone(), of(&gate["inFlight"], &gate["room"]), word(&gate["waiting"]), lets_in]
+    });
+    models + &table(&["GATE OF POOL", "PLACES", "WAITING", "CLASSES LET IN"], rows.collect())
 }
 
 fn degradation(config: &Value) -> String {

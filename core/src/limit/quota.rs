@@ -41,7 +41,8 @@
 //!    too. (The first answer lowers what it uses, the second what is on record.)
 //! 4. A slice of rate r has the burst max(c, B × r / R): the sum is at most B × Φ / R + n × c. Cut anew, a
 //!    bucket keeps its tokens and gets no more ([`Gcra::carry`]), so only a gateway that starts brings
-//!    some: the burst of its floor, or of its first slice.
+//!    some: the burst of its floor, or of its first slice. A gateway that hears of a larger cost than before
+//!    ([`Quota::admitting`]) has a larger burst from then on; that is within its c.
 
 use std::time::Duration;
 
@@ -135,6 +136,18 @@ impl Quota {
     /// R, milli-tokens a second.
     pub fn rate(&self) -> u64 {
         self.rate
+    }
+
+    /// B
+    pub fn burst(&self) -> u32 {
+        self.burst
+    }
+
+    /// The same, with every slice's burst large enough for a request of this cost, and for those of `other`.
+    /// A cost above B stays too large.
+    pub fn admitting(self, cost: u32, other: &Self) -> Self {
+        let largest_cost = self.largest_cost.max(cost).max(other.largest_cost).min(self.burst);
+        Self { largest_cost, ..self }
     }
 
     /// The bound on the tokens that the region admits in a window.

@@ -97,6 +97,20 @@ fn the_smallest_slice_still_admits_the_largest_cost() {
 }
 
 #[test]
+fn a_slice_grows_for_a_cost_up_to_the_quotas_burst() {
+    let (now, quota) = (Duration::from_secs(1), quota());
+    let mut slice = Slice::new(quota);
+    let _ = slice.granted(now, now, Grant { rate: 1_000, gateways: 9 });
+    assert_eq!(slice.bucket().burst(), 1);
+    for (cost, burst) in [(7, 7), (3, 7), (500, 320)] {
+        let larger = slice.quota.admitting(cost, &quota);
+        let _ = slice.change_quota(larger);
+        assert_eq!((slice.rate(), slice.bucket().burst()), (1_000, burst), "for a cost of {cost}");
+    }
+    assert_eq!(quota.admitting(1, &slice.quota).largest_cost, 320, "an operator's change keeps what was learned");
+}
+
+#[test]
 fn demand_forgets_half_in_two_terms() {
     let (quota, mut demand) = (quota(), Demand::default());
     assert_eq!(demand.milli_per_second(), 0);

@@ -151,6 +151,10 @@ impl Bulkhead {
         self.in_flight
     }
 
+    pub fn settings(&self) -> &BulkheadSettings {
+        &self.settings
+    }
+
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }

@@ -91,6 +91,16 @@ impl EntityBuckets {
         taken
     }
 
+    /// Tells `hear` what [`Self::take`] would, but for entities that share the overflow. Changes nothing.
+    pub fn would_take(&self, keys: &[(u128, u32)], payer: &Payer, overflow: u64, mut hear: impl FnMut(Decision, u32)) {
+        let Payer { owner, gcra, now_ns, class } = *payer;
+        for (hash, cost) in keys {
+            let table = self.tables[table(*hash)].lock();
+            let key = Key { hash: *hash, owner };
+            hear(table.would_decide(key, &gcra, now_ns, *cost, class, overflow).decision, *cost);
+        }
+    }
+
     /// Undoes what was taken from keys; those without room took from the overflow, which is the caller's.
     pub fn give_back(&self, keys: &[(u128, u32)], payer: &Payer) {
         for (hash, cost) in keys {

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use spillway_core::limit::Class;
 use spillway_core::resilience::{
     Answer, Bulkhead, BulkheadSettings, Entry, Latencies, Refusal, Shares, ShedSettings, Shedder, Ticket, Turn,
+    shed::STEPS,
 };
 use tokio::sync::oneshot;
 
@@ -60,6 +61,16 @@ impl Why {
             Self::TenantFull => "tenant-full",
             Self::TooLate => "too-late",
             Self::TooShort => "too-short",
+        }
+    }
+}
+
+impl From<Refusal> for Why {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full => Self::Full,
+            Refusal::TenantFull => Self::TenantFull,
+            Refusal::TooLate => Self::TooShort,
         }
     }
 }
@@ -101,6 +112,15 @@ enum Verdict {
     Enter,
     TooLate,
     Displaced,
+}
+
+/// A gate as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateState {
+    pub in_flight: u32,
+    pub waiting: usize,
+    pub settings: BulkheadSettings,
+    pub expected: Duration,
 }
 
 /// Who asks.
@@ -171,6 +191,10 @@ impl PoolGate {
         self.places.resize(room_for(room));
     }
 
+    pub fn state(&self) -> GateState {
+        self.places.state()
+    }
+
     fn admit(&self, guest: &Guest, now: Duration) -> bool {
         let random = rand::random();
         let Shed { shedder, shares } = &mut *self.shed.lock();
@@ -185,6 +209,21 @@ impl PoolGate {
             self.observe(Some(Duration::ZERO));
         }
         admitted
+    }
+
+    /// Classes that are let in, from critical down: 4 are all.
+    pub fn lets_in(&self, now: Duration) -> f64 {
+        // It moves when it is asked.
+        let mut shedder = self.shed.lock().shedder.clone();
+        shedder.tick(now);
+        shedder.level() * Class::ALL.len() as f64 / STEPS as f64
+    }
+
+    /// The share of a guest's requests that are let in: as in [`spillway_core::resilience::share`], min(1, p x R / r).
+    fn lets_in_of(&self, guest: &Guest, now: Duration) -> f64 {
+        let share = (self.lets_in(now) - guest.class as usize as f64).clamp(0.0, 1.0);
+        let (rate, largest) = self.shed.lock().shares.rates(guest.tenant, guest.class);
+        if share > 0.0 && largest > 0.0 { (share * largest / rate).min(1.0) } else { share }
     }
 
     /// What became of one that was let in: it was served after a wait, or there was no place to wait.
@@ -223,6 +262,28 @@ pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: 
     }
 }
 
+/// What [`enter`] would come to now: `enter`, `wait`, or the word of a [`Why`]; and the share of such requests that
+/// are not shed, 0 to 1. Changes nothing.
+pub fn would_enter(model: &Gate, pool: &PoolGate, guest: &Guest, deadline: Duration) -> (&'static str, f64) {
+    let let_in = pool.lets_in_of(guest, model.clock.now());
+    if guest.bound.as_ref().is_some_and(TenantBound::is_reached) {
+        return (Why::TenantFull.word(), let_in);
+    }
+    if let_in <= 0.0 {
+        return (Why::Shed.word(), let_in);
+    }
+    let entry = match model.would_enter(guest, deadline) {
+        Entry::Entered => pool.places.would_enter(guest, deadline.saturating_sub(model.expected())),
+        other => other,
+    };
+    let would = match entry {
+        Entry::Entered => "enter",
+        Entry::Queued { .. } => "wait",
+        Entry::Refused(refusal) => Why::from(refusal).word(),
+    };
+    (would, let_in)
+}
+
 impl Gate {
     pub fn new(clock: Clock, metrics: Arc<GateMetrics>, settings: BulkheadSettings) -> Self {
         let bulkhead = Bulkhead::new(settings);
@@ -254,6 +315,17 @@ impl Gate {
         Ok(Slot { gate: self.clone(), tenant: guest.tenant, entered, took: None })
     }
 
+    pub fn state(&self) -> GateState {
+        let Inside { bulkhead, expected, .. } = &*self.inside.lock();
+        let (in_flight, waiting, settings) = (bulkhead.in_flight(), bulkhead.waiting(), bulkhead.settings().clone());
+        GateState { in_flight, waiting, settings, expected: *expected }
+    }
+
+    fn would_enter(&self, guest: &Guest, deadline: Duration) -> Entry {
+        let ticket = Ticket { tenant: guest.tenant, class: guest.class, deadline, now: self.clock.now() };
+        self.inside.lock().bulkhead.clone().try_enter(ticket)
+    }
+
     /// Asks for a place; `None`: it is taken.
     fn ask(self: &Arc<Self>, guest: &Guest, deadline: Duration, now: Duration) -> Result<Option<Wait>, Why> {
         let ticket = Ticket { tenant: guest.tenant, class: guest.class, deadline, now };
@@ -270,9 +342,7 @@ impl Gate {
                         Wait { gate: self.clone(), id, tenant: guest.tenant, since: now, until, verdict, ended: false };
                     (wait, displaced)
                 }
-                Entry::Refused(Refusal::Full) => return Err(Why::Full),
-                Entry::Refused(Refusal::TenantFull) => return Err(Why::TenantFull),
-                Entry::Refused(Refusal::TooLate) => return Err(Why::TooShort),
+                Entry::Refused(refusal) => return Err(refusal.into()),
             }
         };
         self.metrics.waiting.inc();
@@ -341,6 +411,10 @@ impl TenantBound {
         let below = |present: usize| (present < self.most).then_some(present + 1);
         self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
         Some(Presence(self.present.clone()))
+    }
+
+    fn is_reached(&self) -> bool {
+        self.present.load(Ordering::Relaxed) >= self.most
     }
 }
 

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use spillway_core::limit::{Class, Decision, Gcra, headers};
+use spillway_core::limit::{Class, Decision, Gcra, Quota, headers};
 use spillway_core::resource::{Per, RateLimit, Unit};
 use spillway_core::units::Name;
+
+use super::lease::Bucket;
 
 /// What a request asks of its tenant's buckets.
 #[derive(Clone, Copy)]
@@ -49,7 +51,16 @@ pub(super) struct Limit {
     policy: HeaderValue,
     /// Of the whole rate.
     pub gcra: Gcra,
+    /// If the region's gateways share the rate: each bucket is of a slice, once it is used.
+    pub quota: Option<Quota>,
     pub buckets: Buckets,
+}
+
+/// A limit's rate and burst, checked.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    pub gcra: Gcra,
+    pub quota: Option<Quota>,
 }
 
 pub(super) enum Buckets {
@@ -64,35 +75,28 @@ pub(super) enum Buckets {
     },
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Bucket {
-    gcra: Gcra,
-    pub state: u64,
-    /// The state if the request that is being judged is admitted.
-    pub next: u64,
-}
-
 impl Limit {
     /// The limit of a rule, going on from the one that it replaces: with the same fraction used. Entities'
     /// buckets are full again if the rate or the burst changed.
     pub fn follow(
         before: Option<Self>,
         rule: &RateLimit,
-        gcra: Gcra,
+        size: Size,
         knows: impl Fn(&str) -> bool,
         numbers: &AtomicU32,
         now_ns: u64,
     ) -> Self {
+        let Size { gcra, quota } = size;
         let same_size = |other: &Gcra| (other.burst(), other.window()) == (gcra.burst(), gcra.window());
         let kept = before.as_ref().is_some_and(|before| same_size(&before.gcra));
         let buckets = match (before.map(|before| before.buckets), rule.per) {
-            (Some(Buckets::One(bucket)), Per::Tenant) => Buckets::One(bucket.follow(gcra, now_ns)),
+            (Some(Buckets::One(bucket)), Per::Tenant) => Buckets::One(bucket.follow(gcra, quota, now_ns)),
             (Some(Buckets::Models(models)), Per::Model) => {
                 let models = models.into_iter().filter(|(model, _)| knows(model) && rule.applies_to(model));
-                Buckets::Models(models.map(|(model, bucket)| (model, bucket.follow(gcra, now_ns))).collect())
+                Buckets::Models(models.map(|(model, bucket)| (model, bucket.follow(gcra, quota, now_ns))).collect())
             }
             (Some(Buckets::Entities { number, overflow }), Per::Entity) if kept => {
-                Buckets::Entities { number, overflow: overflow.follow(gcra, now_ns) }
+                Buckets::Entities { number, overflow: overflow.follow(gcra, None, now_ns) }
             }
             (_, Per::Tenant) => Buckets::One(Bucket::full(gcra)),
             (_, Per::Model) => Buckets::Models(HashMap::new()),
@@ -102,7 +106,7 @@ impl Limit {
             }
         };
         let policy = value(headers::policy(rule.name.as_str(), gcra.burst().into(), gcra.window()));
-        Self { rule: rule.clone(), policy, gcra, buckets }
+        Self { rule: rule.clone(), policy, gcra, quota, buckets }
     }
 
     pub fn applies(&self, charge: &Charge<'_>) -> bool {
@@ -118,6 +122,28 @@ impl Limit {
         }
     }
 
+    /// Whether the bucket of this model is to become one of a slice.
+    pub fn is_unlisted(&self, model: &str) -> bool {
+        self.quota.is_some() && !self.held(model).is_some_and(Bucket::is_listed)
+    }
+
+    /// The bucket of this model, if there is one.
+    pub fn held(&self, model: &str) -> Option<&Bucket> {
+        match &self.buckets {
+            Buckets::One(bucket) | Buckets::Entities { overflow: bucket, .. } => Some(bucket),
+            Buckets::Models(models) => models.get(model),
+        }
+    }
+
+    /// The bucket of a quota.
+    pub fn leased(&mut self, model: Option<&str>) -> Option<&mut Bucket> {
+        match (&mut self.buckets, model) {
+            (Buckets::One(bucket), None) => Some(bucket),
+            (Buckets::Models(models), Some(model)) => models.get_mut(model),
+            _ => None,
+        }
+    }
+
     /// The bucket that a request for this model takes from; for entities, the one of those without a place.
     /// Always there.
     pub fn bucket(&mut self, model: &str) -> Option<&mut Bucket> {
@@ -130,27 +156,6 @@ impl Limit {
                 models.get_mut(model)
             }
         }
-    }
-}
-
-impl Bucket {
-    pub fn full(gcra: Gcra) -> Self {
-        Self { gcra, state: 0, next: 0 }
-    }
-
-    fn follow(self, gcra: Gcra, now_ns: u64) -> Self {
-        let state = self.gcra.rescale(self.state, now_ns, &gcra);
-        Self { gcra, state, next: state }
-    }
-
-    /// Judges, and sets `next`.
-    pub fn decide(&mut self, cost: u32, charge: &Charge<'_>) -> Decision {
-        let decision = self.gcra.decide(self.state, charge.now_ns, cost, charge.class);
-        self.next = match decision {
-            Decision::Admitted { state, .. } => state,
-            Decision::Refused { .. } | Decision::Never { .. } => self.state,
-        };
-        decision
     }
 }
 
@@ -177,6 +182,10 @@ impl Judgement {
 
     pub fn refuses(&self) -> bool {
         self.worst.is_some_and(|(_, _, decision)| !matches!(decision, Decision::Admitted { .. }))
+    }
+
+    pub fn decision(&self) -> Option<Decision> {
+        self.worst.map(|(_, _, decision)| decision)
     }
 
     pub fn standing(&self, limits: &[Limit]) -> Option<Standing> {

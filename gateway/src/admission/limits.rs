@@ -5,17 +5,28 @@
 //! what one thread takes and gives back would be missing for another in between. It is held for some
 //! 100 ns, and only requests of the same tenant meet there.
 //!
+//! Of a quota that the region's gateways share, a bucket has a slice ([`super::quota`]), from its first
+//! request on.
+//!
 //! A request that a bucket of the tenant or the model refuses does not touch those of entities.
 //! `Retry-After` is what the refusing bucket says that takes longest.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use spillway_core::limit::Decision;
-use spillway_core::resource::Tenant;
+use spillway_core::limit::lease::{Ask, Grant};
+use spillway_core::limit::{self, Class, Decision, InvalidLimit, Quota};
+use spillway_core::resource::{LimitScope, Per, RateLimit, Tenant};
+use spillway_core::units::Name;
 
 use super::entities::{EntityBuckets, Keys, Payer};
-use super::limit::{Buckets, Charge, Judgement, Limit, Standing};
+use super::lease::{Bucket, Report};
+use super::limit::{Buckets, Charge, Judgement, Limit, Size, Standing};
+use super::quota::{QuotaName, Quotas};
+use super::view::{LimitView, WouldTake};
+use crate::settings::QuotaSettings;
 
 /// Room for the keys of a large batch is not kept for the next request.
 const KEPT_KEYS: usize = 1_024;
@@ -33,6 +44,7 @@ pub struct Taken {
 
 /// The buckets of a tenant. They outlive Snapshots.
 pub struct TenantLimits {
+    pub tenant: Name,
     owner: u32,
     inside: Mutex<Inside>,
 }
@@ -45,17 +57,24 @@ struct Inside {
 }
 
 impl TenantLimits {
-    pub fn new(owner: u32) -> Self {
-        Self { owner, inside: Mutex::default() }
+    pub fn new(tenant: Name, owner: u32) -> Self {
+        Self { tenant, owner, inside: Mutex::default() }
     }
 
     /// Follows the tenant's limits: buckets stay under their limit's name. `knows`: the models that there are.
-    pub fn follow(&self, tenant: &Tenant, knows: impl Fn(&str) -> bool, numbers: &AtomicU32, now_ns: u64) {
+    pub fn follow(
+        &self,
+        tenant: &Tenant,
+        quota: QuotaSettings,
+        knows: impl Fn(&str) -> bool,
+        numbers: &AtomicU32,
+        now_ns: u64,
+    ) {
         let mut inside = self.inside.lock();
         let mut before = std::mem::take(&mut inside.limits);
         for rule in &tenant.limits {
-            let gcra = match rule.bucket(tenant.highest_class) {
-                Ok(gcra) => gcra,
+            let size = match size(rule, tenant.highest_class, quota) {
+                Ok(size) => size,
                 Err(problem) => {
                     // The resource's reader refuses such a limit.
                     tracing::error!(limit = %rule.name, %problem, "a limit cannot be kept");
@@ -64,15 +83,18 @@ impl TenantLimits {
             };
             let same = |limit: &Limit| limit.rule.name == rule.name;
             let replaced = before.iter().position(same).map(|index| before.swap_remove(index));
-            inside.limits.push(Limit::follow(replaced, rule, gcra, &knows, numbers, now_ns));
+            inside.limits.push(Limit::follow(replaced, rule, size, &knows, numbers, now_ns));
         }
     }
 
     /// Takes what a request costs from all buckets that apply to it, or from none.
-    pub fn take(&self, charge: &Charge<'_>, entities: &EntityBuckets) -> Taken {
+    pub fn take(self: &Arc<Self>, charge: &Charge<'_>, entities: &EntityBuckets, quotas: &Quotas) -> Taken {
         let inside = &mut *self.inside.lock();
         let mut judgement = Judgement::default();
         for (index, limit) in inside.limits.iter_mut().enumerate().filter(|(_, limit)| limit.applies(charge)) {
+            if limit.is_unlisted(charge.model) {
+                self.begin(limit, charge, quotas);
+            }
             let cost = limit.cost(charge);
             if !matches!(limit.buckets, Buckets::Entities { .. })
                 && let Some(bucket) = limit.bucket(charge.model)
@@ -92,6 +114,62 @@ impl TenantLimits {
             }
         }
         Taken { refused: judgement.refuses(), standing: judgement.standing(&inside.limits), overflowed }
+    }
+
+    /// Makes the bucket one of a slice, and has Redis asked for it, if it can be.
+    fn begin(self: &Arc<Self>, limit: &mut Limit, charge: &Charge<'_>, quotas: &Quotas) {
+        let Some(quota) = limit.quota else { return };
+        let model = (limit.rule.per == Per::Model).then(|| charge.model.into());
+        let listing = quotas.list(self, QuotaName { limit: limit.rule.name.clone(), model });
+        let placed = listing.is_none() || !quotas.are_shared();
+        if let Some(bucket) = limit.bucket(charge.model) {
+            bucket.begin(quota, listing, placed, charge.now_ns);
+        }
+    }
+
+    /// What to ask of Redis for a quota under its listing; `None`: it has ended.
+    pub fn ask(&self, name: &QuotaName, listing: u64, now: Duration) -> Option<Ask> {
+        self.inside.lock().leased(name)?.ask(listing, now)
+    }
+
+    /// Takes the answer to what was asked at `sent`, or that there is none.
+    pub fn answer(
+        &self,
+        name: &QuotaName,
+        listing: u64,
+        sent: Duration,
+        now: Duration,
+        grant: Option<Grant>,
+    ) -> Option<Report> {
+        self.inside.lock().leased(name)?.answer(listing, sent, now, grant)
+    }
+
+    /// What each limit that applies would say. Changes nothing.
+    pub fn would_take(&self, charge: &Charge<'_>, entities: &EntityBuckets, quotas: &Quotas) -> Vec<WouldTake> {
+        let inside = &*self.inside.lock();
+        let would = |limit: &Limit| {
+            let (cost, mut judgement) = (limit.cost(charge), Judgement::default());
+            let mut bucket = limit.held(charge.model).cloned().unwrap_or_else(|| Bucket::full(limit.gcra));
+            if let Buckets::Entities { number, .. } = limit.buckets {
+                let mut keys = Keys::new();
+                entities.keys(&mut keys, number, charge.entities, cost);
+                let payer = self.payer(limit, charge);
+                entities.would_take(&keys, &payer, bucket.state, |decision, cost| judgement.hear(0, decision, cost));
+            } else {
+                if let Some(quota) = limit.quota.filter(|_| !bucket.is_listed()) {
+                    bucket.begin(quota, None, !quotas.are_shared(), charge.now_ns);
+                }
+                judgement.hear(0, bucket.decide(cost, charge), cost);
+            }
+            let share = bucket.report(Duration::from_nanos(charge.now_ns));
+            judgement.decision().map(|decision| WouldTake::of(limit, cost, decision, share))
+        };
+        inside.limits.iter().filter(|limit| limit.applies(charge)).filter_map(would).collect()
+    }
+
+    /// Each limit and its buckets, no more than `room` of these.
+    pub fn view(&self, now: Duration, room: &mut usize) -> Vec<LimitView> {
+        self.inside.lock().limits.iter().map(|limit| LimitView::of(limit, now, room)).collect()
     }
 
     /// Takes from the entities' own buckets, and sets `next` of those without a place. Counts these.
@@ -138,6 +216,22 @@ impl TenantLimits {
     fn payer(&self, limit: &Limit, charge: &Charge<'_>) -> Payer {
         Payer { owner: self.owner, gcra: limit.gcra, now_ns: charge.now_ns, class: charge.class }
     }
+}
+
+impl Inside {
+    fn leased(&mut self, name: &QuotaName) -> Option<&mut Bucket> {
+        let limit = self.limits.iter_mut().find(|limit| limit.rule.name == name.limit)?;
+        limit.leased(name.model.as_deref())
+    }
+}
+
+fn size(rule: &RateLimit, highest: Class, settings: QuotaSettings) -> Result<Size, InvalidLimit> {
+    let QuotaSettings { term, gateways } = settings;
+    let quota = match rule.scope {
+        LimitScope::Gateway => None,
+        LimitScope::Region => Some(Quota::new(&limit::QuotaSettings { term, gateways, ..rule.quota(highest) })?),
+    };
+    Ok(Size { gcra: rule.bucket(highest)?, quota })
 }
 
 #[cfg(test)]

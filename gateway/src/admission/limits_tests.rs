@@ -4,8 +4,11 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use spillway_core::limit::{Class, TableBounds};
 use spillway_core::resource::{Spec, parse};
+use spillway_runtime::telemetry::Metrics;
 
 use super::*;
+use crate::admission::metrics::QuotaMetrics;
+use crate::clock::Clock;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -19,9 +22,18 @@ fn tenant(limits: &[&str]) -> Tenant {
     }
 }
 
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+fn tenant_limits(number: u32) -> Arc<TenantLimits> {
+    Arc::new(TenantLimits::new(name("acme"), number))
+}
+
 struct Books {
-    limits: TenantLimits,
+    limits: Arc<TenantLimits>,
     entities: EntityBuckets,
+    quotas: Quotas,
     numbers: AtomicU32,
 }
 
@@ -31,20 +43,26 @@ impl Books {
     }
 
     fn bounded(limits: &[&str], bounds: TableBounds) -> Self {
-        let books =
-            Self { limits: TenantLimits::new(7), entities: EntityBuckets::new(&bounds), numbers: AtomicU32::new(1) };
+        let metrics = QuotaMetrics::new(&Metrics::new("test"));
+        let books = Self {
+            limits: tenant_limits(7),
+            entities: EntityBuckets::new(&bounds),
+            quotas: Quotas::new(QuotaSettings::default(), Clock::start(), None, &name("eu"), name("gw"), metrics),
+            numbers: AtomicU32::new(1),
+        };
         books.follow(limits, 0);
         books
     }
 
     fn follow(&self, limits: &[&str], now_ns: u64) {
-        self.limits.follow(&tenant(limits), |model| model != "gone", &self.numbers, now_ns);
+        let quota = QuotaSettings { gateways: 4, ..QuotaSettings::default() };
+        self.limits.follow(&tenant(limits), quota, |model| model != "gone", &self.numbers, now_ns);
     }
 
     fn ask(&self, model: &str, entities: &[&str], cost: u32, now_ns: u64) -> Taken {
         let entities: Vec<Bytes> = entities.iter().map(|entity| Bytes::copy_from_slice(entity.as_bytes())).collect();
         let charge = Charge { model, class: Class::Normal, cost, entity_cost: cost, entities: &entities, now_ns };
-        self.limits.take(&charge, &self.entities)
+        self.limits.take(&charge, &self.entities, &self.quotas)
     }
 
     /// The name of the limit that refuses; empty if none does.
@@ -64,7 +82,7 @@ fn t55_a_bucket_is_exact_at_its_boundary() {
     let books = Books::of(&["{ name: all, per: tenant, rate: 10/s, burst: 20 }"]);
     assert_eq!(books.drain("a", &[], 0), 20);
     let standing = books.ask("a", &[], 1, 0).standing.unwrap();
-    assert_eq!((standing.remaining, standing.reset), (0, Some(std::time::Duration::from_millis(100))));
+    assert_eq!((standing.remaining, standing.reset), (0, Some(Duration::from_millis(100))));
     assert_eq!(standing.policy, "\"all\";q=20;w=2");
     assert_eq!(standing.header(), "\"all\";r=0;t=1");
     assert!(books.ask("a", &[], 1, SECOND / 10 - 1).refused);
@@ -232,8 +250,8 @@ fn t56_a_tenant_that_sweeps_a_million_entities_takes_no_place_of_others() {
     let limit = ["{ name: entity, per: entity, rate: 1/h, burst: 3 }"];
     let bounds = TableBounds { keys: 200, keys_of_owner: 100 };
     let books = Books::bounded(&limit, bounds);
-    let other = TenantLimits::new(8);
-    other.follow(&tenant(&limit), |_| true, &books.numbers, 0);
+    let other = tenant_limits(8);
+    other.follow(&tenant(&limit), QuotaSettings::default(), |_| true, &books.numbers, 0);
     let mut overflowed = 0;
     for number in 0..50_000 {
         overflowed += books.ask("a", &[&format!("e{number}")], 1, 1).overflowed;
@@ -242,6 +260,6 @@ fn t56_a_tenant_that_sweeps_a_million_entities_takes_no_place_of_others() {
     assert!(overflowed > 40_000, "{overflowed}");
     let entity = [Bytes::from_static(b"e49999")];
     let charge = Charge { model: "a", class: Class::Normal, cost: 1, entity_cost: 1, entities: &entity, now_ns: 1 };
-    let admitted = (0..9).filter(|_| !other.take(&charge, &books.entities).refused).count();
+    let admitted = (0..9).filter(|_| !other.take(&charge, &books.entities, &books.quotas).refused).count();
     assert_eq!(admitted, 3, "another tenant's entity of the same name has its own bucket");
 }

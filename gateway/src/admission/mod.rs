@@ -5,14 +5,19 @@
 //!
 //! * [`class`]: how important a request is, and what it costs.
 //! * [`limits`], [`limit`], [`entities`]: the token buckets of a tenant.
+//! * [`quota`], [`lease`]: rates that the gateways of a region share.
 //! * [`gate`]: the places of a model, and who waits for one.
+//! * [`view`]: what operators see of all this.
 
 mod class;
 mod entities;
 mod gate;
+mod lease;
 mod limit;
 mod limits;
 mod metrics;
+mod quota;
+pub mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,17 +32,20 @@ use spillway_core::resource::{Model, Tenant};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::store::Redis;
 use spillway_runtime::telemetry::Metrics as Registry;
 
 use crate::clock::Clock;
-pub use class::of as class_of;
+use crate::settings::QuotaSettings;
+pub use class::priority;
 use entities::EntityBuckets;
 use gate::{Gate, Place, PoolGate, TenantBound};
 pub use gate::{Guest, Why};
 use limit::Charge;
 pub use limit::Standing;
 use limits::{Taken, TenantLimits};
-use metrics::{AdmissionMetrics, GateMetrics};
+use metrics::{AdmissionMetrics, GateMetrics, QuotaMetrics};
+use quota::Quotas;
 
 /// How often gauges are set.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -52,6 +60,7 @@ pub struct Admission {
     /// Numbers of tenants and of limits.
     numbers: AtomicU32,
     entities: EntityBuckets,
+    quotas: Quotas,
     metrics: AdmissionMetrics,
     gate_metrics: Arc<GateMetrics>,
 }
@@ -105,10 +114,20 @@ pub struct Verdict {
 }
 
 impl Admission {
-    pub fn new(clock: Clock, region: Name, registry: &Registry) -> Self {
+    /// `name`: of this gateway, among those of the region that share quotas by `redis`.
+    pub fn new(
+        clock: Clock,
+        region: Name,
+        name: Name,
+        quota: QuotaSettings,
+        redis: Option<Arc<Redis>>,
+        registry: &Registry,
+    ) -> Self {
+        let quotas = Quotas::new(quota, clock, redis, &region, name, QuotaMetrics::new(registry));
         Self {
             clock,
             region,
+            quotas,
             rules: ArcSwap::default(),
             following: Mutex::default(),
             numbers: AtomicU32::new(1),
@@ -138,10 +157,10 @@ impl Admission {
                 Some(Account { number, limits, present, .. }) => (*number, limits.clone(), present.clone()),
                 None => {
                     let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-                    (number, Arc::new(TenantLimits::new(number)), Arc::default())
+                    (number, Arc::new(TenantLimits::new(name.clone(), number)), Arc::default())
                 }
             };
-            limits.follow(tenant, knows, &self.numbers, now_ns);
+            limits.follow(tenant, self.quotas.settings, knows, &self.numbers, now_ns);
             let account = Account {
                 default_class: tenant.default_class,
                 highest_class: tenant.highest_class,
@@ -190,16 +209,14 @@ impl Admission {
         let rules = self.rules.load();
         // Only a tenant that a newer Snapshot has not is not there: nothing is known of it any more.
         let Some(account) = rules.tenants.get(ask.tenant) else {
-            let guest = Guest { class: Class::Low, tenant: 0, bound: None };
-            return Verdict { guest, taken: Taken::default() };
+            return Verdict { guest: Account::unknown(), taken: Taken::default() };
         };
         let class = class::of(ask.request, account.default_class, account.highest_class);
-        let bound = account.most_present.map(|most| TenantBound { present: account.present.clone(), most });
-        let guest = Guest { class, tenant: account.number, bound };
+        let guest = account.guest(class);
         if !account.limited {
             return Verdict { guest, taken: Taken::default() };
         }
-        let taken = account.limits.take(&self.charge(ask, class), &self.entities);
+        let taken = account.limits.take(&self.charge(ask, class), &self.entities, &self.quotas);
         self.metrics.overflowed.inc_by(taken.overflowed);
         if let Some(standing) = taken.standing.as_ref().filter(|_| taken.refused) {
             self.metrics.limited(standing.per);
@@ -230,6 +247,10 @@ impl Admission {
 
     /// Looks after what no request does, until the drain is over.
     pub async fn watch(&self, drain: Drain) {
+        tokio::join!(self.quotas.run(&drain), self.look(&drain));
+    }
+
+    async fn look(&self, drain: &Drain) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -247,5 +268,17 @@ impl Admission {
 
     fn now_ns(&self) -> u64 {
         u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Account {
+    fn guest(&self, class: Class) -> Guest {
+        let bound = self.most_present.map(|most| TenantBound { present: self.present.clone(), most });
+        Guest { class, tenant: self.number, bound }
+    }
+
+    /// Of a tenant that is not there.
+    fn unknown() -> Guest {
+        Guest { class: Class::Low, tenant: 0, bound: None }
     }
 }

@@ -15,7 +15,7 @@ mod told;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use http::header::{CACHE_CONTROL, HOST};
@@ -36,7 +36,8 @@ use spillway_runtime::admin;
 use spillway_runtime::tls::PeerError;
 use tokio::runtime::Handle;
 
-use crate::admission::Ask;
+use crate::admission::view::{WouldAdmit, WouldTake};
+use crate::admission::{Ask, Why, priority};
 use crate::degrade::Question;
 use crate::errors::Refusal;
 use crate::infer::{check, permitted};
@@ -291,16 +292,21 @@ impl Valid<'_> {
     }
 
     /// What the tenant's limits and the model's gate would say.
-    fn admission(&self, _until: Instant, told: &mut Explanation) -> Admitted {
+    fn admission(&self, until: Instant, told: &mut Explanation) -> Admitted {
         let Self { model, request, entities, principal, .. } = *self;
-        let _ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
-        let tenant = self.fleet.snapshot.tenants.get(&principal.tenant);
-        let (default, highest) =
-            tenant.map_or((Class::Low, Class::Low), |tenant| (tenant.default_class, tenant.highest_class));
-        let class = crate::admission::class_of(request, default, highest);
-        let from = if request.parameters.get("priority").is_some() { "priority" } else { "tenant" };
-        told.class = Some(ClassPart { class: class.name(), from, highest: highest.name() });
-        Admitted { class, limited: None, busy: None }
+        let ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
+        let WouldAdmit { class, limits, gate } = self.shared.admission.would_admit(&ask, until);
+        let highest = self.fleet.snapshot.tenants.get(&principal.tenant).map_or(Class::Low, |own| own.highest_class);
+        let from = if priority(request) > 0 { "priority" } else { "tenant" };
+        told.class = Some(ClassPart { class, from, highest: highest.name() });
+        let refuses = gate.as_ref().and_then(|gate| Why::ALL.into_iter().find(|why| why.word() == gate.would));
+        let admitted = Admitted {
+            class: Class::parse(class).unwrap_or(Class::Low),
+            limited: limited(&limits),
+            busy: refuses.map(Refusal::busy),
+        };
+        (told.limits, told.gate) = (Some(limits), gate);
+        admitted
     }
 
     fn cache(&self, would: WouldFind, headers: &HeaderMap) -> CachePart {
@@ -345,6 +351,15 @@ fn read_head(headers: &HeaderMap) -> Result<Head, Refusal> {
         request.append_header(name, value).map_err(|_| Refusal::Path)?;
     }
     Head::read(&request)
+}
+
+/// The refusal by the limit that refuses for longest.
+fn limited(limits: &[WouldTake]) -> Option<Refusal> {
+    // Never is longer than any time.
+    let wait = |limit: &WouldTake| limit.retry_after_ms.unwrap_or(u64::MAX);
+    let longest = limits.iter().filter(|limit| !limit.passes).rev().max_by_key(|limit| wait(limit))?;
+    let after = longest.retry_after_ms.map(Duration::from_millis);
+    Some(Refusal::Limited { limit: Name::parse(&longest.limit).ok()?, after })
 }
 
 fn access(fleet: &Fleet, principal: &Principal, who: &Who, allowed: bool) -> AccessPart {

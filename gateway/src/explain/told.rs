@@ -7,6 +7,7 @@ use serde::Serialize;
 use spillway_core::resilience::Step;
 use spillway_core::resource::Model;
 
+use crate::admission::view::{WouldEnter, WouldTake};
 use crate::errors::Refusal;
 use crate::results::view::WouldFind;
 
@@ -30,7 +31,7 @@ pub struct Explanation {
     pub class: Option<ClassPart>,
     /// Of the tenant, all that apply.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<serde_json::Value>,
+    pub limits: Option<Vec<WouldTake>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<DeadlinePart>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,7 +40,7 @@ pub struct Explanation {
     pub degradation: Option<DegradationPart>,
     /// The places of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub gate: Option<serde_json::Value>,
+    pub gate: Option<WouldEnter>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodPart>,
 }

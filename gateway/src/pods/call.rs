@@ -39,7 +39,7 @@ use crate::pods::lease::Lease;
 use crate::pods::metrics::{Again, NotAgain};
 use crate::shared::Shared;
 
-/// A call that is ready to be made.
+/// A call that is ready to be made, by one that holds a place at the gate.
 pub struct PodCall<'a> {
     pub shared: &'a Shared,
     pub lane: &'a Arc<Lane>,
@@ -146,7 +146,7 @@ struct Course<'a> {
 
 impl<'a> Course<'a> {
     fn new(call: &'a PodCall<'a>, client: Option<IpAddr>) -> Self {
-        let (seek, began) = (call.lane.seek(call.entities, client), Instant::now());
+        let (seek, began) = (call.lane.seek(call.entities, client).with_place(), Instant::now());
         let (due, at) = (Due::End, call.until);
         let mut course = Self { call, began, seek, attempts: 0, retries: 0, hedged: false, is_refused: false, due, at };
         match call.lane.hedge_delay(&course.seek, call.until - began) {

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A pod with as many calls as its limit gets none in any of these; where all others of a step are in that
-//! state the request is refused rather than sent to worse pods. A retry goes no further than Suspect, unless
+//! state, the request gets one of those rather than a worse pod if it holds a place at the gate, which has as
+//! many as the pods' limits were a moment ago; without one it is refused. A retry goes no further than Suspect, unless
 //! the pool is in panic: a pod that is known to be bad is not worth the budget.
 //!
 //! It decides; the call itself is [`super::call`]'s.
@@ -62,6 +63,8 @@ pub struct Seek {
     recent: Recent,
     tried: [PodId; MOST_TRIED],
     count: usize,
+    /// It holds a place at the gate.
+    placed: bool,
 }
 
 /// Why there is no pod for a request.
@@ -97,6 +100,8 @@ struct Scene<'a> {
     outliers: &'a Outliers,
     seek: &'a Seek,
     now: Duration,
+    /// Pods' limits count.
+    limited: bool,
     /// Whether pods are compared by their load alone.
     by_load: bool,
 }
@@ -155,7 +160,7 @@ impl Lane {
     pub fn would_choose(&self, entities: &Entities, client: Option<IpAddr>) -> Result<Choice, NoPod> {
         let (key, now) = (self.key(entities, client), self.recorder.clock.now());
         let hot = key.is_some_and(|key| self.spreads() && self.state.traffic.lock().hot.is_hot(key, now));
-        let seek = Seek::new(Call { key, hot, panic: false, random: rand::random() }, Recent::default());
+        let seek = Seek::new(Call { key, hot, panic: false, random: rand::random() }, Recent::default()).with_place();
         let outliers = self.pool.state.outliers.lock();
         let mut turns = self.state.turn.load(Ordering::Relaxed)..;
         Scene::of(self, &outliers, &seek, now).choose(|| turns.next().unwrap_or_default())
@@ -227,7 +232,12 @@ impl Lane {
 
 impl Seek {
     fn new(call: Call, recent: Recent) -> Self {
-        Self { call, recent, tried: [0; MOST_TRIED], count: 0 }
+        Self { call, recent, tried: [0; MOST_TRIED], count: 0, placed: false }
+    }
+
+    /// It holds a place at the gate.
+    pub fn with_place(self) -> Self {
+        Self { placed: true, ..self }
     }
 
     /// When an attempt is unusually late: max(3 x p99, 50 ms) of the model, as the outlier detector has it for
@@ -257,37 +267,47 @@ impl<'a> Scene<'a> {
             Policy::SourceAddress => seek.call.key.is_none(),
             Policy::WeightedRoundRobin => false,
         };
-        Self { lane, outliers, seek, now, by_load }
+        Self { lane, outliers, seek, now, limited: true, by_load }
     }
 
-    fn choose(&self, mut next_turn: impl FnMut() -> u64) -> Result<Choice, NoPod> {
+    fn choose(mut self, mut next_turn: impl FnMut() -> u64) -> Result<Choice, NoPod> {
         let (panic, again) = (self.outliers.panic(), self.seek.count > 0);
-        let routing = &self.lane.model.traffic.routing;
         let steps = match (panic, again) {
             (true, _) => &[Step::Panic, Step::Any][..],
             (false, true) => &[Step::Well, Step::Suspect],
             (false, false) => &[Step::Well, Step::Suspect, Step::Panic, Step::Any],
         };
         for &step in steps {
-            let pod = |index| self.candidate(index, step);
-            let chosen = choose(routing, &self.seek.call, &self.lane.pool.ring, pod, &mut next_turn);
-            // Core's own panic knows no steps.
-            if let Some(choice) = chosen.filter(|choice| choice.reason != Reason::Panic) {
+            self.limited = true;
+            let mut chosen = self.choose_within(step, &mut next_turn);
+            if chosen.is_none() && self.is_full(step) {
+                if !self.seek.placed {
+                    return Err(NoPod::Full);
+                }
+                self.limited = false;
+                chosen = self.choose_within(step, &mut next_turn);
+            }
+            if let Some(choice) = chosen {
                 let reason = if step >= Step::Panic { Reason::Panic } else { choice.reason };
                 return Ok(Choice { reason, ..choice });
             }
-            if self.is_full(step) {
-                return Err(NoPod::Full);
-            }
         }
         Err(NoPod::Gone)
+    }
+
+    fn choose_within(&self, step: Step, next_turn: &mut impl FnMut() -> u64) -> Option<Choice> {
+        let routing = &self.lane.model.traffic.routing;
+        let pod = |index| self.candidate(index, step);
+        let chosen = choose(routing, &self.seek.call, &self.lane.pool.ring, pod, next_turn);
+        // Core's own panic knows no steps.
+        chosen.filter(|choice| choice.reason != Reason::Panic)
     }
 
     fn candidate(&self, index: usize, step: Step) -> Candidate {
         let pod = &self.lane.pool.pods[index].state;
         let standing = self.outliers.may_take(pod.id, self.now);
         let mut candidate = Candidate {
-            usable: self.step_of(index, standing) <= step && pod.has_room(),
+            usable: self.step_of(index, standing) <= step && (pod.has_room() || !self.limited),
             tried: self.seek.tried().contains(&pod.id),
             in_flight: pod.in_flight(),
             report: None,

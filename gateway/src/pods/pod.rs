@@ -116,11 +116,8 @@ impl PodState {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Whether it takes one more call. A quarter above its limit: the gate, where calls wait for room, hears of
-    /// limits ten times a second, and they move meanwhile.
     pub fn has_room(&self) -> bool {
-        let limit = self.limit();
-        self.calls() < limit.saturating_add(limit / 4)
+        self.calls() < self.limit()
     }
 
     /// A call begins. How many there were before it.
@@ -203,12 +200,11 @@ mod tests {
     #[test]
     fn streams_are_load_and_take_no_room() {
         let pod = pod();
-        let most = pod.limit() + pod.limit() / 4;
-        assert_eq!((0..most).map(|_| pod.begin()).last(), Some(most - 1));
+        assert_eq!((0..pod.limit()).map(|_| pod.begin()).last(), Some(pod.limit() - 1));
         assert!(!pod.has_room());
         pod.end(SECOND, 0, Outcome::Cancelled, SECOND);
         pod.open_stream();
         assert!(pod.has_room());
-        assert_eq!(pod.in_flight(), most as usize);
+        assert_eq!(pod.in_flight(), pod.limit() as usize);
     }
 }

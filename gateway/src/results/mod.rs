@@ -38,7 +38,7 @@ use spillway_core::inference::Limits;
 use spillway_core::units::Name;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::feature_changes::{self, Hearing};
-use spillway_runtime::store::{InvalidStore, Redis, RedisSettings};
+use spillway_runtime::store::{Redis, RedisSettings};
 use spillway_runtime::telemetry::Metrics as Registry;
 use tokio::sync::Semaphore;
 
@@ -73,25 +73,29 @@ pub struct Results {
     metrics: Arc<Metrics>,
 }
 
+/// The Redis that the region's gateways share.
+pub struct SharedRedis<'a> {
+    pub settings: &'a RedisSettings,
+    pub connection: Arc<Redis>,
+    pub subscriber: SubscriberClient,
+}
+
 impl Results {
-    /// Also what is to be followed, where there is a Redis. To be called within a runtime, which keeps the
-    /// connections.
+    /// Also what is to be followed, where there is a Redis.
     pub fn open(
         settings: &ResultSettings,
-        redis: Option<&RedisSettings>,
+        redis: Option<SharedRedis<'_>>,
         region: &Name,
         answers: Limits,
         registry: &Registry,
-    ) -> Result<(Arc<Self>, Option<Channels>), InvalidStore> {
+    ) -> (Arc<Self>, Option<Channels>) {
         let metrics = Arc::new(Metrics::new(registry));
         let hearing = Hearing::default();
         let (mut hears, mut shared, mut channels) = (None, None, None);
-        if let Some(redis) = redis {
-            let (connection, subscriber) = Redis::open(redis)?;
-            let connection = Arc::new(connection);
+        if let Some(SharedRedis { settings, connection, subscriber }) = redis {
             let (asked, changes) = (hearing.clone(), feature_changes::Changes::of(connection.clone(), region));
             hears = Some(Box::new(move |now| asked.hears(now)) as Box<Hears>);
-            shared = Some(Region::new(connection, redis, region, metrics.clone()));
+            shared = Some(Region::new(connection, settings, region, metrics.clone()));
             channels = Some(Channels { changes, subscriber, hearing });
         }
         let origin = Instant::now();
@@ -107,7 +111,7 @@ impl Results {
             answers,
             metrics,
         };
-        Ok((Arc::new(results), channels))
+        (Arc::new(results), channels)
     }
 
     fn now(&self) -> Duration {

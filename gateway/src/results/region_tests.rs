@@ -7,17 +7,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use spillway_core::inference::Limits;
 use spillway_runtime::feature_changes::Listener;
-use spillway_runtime::store::RedisSettings;
+use spillway_runtime::store::{Redis, RedisSettings};
 use spillway_runtime::telemetry::Metrics as Registry;
 
 use super::changes::Ears;
 use super::purges::Purge;
 use super::tests::{Ask, World, ask, name, read_at, row, said};
-use super::{ResultSettings, Results};
-use redis::{Link, RedisServer};
-
-#[path = "../../tests/support/redis.rs"]
-mod redis;
+use super::{Channels, ResultSettings, Results, SharedRedis};
+use crate::redis_server::{Link, RedisServer};
 
 const HIT: &str = "; detail=l2";
 
@@ -31,12 +28,16 @@ async fn gateway(address: &str) -> Arc<World> {
 fn unheard(address: &str, timeout: Duration) -> Arc<World> {
     let registry = Registry::new("test");
     let redis = RedisSettings { servers: vec![address.to_owned()], timeout, ..RedisSettings::default() };
-    let settings = ResultSettings::default();
-    let opened = Results::open(&settings, Some(&redis), &name("eu"), Limits::OF_SIDECARS, &registry);
-    let (results, channels) = opened.unwrap();
+    let (results, channels) = opened(&redis, &registry);
     let drain = spillway_runtime::drain::Drain::new(Duration::from_secs(1));
     tokio::spawn(channels.unwrap().follow(results.clone(), registry, drain));
     Arc::new(World::with(results))
+}
+
+fn opened(redis: &RedisSettings, registry: &Registry) -> (Arc<Results>, Option<Channels>) {
+    let (connection, subscriber) = Redis::open(redis).unwrap();
+    let shared = SharedRedis { settings: redis, connection: Arc::new(connection), subscriber };
+    Results::open(&ResultSettings::default(), Some(shared), &name("eu"), Limits::OF_SIDECARS, registry)
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -400,12 +401,10 @@ async fn a_purge_that_was_not_heard_is_read() {
 async fn in_a_cluster_it_is_the_same() {
     let redis = RedisServer::of("cluster");
     let registry = Registry::new("test");
-    let settings = ResultSettings::default();
     let timeout = Duration::from_millis(500);
     let at = RedisSettings { servers: vec![redis.address()], cluster: true, timeout, ..RedisSettings::default() };
     let open = || {
-        let (results, channels) =
-            Results::open(&settings, Some(&at), &name("eu"), Limits::OF_SIDECARS, &registry).unwrap();
+        let (results, channels) = opened(&at, &registry);
         let drain = spillway_runtime::drain::Drain::new(Duration::from_secs(1));
         tokio::spawn(channels.unwrap().follow(results.clone(), Registry::new("test"), drain));
         World::with(results)

@@ -161,7 +161,7 @@ impl World {
     pub fn of(numbered: bool) -> Self {
         let registry = Registry::new("test");
         let answers = Limits::OF_SIDECARS;
-        let (results, _) = Results::open(&ResultSettings::default(), None, &name("eu"), answers, &registry).unwrap();
+        let (results, _) = Results::open(&ResultSettings::default(), None, &name("eu"), answers, &registry);
         let hears = Arc::new(AtomicBool::new(true));
         let mut results = Arc::into_inner(results).unwrap();
         if numbered {
@@ -447,7 +447,7 @@ async fn requests_of_sequences_are_left_alone() {
 async fn t13_a_flood_of_one_tenant_leaves_anothers_share() {
     let registry = Registry::new("test");
     let settings = ResultSettings { memory: ByteSize(1 << 20) };
-    let (results, _) = Results::open(&settings, None, &name("eu"), Limits::OF_SIDECARS, &registry).unwrap();
+    let (results, _) = Results::open(&settings, None, &name("eu"), Limits::OF_SIDECARS, &registry);
     let world = World::with(results);
     let mine: Vec<Ask> = (0..200).map(|number| Ask { tenant: "globex", ..ask("plain", number as f32) }).collect();
     for ask in &mine {

@@ -23,7 +23,16 @@ pub async fn tls(address: SocketAddr, client: &Workload, alpn: &[u8]) -> std::io
 }
 
 async fn tls_over(tcp: TcpStream, client: &Workload, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
-    let mut config = (*client.client_config(id(GATEWAY))).clone();
+    tls_to(GATEWAY, tcp, client, alpn).await
+}
+
+async fn tls_to(
+    gateway: &str,
+    tcp: TcpStream,
+    client: &Workload,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut config = (*client.client_config(id(gateway))).clone();
     config.alpn_protocols = vec![alpn.to_vec()];
     tcp.set_nodelay(true)?;
     let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
@@ -62,6 +71,12 @@ pub struct Http1 {
 impl Http1 {
     pub async fn connect(address: SocketAddr, client: &Workload) -> std::io::Result<Self> {
         Ok(Self { stream: tls(address, client, b"http/1.1").await?, buffer: Vec::new() })
+    }
+
+    /// To a gateway with this SPIFFE id.
+    pub async fn to(gateway: &str, address: SocketAddr, client: &Workload) -> std::io::Result<Self> {
+        let tcp = TcpStream::connect(address).await?;
+        Ok(Self { stream: tls_to(gateway, tcp, client, b"http/1.1").await?, buffer: Vec::new() })
     }
 
     pub async fn over(tcp: TcpStream, client: &Workload) -> std::io::Result<Self> {

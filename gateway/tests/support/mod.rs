@@ -130,10 +130,16 @@ impl World {
     /// Another gateway before the same pods; it ends with this world's drain.
     pub async fn another(&self, extra: &str) -> Gateway {
         let gateway = gateway(self.folder.path(), extra, &self.drain).await;
-        until("the gateway is ready", async || {
-            ask_admin(gateway.admin, "GET", "/readyz", "").await.starts_with("HTTP/1.1 200")
-        })
-        .await;
+        ready(&gateway).await;
+        gateway
+    }
+
+    /// Another gateway of the region, with a name of its own.
+    pub async fn named(&self, name: &str, extra: &str) -> Gateway {
+        let own = self.folder.path().join(name);
+        workload(&self.authority, &own, &format!("spiffe://spillway.test/region/eu/gateway/{name}"), HOUR);
+        let gateway = gateway_of(self.folder.path(), name, &own, extra, &self.drain).await;
+        ready(&gateway).await;
         gateway
     }
 
@@ -235,18 +241,30 @@ impl World {
     }
 }
 
+async fn ready(gateway: &Gateway) {
+    until("the gateway is ready", async || {
+        ask_admin(gateway.admin, "GET", "/readyz", "").await.starts_with("HTTP/1.1 200")
+    })
+    .await;
+}
+
 /// Starts a gateway of the files in a folder.
 async fn gateway(folder: &Path, extra: &str, drain: &Drain) -> Gateway {
-    let path = folder.display();
+    gateway_of(folder, "gw-0", &folder.join("gateway"), extra, drain).await
+}
+
+/// The same, of this name and with the identity in its `own` folder.
+async fn gateway_of(folder: &Path, name: &str, own: &Path, extra: &str, drain: &Drain) -> Gateway {
+    let (path, own) = (folder.display(), own.display());
     let file = format!(
         "region: eu
-name: gw-0
+name: {name}
 listen: 127.0.0.1:0
 threads: 2
 identity:
-  certificate: {path}/gateway/certificate.pem
-  key: {path}/gateway/key.pem
-  trustBundle: {path}/gateway/trust-bundle.pem
+  certificate: {own}/certificate.pem
+  key: {own}/key.pem
+  trustBundle: {own}/trust-bundle.pem
 snapshot: {path}/snapshot
 accessLog: {path}/access.log
 {extra}

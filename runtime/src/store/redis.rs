@@ -59,8 +59,12 @@ impl Redis {
 
     /// For one command, which fails at once where there is no connection.
     pub fn client(&self) -> WithOptions<Client> {
-        let options = Options { fail_fast: true, max_attempts: Some(1), ..Options::default() };
-        self.pool.next_connected().with_options(&options)
+        self.pool.next_connected().with_options(&at_once())
+    }
+
+    /// The same, but always by the same connection to a server, which hears one after the other.
+    pub fn orderly(&self) -> WithOptions<Client> {
+        self.pool.clients().first().unwrap_or_else(|| self.pool.next()).with_options(&at_once())
     }
 
     /// What a command answers before `deadline`; the log hears why it did not.
@@ -73,16 +77,23 @@ impl Redis {
         // Boxed: the client's futures nest so deeply that the compiler gives up on what holds one.
         match timeout_at(deadline.into(), Box::pin(command)).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => {
-                self.faults.say(doing, kind(&error), &error);
-                Err(RedisFailed)
-            }
+            Ok(Err(error)) => Err(self.failed(doing, &error)),
             Err(late) => {
                 self.faults.say(doing, "timeout", &late);
                 Err(RedisFailed)
             }
         }
     }
+
+    /// Lets the log hear why one of several commands failed.
+    pub fn failed(&self, doing: &'static str, error: &fred::error::Error) -> RedisFailed {
+        self.faults.say(doing, kind(error), error);
+        RedisFailed
+    }
+}
+
+fn at_once() -> Options {
+    Options { fail_fast: true, max_attempts: Some(1), ..Options::default() }
 }
 
 /// A word for the log: Redis begins its errors with one.

@@ -5,17 +5,13 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 
-use super::identities::Identities;
-use super::load::{Load, Window};
-use super::process::{self, Process};
-use super::proxy::{Kind, Proxy, Setting, envoy_version};
+use super::proxy::{Kind, envoy_version};
 use super::results::{Results, figure};
-use super::statistics::{Median, median};
+use super::stand::{Extent, Stand, Turn};
+use super::statistics::median;
 use crate::figures::Goal;
 
 /// The gateway's share of Envoy's CPU time for each call.
@@ -25,109 +21,18 @@ const SATURATED: f64 = 0.95;
 /// More than this of the two cores used by strangers, and the figures are doubtful.
 const QUIET: f64 = 0.1;
 
-/// How much to measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Extent {
-    pub repetitions: usize,
-    pub warm_up: Duration,
-    pub measure: Duration,
-    pub connections: usize,
-    pub streams: usize,
-}
-
-/// One turn of one proxy.
-#[derive(Clone, Debug)]
-struct Turn {
-    busy: Window,
-    /// One call at a time.
-    alone: Window,
-    resident: u64,
-}
-
 pub fn run(extent: &Extent, kinds: &[Kind], spillway: &Path, results: &mut Results) -> Result<()> {
-    let cores = process::cores()?;
-    let [proxy_core, load_core, ..] = cores[..] else {
-        bail!("the bench needs two cores: one for the proxy, one for load and upstream");
-    };
-    let folder = tempfile::Builder::new().prefix("spillway-bench-").tempdir()?;
-    let identities = Identities::create(&folder.path().join("pki"))?;
-    let this = std::env::current_exe()?;
-    let mut command = Command::new(&this);
-    command.arg("upstream").arg("--pki").arg(identities.folder());
-    let (upstream, line) = Process::start(&mut command, load_core, &folder.path().join("upstream.log"))?;
-    let listening: serde_json::Value = serde_json::from_str(&line)?;
-    let setting = Setting {
-        folder: folder.path().to_owned(),
-        identities,
-        upstream: listening["listening"].as_str().context("the upstream does not say where it listens")?.parse()?,
-        core: proxy_core,
-        spillway: spillway.to_owned(),
-    };
+    let stand = Stand::build(spillway)?;
     let mut turns: Vec<(Kind, Vec<Turn>)> = kinds.iter().map(|kind| (*kind, Vec::new())).collect();
     for repetition in 0..extent.repetitions {
         for (kind, turns) in &mut turns {
-            let turn = turn(*kind, &setting, extent, upstream.id(), load_core)
-                .with_context(|| format!("{} in repetition {repetition}", kind.name()))?;
-            println!(
-                "{repetition} {:8} {:6.2} us/call  {:6.0} calls/s  p50 {:5.0} us  p99 {:5.0} us  proxy's core {:.0} % busy",
-                kind.name(),
-                turn.busy.proxy_us(),
-                turn.busy.per_second(),
-                turn.busy.p50_us,
-                turn.busy.p99_us,
-                turn.busy.proxy_core_busy * 100.0
-            );
-            turns.push(turn);
+            let turn = stand.turn(*kind, false, extent);
+            turns.push(turn.with_context(|| format!("{} in repetition {repetition}", kind.name()))?);
         }
         turns.reverse();
     }
     turns.sort_by_key(|(kind, _)| kinds.iter().position(|one| one == kind));
     report(extent, &turns, results)
-}
-
-fn turn(kind: Kind, setting: &Setting, extent: &Extent, upstream: u32, load_core: usize) -> Result<Turn> {
-    let proxy = Proxy::start(kind, setting)?;
-    let load = |connections, streams, warm_up, measure| Load {
-        address: proxy.address,
-        connections,
-        streams,
-        warm_up,
-        measure,
-        proxy: proxy.pid,
-        upstream,
-        proxy_core: setting.core,
-        load_core,
-    };
-    let busy = generate(&load(extent.connections, extent.streams, extent.warm_up, extent.measure), setting)?;
-    let resident = process::resident(proxy.pid)?;
-    let alone = generate(&load(1, 1, extent.warm_up / 4, extent.measure / 4), setting)?;
-    // Both write the log behind the answers, in blocks: not all lines must be there yet.
-    let (logged, answered) = (proxy.logged()?, busy.answered);
-    ensure!(logged as u64 >= answered, "{answered} calls were answered, but only {logged} are in the access log");
-    Ok(Turn { busy, alone, resident })
-}
-
-/// The load in a process of its own, so that its CPU time is nobody else's.
-fn generate(load: &Load, setting: &Setting) -> Result<Window> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("load").arg("--pki").arg(setting.identities.folder());
-    command.arg("--address").arg(load.address.to_string());
-    for (name, value) in [
-        ("--connections", load.connections as u64),
-        ("--streams", load.streams as u64),
-        ("--warm-up-ms", u64::try_from(load.warm_up.as_millis())?),
-        ("--measure-ms", u64::try_from(load.measure.as_millis())?),
-        ("--proxy", load.proxy.into()),
-        ("--upstream", load.upstream.into()),
-        ("--proxy-core", load.proxy_core as u64),
-        ("--load-core", load.load_core as u64),
-    ] {
-        command.arg(name).arg(value.to_string());
-    }
-    command.stdin(Stdio::null());
-    let output = process::on_core(load.load_core, || command.output())??;
-    ensure!(output.status.success(), "the load ended early: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("the load's report cannot be read")
 }
 
 fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -> Result<()> {
@@ -164,13 +69,13 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
         ];
         let [busy, own, load, others] = shares.map(|share| format!("{:.0} %", share * 100.0));
         let name = match kind {
-            Kind::Spillway => "Spillway".to_owned(),
+            Kind::Spillway | Kind::Caching => "Spillway".to_owned(),
             Kind::Envoy => format!("Envoy {}", envoy_version()?),
         };
         writeln!(
             text,
             "| {name} | {} | {rate:.0} | {p50:.0} | {p99:.0} | {alone_p50:.0}, {alone_p99:.0} | {memory:.0} | {busy} | {own} | {load} | {others} |",
-            shown(cpu)
+            cpu
         )?;
         for (name, value, unit) in [
             ("cpu_us", cpu.value, "us"),
@@ -182,7 +87,7 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
             ("rss_mib", memory, "MiB"),
         ] {
             let prefix = if *kind == Kind::Spillway { "" } else { "envoy_" };
-            figure(&format!("h2_mtls_unary.{prefix}{name}"), value, unit, Goal::None);
+            figure(&format!("path.bench.h2_mtls_unary.{prefix}{name}"), value, unit, Goal::None);
         }
         if shares[1] < SATURATED {
             writeln!(notes, "\n**{name} did not fill its core: CPU per call holds, calls/s is a lower bound.**")?;
@@ -200,17 +105,9 @@ fn report(extent: &Extent, turns: &[(Kind, Vec<Turn>)], results: &mut Results) -
             ours.iter().zip(theirs).map(|(ours, theirs)| ours.busy.proxy_us() / theirs.busy.proxy_us()).collect();
         let ratio = median(&ratios);
         let verdict = if ratio.value <= RATIO { "holds" } else { "**missed**" };
-        write!(
-            text,
-            "\nRatio of CPU per call, Spillway to Envoy: **{}**; goal at most {RATIO}: {verdict}.",
-            shown(ratio)
-        )?;
-        figure("h2_mtls_unary.cpu_ratio_envoy", ratio.value, "ratio", Goal::AtMost(RATIO));
+        write!(text, "\nRatio of CPU per call, Spillway to Envoy: **{}**; goal at most {RATIO}: {verdict}.", ratio)?;
+        figure("path.bench.h2_mtls_unary.cpu_ratio_envoy", ratio.value, "ratio", Goal::AtMost(RATIO));
     }
     results.add(text.trim_end().to_owned());
     Ok(())
-}
-
-fn shown(median: Median) -> String {
-    format!("{:.2} [{:.2}, {:.2}]", median.value, median.low, median.high)
 }

@@ -28,6 +28,8 @@ pub struct Load {
     pub connections: usize,
     /// Calls in flight on each connection.
     pub streams: usize,
+    /// No two calls are the same, so that none is answered out of a cache.
+    pub distinct: bool,
     /// Calls are made and checked, but not counted.
     pub warm_up: Duration,
     pub measure: Duration,
@@ -85,6 +87,8 @@ pub async fn run(load: &Load, pki: &Path) -> Result<Window> {
         latencies: RefCell::new(Vec::with_capacity(1 << 20)),
         known: RefCell::default(),
         body: message::request(),
+        distinct: load.distinct,
+        calls: Cell::new(0),
     });
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..load.connections {
@@ -122,9 +126,19 @@ struct Shared {
     /// Bodies that were found right: equal bytes need no decoding.
     known: RefCell<Vec<Bytes>>,
     body: Bytes,
+    distinct: bool,
+    calls: Cell<u64>,
 }
 
 impl Shared {
+    fn next_body(&self) -> Bytes {
+        if !self.distinct {
+            return self.body.clone();
+        }
+        self.calls.set(self.calls.get() + 1);
+        message::numbered(&self.body, self.calls.get())
+    }
+
     async fn call_for_ever(self: Rc<Self>, mut sender: SendRequest<Bytes>) -> Result<()> {
         loop {
             sender = sender.ready().await?;
@@ -145,7 +159,7 @@ impl Shared {
             .header("user-agent", "spillway-bench")
             .body(())?;
         let (response, mut send) = sender.send_request(request, false)?;
-        send.send_data(self.body.clone(), true)?;
+        send.send_data(self.next_body(), true)?;
         let response = response.await.context("no answer")?;
         let (head, mut body) = response.into_parts();
         let mut received = Bytes::new();

@@ -212,7 +212,7 @@ fn report(measured: &[Measured], results: &mut Results) -> Result<()> {
         let Measured { tier, entities, count, p50_us, p99_us, cpu_us } = one;
         writeln!(text, "| {tier} | {entities} | {count} | {p50_us:.1} | {p99_us:.1} | {cpu_us:.1} |")?;
         for (name, value) in [("p50", p50_us), ("p99", p99_us), ("cpu", cpu_us)] {
-            figure(&format!("lookup.{tier}.{entities}.{name}_us"), *value, "us", Goal::None);
+            figure(&format!("path.bench.lookup.{tier}.{entities}.{name}_us"), *value, "us", Goal::None);
         }
     }
     results.add(text.trim_end().to_owned());

@@ -35,6 +35,17 @@ pub fn request() -> Bytes {
     })
 }
 
+/// The request with another last pair of values: one of its own for each number.
+pub fn numbered(request: &[u8], number: u64) -> Bytes {
+    let mut bytes = BytesMut::from(request);
+    let length = bytes.len();
+    // Any eight bytes are two FP32; the raw values come last in the message.
+    if let Some(last) = bytes.get_mut(length.saturating_sub(8)..) {
+        last.copy_from_slice(&number.to_le_bytes());
+    }
+    bytes.freeze()
+}
+
 /// The answer's body with its gRPC prefix: 300 bytes, with what a sidecar says about it.
 pub fn response() -> Bytes {
     frame(&expected())
@@ -105,6 +116,15 @@ mod tests {
     fn the_call_has_the_size_that_the_goal_names() {
         assert_eq!(request().len(), 172);
         assert_eq!(response().len(), 300);
+    }
+
+    #[test]
+    fn numbered_requests_differ_in_their_values_alone() {
+        let numbered = numbered(&request(), 7);
+        assert_eq!(numbered.len(), 172);
+        let [plain, other] = [request(), numbered].map(|frame| ModelInferRequest::decode(&frame[5..]).unwrap());
+        assert_ne!(plain.raw_input_contents, other.raw_input_contents);
+        assert_eq!(ModelInferRequest { raw_input_contents: plain.raw_input_contents.clone(), ..other }, plain);
     }
 
     #[test]

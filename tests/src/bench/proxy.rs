@@ -16,6 +16,8 @@ use super::process::{self, Process};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Spillway,
+    /// Spillway with a result cache for the model.
+    Caching,
     Envoy,
 }
 
@@ -23,6 +25,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Spillway => "spillway",
+            Self::Caching => "spillway-caching",
             Self::Envoy => "envoy",
         }
     }
@@ -66,14 +69,15 @@ impl Proxy {
         let folder = setting.folder.join(kind.name());
         std::fs::create_dir_all(&folder)?;
         match kind {
-            Kind::Spillway => Self::spillway(setting, folder),
+            Kind::Spillway => Self::spillway(setting, folder, ""),
+            Kind::Caching => Self::spillway(setting, folder, "cache: { ttl: 60s }"),
             Kind::Envoy => Self::envoy(setting, folder),
         }
     }
 
-    fn spillway(setting: &Setting, folder: PathBuf) -> Result<Self> {
-        let resources = setting.fill("spillway.yaml", &folder)?;
-        let settings = setting.fill("gateway.yaml", &folder)?;
+    fn spillway(setting: &Setting, folder: PathBuf, cache: &str) -> Result<Self> {
+        let resources = setting.fill("spillway.yaml", &folder, cache)?;
+        let settings = setting.fill("gateway.yaml", &folder, cache)?;
         let snapshot = folder.join("snapshot");
         let mut check = Command::new(&setting.spillway);
         check.arg("check").arg("-f").arg(&resources).arg("-o").arg(&snapshot);
@@ -95,7 +99,7 @@ impl Proxy {
     }
 
     fn envoy(setting: &Setting, folder: PathBuf) -> Result<Self> {
-        let config = setting.fill("envoy.yaml", &folder)?;
+        let config = setting.fill("envoy.yaml", &folder, "")?;
         let script = crate::root().join("tests/servers/envoy.sh");
         let guard = Command::new("setsid")
             .args(["bash", "-c", r#"read -r _; exec "$0" kill "$1""#])
@@ -147,11 +151,12 @@ impl Drop for Proxy {
 
 impl Setting {
     /// Fills a template of `tests/bench` in and writes it into the folder.
-    fn fill(&self, template: &str, folder: &Path) -> Result<PathBuf> {
+    fn fill(&self, template: &str, folder: &Path, cache: &str) -> Result<PathBuf> {
         let mut text = std::fs::read_to_string(crate::root().join("tests/bench").join(template))?;
         for (name, value) in [
             ("pki", self.identities.folder().display().to_string()),
             ("folder", folder.display().to_string()),
+            ("cache", cache.to_owned()),
             ("path", message::PATH.to_owned()),
             ("client", identities::CLIENT.to_owned()),
             ("upstream_id", identities::UPSTREAM.to_owned()),

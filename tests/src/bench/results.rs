@@ -40,5 +40,5 @@ pub fn figure(name: &str, value: f64, unit: &str, goal: Goal) {
     if cfg!(debug_assertions) {
         return;
     }
-    record(&format!("path.bench.{name}"), (value * 1_000.0).round() / 1_000.0, unit, goal);
+    record(name, (value * 1_000.0).round() / 1_000.0, unit, goal);
 }

@@ -8,6 +8,14 @@ pub struct Median {
     pub high: f64,
 }
 
+impl std::fmt::Display for Median {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = f.precision().unwrap_or(2);
+        let Self { value, low, high } = self;
+        write!(f, "{value:.digits$} [{low:.digits$}, {high:.digits$}]")
+    }
+}
+
 /// The median of repetitions; its interval by the percentile bootstrap (Efron 1979), 10,000 resamples
 /// from a fixed seed, so that the same samples give the same interval.
 ///

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use spillway_tests::bench::compare::{self, Extent};
 use spillway_tests::bench::load::{self, Load};
 use spillway_tests::bench::lookup;
 use spillway_tests::bench::machine::Machine;
 use spillway_tests::bench::proxy::Kind;
 use spillway_tests::bench::results::Results;
+use spillway_tests::bench::stand::Extent;
 use spillway_tests::bench::upstream;
+use spillway_tests::bench::{cache, compare};
 
 /// As in the binary that is measured: look-ups run in this process.
 #[global_allocator]
@@ -32,6 +33,8 @@ struct Arguments {
 enum Command {
     /// The small unary call through Spillway and Envoy
     Compare(CompareArguments),
+    /// The small unary call through Spillway with a result cache and without
+    Cache(CompareArguments),
     /// Feature look-ups, tier by tier
     Lookup,
     /// Serve the one answer (a part of `compare`)
@@ -83,6 +86,9 @@ struct LoadArguments {
     connections: usize,
     #[arg(long)]
     streams: usize,
+    /// No two calls are the same
+    #[arg(long)]
+    distinct: bool,
     #[arg(long)]
     warm_up_ms: u64,
     #[arg(long)]
@@ -104,10 +110,12 @@ fn main() -> Result<()> {
         Some(Command::Upstream(arguments)) => block_on(upstream::serve(&arguments.pki)),
         Some(Command::Load(arguments)) => generate(&arguments),
         Some(Command::Compare(arguments)) => compare(&arguments, &mut Results::new(Machine::read())),
+        Some(Command::Cache(arguments)) => cache(&arguments, &mut Results::new(Machine::read())),
         Some(Command::Lookup) => look_up(&mut Results::new(Machine::read())),
         None => {
             let mut results = Results::new(Machine::read());
             compare(&CompareArguments::default(), &mut results)?;
+            cache(&CompareArguments::default(), &mut results)?;
             look_up(&mut results)?;
             results.write()
         }
@@ -115,33 +123,47 @@ fn main() -> Result<()> {
 }
 
 fn compare(arguments: &CompareArguments, results: &mut Results) -> Result<()> {
-    let spillway = match &arguments.spillway {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("spillway"),
-    };
     let kinds: &[Kind] = match arguments.only.as_deref() {
         Some("spillway") => &[Kind::Spillway],
         Some(_) => &[Kind::Envoy],
         None => &[Kind::Spillway, Kind::Envoy],
     };
-    ensure!(
-        Path::new(&spillway).is_file() || kinds == [Kind::Envoy],
-        "{} is missing; build it first: cargo build --release -p spillway",
-        spillway.display()
-    );
-    ensure!(arguments.repetitions > 0 && arguments.connections > 0 && arguments.streams > 0, "expected at least 1");
-    if cfg!(debug_assertions) {
-        println!("THIS IS A DEBUG BUILD: its figures mean nothing.");
+    compare::run(&arguments.extent()?, kinds, &arguments.spillway(kinds == [Kind::Envoy])?, results)
+}
+
+fn cache(arguments: &CompareArguments, results: &mut Results) -> Result<()> {
+    ensure!(arguments.only.as_deref() != Some("envoy"), "only Spillway has a result cache");
+    cache::run(&arguments.extent()?, &arguments.spillway(false)?, results)
+}
+
+impl CompareArguments {
+    /// The binary to measure.
+    fn spillway(&self, unused: bool) -> Result<PathBuf> {
+        let path = match &self.spillway {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name("spillway"),
+        };
+        ensure!(
+            unused || Path::new(&path).is_file(),
+            "{} is missing; build it first: cargo build --release -p spillway",
+            path.display()
+        );
+        Ok(path)
     }
-    let measure = Duration::try_from_secs_f64(arguments.seconds)?;
-    let extent = Extent {
-        repetitions: arguments.repetitions,
-        warm_up: Duration::from_secs(1),
-        measure,
-        connections: arguments.connections,
-        streams: arguments.streams,
-    };
-    compare::run(&extent, kinds, &spillway, results)
+
+    fn extent(&self) -> Result<Extent> {
+        ensure!(self.repetitions > 0 && self.connections > 0 && self.streams > 0, "expected at least 1");
+        if cfg!(debug_assertions) {
+            println!("THIS IS A DEBUG BUILD: its figures mean nothing.");
+        }
+        Ok(Extent {
+            repetitions: self.repetitions,
+            warm_up: Duration::from_secs(1),
+            measure: Duration::try_from_secs_f64(self.seconds)?,
+            connections: self.connections,
+            streams: self.streams,
+        })
+    }
 }
 
 fn look_up(results: &mut Results) -> Result<()> {
@@ -154,6 +176,7 @@ fn generate(arguments: &LoadArguments) -> Result<()> {
         address: arguments.address,
         connections: arguments.connections,
         streams: arguments.streams,
+        distinct: arguments.distinct,
         warm_up: Duration::from_millis(arguments.warm_up_ms),
         measure: Duration::from_millis(arguments.measure_ms),
         proxy: arguments.proxy,

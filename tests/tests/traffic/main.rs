@@ -1,6 +1,7 @@
 //! The gateway keeps good traffic right while pods, callers and stores misbehave.
 
 mod bad_pods;
+mod hit_rate;
 mod overload;
 mod restarts;
 mod results;
