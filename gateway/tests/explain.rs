@@ -113,6 +113,7 @@ async fn who_is_denied_is_told_what_of_each_policy_does_not_fit() {
     let revoked = World::of(1, "", more).await;
     let told = explain(&revoked, ACME, &body("a", "")).await;
     assert_eq!(told["outcome"]["code"], "untrusted-certificate", "{told}");
+    assert_eq!(told["outcome"]["why"], "the certificate or its identity is revoked");
     revoked.stop().await;
     world.stop().await;
 }

@@ -121,9 +121,12 @@ fn read(arguments: &Arguments) -> Result<Vec<u8>> {
     Ok(body)
 }
 
+/// Says a part of an explanation.
+type Words = fn(&Value) -> String;
+
 /// Each step in a line, the outcome first. What a gateway does not tell is left out.
 fn lines(told: &Value) -> Vec<(&'static str, String)> {
-    let steps: [(&'static str, fn(&Value) -> String); 10] = [
+    let steps: [(&'static str, Words); 10] = [
         ("caller", caller),
         ("access", access),
         ("model", |model| format!("{}, version {}", text(&model["name"]), text(&model["version"]))),
@@ -309,8 +312,15 @@ fn pod(pod: &Value) -> String {
     };
     let then: Vec<&str> = pod["then"].as_array().into_iter().flatten().map(text).collect();
     let then = if then.is_empty() { String::new() } else { format!("; then {}", then.join(", ")) };
+    let unplaced = pod["policy"] == "source_address" && pod["placedBy"].is_null();
+    let hint = if unplaced { "; with --address it is the client's" } else { "" };
     let chance = if pod["byChance"] == true { "; the next may get another" } else { "" };
-    format!("{} at {}, by {}: {why}{then}{chance}", text(&pod["pod"]), text(&pod["address"]), text(&pod["policy"]))
+    format!(
+        "{} at {}, by {}: {why}{then}{chance}{hint}",
+        text(&pod["pod"]),
+        text(&pod["address"]),
+        text(&pod["policy"])
+    )
 }
 
 fn text(value: &Value) -> &str {

@@ -9,11 +9,11 @@
 //! token, count, place or turn is taken. It tells of this moment and this gateway: Redis is not asked, and a pod
 //! that is found by chance is one that might be it.
 //!
-//! * [`told`]: the shape of what is told.
+//! * [`who`]: who asks, and for what. [`told`]: the shape of what is told.
 
 mod told;
+mod who;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,6 @@ use http::{HeaderMap, StatusCode};
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 use spillway_core::deadline::{self, decided, parse_timeout_parameter};
-use spillway_core::identity::{Role, SpiffeId, TrustDomain};
 use spillway_core::inference::json::decode_request;
 use spillway_core::inference::{Entities, InferRequest};
 use spillway_core::limit::Class;
@@ -45,7 +44,6 @@ use crate::pods::fleet::Fleet;
 use crate::pods::lane::{Lane, NoPod};
 use crate::request::head::Head;
 use crate::request::inflate::inflate;
-use crate::request::query::decoded;
 use crate::results::view::{Finds, WouldFind};
 use crate::results::{self, Asked};
 use crate::shared::Shared;
@@ -53,6 +51,7 @@ use told::{
     AccessPart, CachePart, CallerPart, ClassPart, DeadlinePart, DegradationPart, Explanation, ModelPart, Outcome,
     PodPart, RequestPart, Source, Unfit,
 };
+use who::Who;
 
 /// Policies that are named, of each kind.
 const MOST_POLICIES: usize = 20;
@@ -85,76 +84,19 @@ pub fn action(shared: Arc<Shared>) -> admin::Action {
     admin::Action { path: "/explain", word: "explain", most_body, run: Arc::new(run) }
 }
 
-/// Who asks, and for what.
-#[derive(Debug, PartialEq, Eq)]
-struct Who {
-    id: SpiffeId,
-    model: String,
-    version: String,
-    address: Option<IpAddr>,
-}
-
-impl Who {
-    fn read(query: &str, trust_domain: &TrustDomain) -> Result<Self, String> {
-        const KNOWN: [&str; 6] = ["as", "tenant", "client", "model", "version", "address"];
-        let mut values = [const { None::<String> }; KNOWN.len()];
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let place = KNOWN.iter().position(|known| *known == name);
-            let place = place.and_then(|index| values.get_mut(index)).ok_or_else(|| {
-                format!(
-                    "'{}' is not known; expected {}",
-                    clipped(name),
-                    KNOWN.map(|known| format!("{known}=")).join(" ")
-                )
-            })?;
-            let value = decoded(value).and_then(|value| String::from_utf8(value).ok());
-            let value = value.ok_or_else(|| format!("'{name}' is not well encoded"))?;
-            if place.replace(value).is_some() {
-                return Err(format!("'{name}' is given twice"));
-            }
-        }
-        let [id, tenant, client, model, version, address] = values;
-        let name = |what, text: String| Name::parse(&text).map_err(|_| format!("'{}' is no {what}", clipped(&text)));
-        let id = match (id, tenant, client) {
-            (Some(id), None, None) => SpiffeId::parse(&id).map_err(|problem| format!("as: {problem}"))?,
-            (None, Some(tenant), Some(client)) => {
-                let role =
-                    Role::Client { tenant: name("tenant's name", tenant)?, name: name("client's name", client)? };
-                SpiffeId { trust_domain: trust_domain.clone(), role }
-            }
-            _ => return Err("who asks? expected as=SPIFFE_ID, or tenant=NAME and client=NAME".into()),
-        };
-        let model = model.filter(|model| !model.is_empty()).ok_or("for which model? expected model=NAME")?;
-        let address = address.map(|text| text.parse().map_err(|_| format!("'{}' is no IP address", clipped(&text))));
-        Ok(Self { id, model, version: version.unwrap_or_default(), address: address.transpose()? })
-    }
-}
-
 fn explain(shared: &Shared, fleet: &Fleet, who: &Who, asked: admin::Asked) -> Explanation {
     let mut told = Explanation {
         region: shared.region.to_string(),
         gateway: shared.name.to_string(),
         snapshot: fleet.snapshot.version,
-        outcome: Outcome::default(),
-        caller: None,
-        access: None,
-        model: None,
-        request: None,
-        class: None,
-        limits: None,
-        deadline: None,
-        cache: None,
-        degradation: None,
-        gate: None,
-        pod: None,
+        ..Explanation::default()
     };
     let outcome = walk(shared, fleet, who, asked, &mut told);
     told.outcome = outcome.unwrap_or_else(|refusal| Outcome::refused(&refusal));
     told
 }
 
-/// A request's way to where it is read and known to be valid; then [`meet`].
+/// A request's way to where it is read and known to be valid; then [`Valid::meet`].
 fn walk(
     shared: &Shared,
     fleet: &Fleet,
@@ -167,7 +109,8 @@ fn walk(
     told.caller = Some(CallerPart { id: who.id.to_string(), tenant: None, client: None });
     let head = read_head(&headers)?;
     if snapshot.revoked.ids.contains(&who.id) {
-        return Err(Refusal::Untrusted(PeerError::Revoked));
+        let refused = Outcome::refused(&Refusal::Untrusted(PeerError::Revoked));
+        return Ok(Outcome { why: PeerError::Revoked.to_string(), ..refused });
     }
     let principal = principal(snapshot, &shared.region, &who.id)?;
     told.caller = Some(CallerPart {
@@ -246,7 +189,7 @@ impl Valid<'_> {
             }
         };
 
-        // Source here on it is decided as a request is.
+        // From here on it is decided as for a request.
         if let Some(refusal) = admitted.limited {
             return Err(refusal);
         }
@@ -266,16 +209,14 @@ impl Valid<'_> {
         }
         let question = Question { model, request, entities: self.entities, class: admitted.class };
         let here = || question.would_answer(shared.results.last_cached(&asked).is_some());
-        if level.step >= Step::CachedPrediction {
-            if let Some(step) = here() {
-                let why = format!("the model is at level {} of degradation", level.step.number());
-                return Ok(Outcome::of(Source::Gateway, why).at(step));
-            }
-            if level.step == Step::StaticAnswer && admitted.class == Class::Low {
-                return Err(Refusal::LowestClass);
-            }
+        if level.step >= Step::CachedPrediction
+            && let Some(step) = here()
+        {
+            let why = format!("the model is at level {} of degradation", level.step.number());
+            return Ok(Outcome::of(Source::Gateway, why).at(step));
         }
-        match admitted.busy.map_or(pod, Err) {
+        let lowest = level.step == Step::StaticAnswer && admitted.class == Class::Low;
+        match lowest.then_some(Refusal::LowestClass).or(admitted.busy).map_or(pod, Err) {
             Ok(pod) => {
                 let asked_for = level.step.min(Step::FallbackModel);
                 let asked_for = if model.allows(asked_for) { asked_for } else { Step::Normal };
@@ -375,45 +316,4 @@ fn access(fleet: &Fleet, principal: &Principal, who: &Who, allowed: bool) -> Acc
         }
     }
     part
-}
-
-/// An operator's word within a message.
-fn clipped(text: &str) -> String {
-    text.chars().take(64).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(query: &str) -> Result<Who, String> {
-        Who::read(query, &TrustDomain::parse("td").unwrap())
-    }
-
-    #[test]
-    fn a_caller_is_named_by_its_id_or_by_tenant_and_client() {
-        let whole = read("as=spiffe%3a%2f%2ftd%2ftenant%2facme%2fclient%2fweb&model=eta").unwrap();
-        assert_eq!(read("tenant=acme&client=web&model=eta"), Ok(whole));
-        let who = read("tenant=acme&client=web&model=eta&version=2&address=192.0.2.7").unwrap();
-        assert_eq!((who.version.as_str(), who.address), ("2", Some([192, 0, 2, 7].into())));
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_told() {
-        for (query, problem) in [
-            ("model=eta", "who asks?"),
-            ("tenant=acme&model=eta", "who asks?"),
-            ("as=spiffe%3a%2f%2ftd%2fx&model=eta", "as: the path is"),
-            ("as=x&tenant=acme&client=web&model=eta", "who asks?"),
-            ("tenant=a b&client=web&model=eta", "is no tenant's name"),
-            ("tenant=acme&client=web", "for which model?"),
-            ("tenant=acme&client=web&model=eta&model=eta", "'model' is given twice"),
-            ("tenant=acme&client=web&model=%zz", "'model' is not well encoded"),
-            ("tenant=acme&client=web&model=eta&address=here", "'here' is no IP address"),
-            ("tenant=acme&client=web&model=eta&entity=x", "'entity' is not known; expected as= tenant="),
-        ] {
-            let told = read(query).unwrap_err();
-            assert!(told.contains(problem), "{query}: {told}");
-        }
-    }
 }

@@ -11,7 +11,7 @@ use crate::admission::view::{WouldEnter, WouldTake};
 use crate::errors::Refusal;
 use crate::results::view::WouldFind;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     pub region: String,
@@ -140,11 +140,11 @@ pub struct DeadlinePart {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CachePart {
     #[serde(flatten)]
     pub would: WouldFind,
     /// The request has a `cache-control` that its tenant may not have honoured.
-    #[serde(rename = "ignoresCacheControl")]
     pub ignores_cache_control: bool,
 }
 

@@ -489,7 +489,7 @@ async fn what_a_request_would_find_is_told_and_changes_nothing() {
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert_eq!((find().0.finds, find().0.ttl), (Finds::Stale, Some(-1)));
     tokio::time::sleep(Duration::from_millis(400)).await;
-    assert_eq!(find().0.finds, Finds::Miss);
+    assert_eq!(find().0.finds, Finds::IfError);
     assert!(find().1.is_some(), "the last one stays for the ladder");
     assert_eq!(world.calls(), 1);
 }
