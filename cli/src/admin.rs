@@ -41,6 +41,9 @@ impl Answer {
     /// The answer, if it is a good one of JSON.
     pub fn good(self) -> Result<serde_json::Value> {
         let json = self.json();
+        if self.status == 404 {
+            bail!("what answers there cannot do this: it is no gateway, or an older one");
+        }
         if self.status != 200 {
             bail!("the gateway says {}: {}", self.status, json["error"].as_str().unwrap_or(self.body.trim()));
         }

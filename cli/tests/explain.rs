@@ -96,6 +96,8 @@ fn what_goes_wrong_is_told() {
     assert!(!ok && text.contains("the gateway says 400: for which model?"), "{text}");
     let (_, text, ok) = explain(WHO, "200 OK", "<html>");
     assert!(!ok && text.contains("no gateway of this version"), "{text}");
+    let (_, text, ok) = explain(WHO, "404 Not Found", "not found\n");
+    assert!(!ok && text.contains("it is no gateway, or an older one"), "{text}");
     // Nobody listens at a port that was just free.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (text, ok) = spillway(&[&["explain", "--admin", &free], WHO].concat(), "{}");

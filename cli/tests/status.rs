@@ -96,6 +96,8 @@ fn a_gateway_that_tells_less_is_shown_as_far_as_it_goes() {
     let least = r#"{"region":"eu","name":"gw-0"}"#;
     let (_, text, ok) = asking(&["status"], &[], "", &[("200 OK", least), ("200 OK", READY)]);
     assert!(ok && text == "gateway gw-0 of region eu, snapshot ?: ready\n", "{text}");
+    let (_, text, ok) = asking(&["status"], &[], "", &[("200 OK", r#"{"region":"eu","pod":"a"}"#)]);
+    assert!(!ok && text.contains("is no gateway"), "{text}");
     let (_, text, ok) = asking(&["status"], &[], "", &[("403 Forbidden", "forbidden\n")]);
     assert!(!ok && text.contains("the gateway says 403: forbidden"), "{text}");
 }

@@ -85,6 +85,32 @@ async fn the_pod_that_is_named_is_the_one_that_gets_it() {
 }
 
 #[tokio::test]
+async fn by_the_clients_address_it_is_the_pod_of_that_address() {
+    let world = World::of(4, "", &model("near", "  routing: { policy: source_address }")).await;
+    let (query, body) =
+        (ACME.replace("double", "near"), r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#);
+    let told = explain(&world, &format!("{query}&address=127.0.0.1"), body).await;
+    let path = "/v2/models/near/infer";
+    assert_eq!(world.http1().await.exchange(&h1_request("POST", path, &[], body.as_bytes())).await.status, 200);
+    assert_eq!(told["pod"]["pod"].as_str(), Some(world.seen()[0].pod.as_str()), "{told}");
+    assert_eq!((&told["pod"]["placedBy"], &told["pod"]["byChance"]), (&"address".into(), &false.into()));
+    let told = explain(&world, &query, body).await;
+    assert_eq!((&told["pod"]["placedBy"], &told["pod"]["byChance"]), (&Value::Null, &true.into()), "{told}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_told_to_who_would_share_it() {
+    let world = World::start().await;
+    publish(&world, 2, &[CACHE]).await;
+    let body = body("hangs", "");
+    let mut http1 = world.http1().await;
+    http1.send(&h1_request("POST", INFER, &[], body.as_bytes())).await;
+    until("the call is under way", async || explain(&world, ACME, &body).await["outcome"]["from"] == "call").await;
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn who_is_denied_is_told_what_of_each_policy_does_not_fit() {
     let world = World::start().await;
     let told = explain(&world, ACME, &body("a", "")).await;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
 use crate::admin::get;
@@ -20,6 +20,9 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = get(arguments.admin, "/config")?.good()?;
+    if config.get("name").is_none() {
+        bail!("what answers at {} is no gateway", arguments.admin);
+    }
     // Its status says the same as its text.
     let ready = get(arguments.admin, "/readyz")?.json();
     if arguments.json {
@@ -169,9 +172,13 @@ fn cache(config: &Value) -> String {
         (Some(true), _) => "Redis connected",
         (Some(false), _) => "Redis away",
     };
-    let hears = if results["features"]["hears"] == true { "heard" } else { "not heard" };
+    let hears = match (results["features"]["channel"] == true, results["features"]["hears"] == true) {
+        (false, _) => "have no channel",
+        (true, true) => "are heard",
+        (true, false) => "are not heard",
+    };
     let mut text = format!(
-        "cache: {} results, {}, {} calls under way; {region}; feature changes are {hears}\n",
+        "cache: {} results, {}, {} calls under way; {region}; feature changes {hears}\n",
         word(&results["entries"]),
         of(&results["bytes"], &results["capacity"]) + " bytes",
         word(&results["flights"]),

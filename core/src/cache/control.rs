@@ -34,7 +34,7 @@ impl Wish {
         wish
     }
 
-    /// Whether the answer may neither be shared with other requests nor be another's.
+    /// Whether the request has a call of its own, shared with no other.
     pub fn is_alone(&self) -> bool {
         self.no_cache || self.no_store
     }
