@@ -1,5 +1,6 @@
 //! `spillway`: the one binary. Parse, initialise, run.
 
+mod admin;
 mod commands;
 mod dev;
 
@@ -26,6 +27,10 @@ enum Command {
     Check(commands::check::Arguments),
     /// Check audit logs
     Audit(commands::audit::Arguments),
+    /// Show how a gateway is: buckets, pods, breakers, cache, levels of degradation
+    Status(commands::status::Arguments),
+    /// Tell what a request would meet at a gateway, without sending it
+    Explain(Box<commands::explain::Arguments>),
     /// Purge cached results
     Cache(commands::cache::Arguments),
     /// Make a trust domain and its certificates, for development
@@ -43,6 +48,8 @@ fn main() -> std::process::ExitCode {
         Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Audit(arguments) => commands::audit::run(&arguments),
+        Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Explain(arguments) => commands::explain::run(&arguments),
         Command::Cache(arguments) => commands::cache::run(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),

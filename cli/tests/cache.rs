@@ -1,29 +1,11 @@
 //! `spillway cache purge`: what it asks of the admin port, what it prints, and how it exits.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
-use std::process::Command;
+mod support;
 
 /// Purges at an admin port that gives one answer: the lines of the request, what is printed, whether it exits with 0.
 fn purge(arguments: &[&str], status: &str, body: &str) -> (Vec<String>, String, bool) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
-    let admin = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let lines = BufReader::new(&stream).lines().map(Result::unwrap);
-        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-        stream.write_all(answer.as_bytes()).unwrap();
-        head
-    });
-    let output = spillway(&[&["--admin", &address], arguments].concat());
-    (admin.join().unwrap(), output.0, output.1)
-}
-
-fn spillway(arguments: &[&str]) -> (String, bool) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_spillway")).args(["cache", "purge"]).args(arguments).output().unwrap();
-    (String::from_utf8([output.stdout, output.stderr].concat()).unwrap(), output.status.success())
+    let (mut asked, text, ok) = support::asking(&["cache", "purge"], arguments, "", &[(status, body)]);
+    (asked.remove(0).head, text, ok)
 }
 
 #[test]
@@ -50,7 +32,7 @@ fn what_did_not_reach_the_region_is_a_failure() {
 #[test]
 fn nothing_and_two_things_are_not_purged() {
     for arguments in [&["--admin", "127.0.0.1:1"][..], &["--admin", "127.0.0.1:1", "--model", "a", "--tenant", "b"]] {
-        let (text, ok) = spillway(arguments);
+        let (text, ok) = support::spillway(&[&["cache", "purge"], arguments].concat(), "");
         assert!(text.contains("Usage") && !ok, "{text}");
     }
 }

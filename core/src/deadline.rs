@@ -19,17 +19,51 @@ pub struct Asked {
     pub header: Option<Duration>,
 }
 
+/// What decided how long a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Parameter,
+    GrpcTimeout,
+    Header,
+    /// The model's `deadline`.
+    Default,
+    /// The model's `maxDeadline`.
+    Max,
+}
+
+impl Source {
+    /// As `explain` calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Parameter => "timeout",
+            Self::GrpcTimeout => "grpc-timeout",
+            Self::Header => "x-request-timeout-ms",
+            Self::Default => "deadline",
+            Self::Max => "maxDeadline",
+        }
+    }
+}
+
 /// The time that a request gets from its arrival.
 ///
 /// `default` and `max` are the model's. Zero and absent mean the default, as Triton has it.
 pub fn allowed(asked: Asked, default: Duration, max: Duration) -> Duration {
-    [asked.parameter, asked.grpc_timeout, asked.header]
+    decided(asked, default, max).0
+}
+
+/// The same, and what decided it; of equal times the first in the order of [`Source`].
+pub fn decided(asked: Asked, default: Duration, max: Duration) -> (Duration, Source) {
+    let asked = [
+        (asked.parameter, Source::Parameter),
+        (asked.grpc_timeout, Source::GrpcTimeout),
+        (asked.header, Source::Header),
+    ];
+    let shortest = asked
         .into_iter()
-        .flatten()
-        .filter(|time| !time.is_zero())
-        .min()
-        .unwrap_or(default)
-        .min(max)
+        .filter_map(|(time, source)| Some((time.filter(|time| !time.is_zero())?, source)))
+        .min_by_key(|(time, _)| *time)
+        .unwrap_or((default, Source::Default));
+    if shortest.0 <= max { shortest } else { (max, Source::Max) }
 }
 
 /// Triton's `timeout` parameter: microseconds. Negative is absent.
@@ -89,9 +123,12 @@ mod tests {
             grpc_timeout: Some(Duration::from_millis(40)),
             header: Some(Duration::from_secs(1)),
         };
-        assert_eq!(allowed(asked, DEFAULT, MAX), Duration::from_millis(40));
+        assert_eq!(decided(asked, DEFAULT, MAX), (Duration::from_millis(40), Source::GrpcTimeout));
         let long = Asked { header: Some(Duration::from_secs(3_600)), ..Asked::default() };
-        assert_eq!(allowed(long, DEFAULT, MAX), MAX);
+        assert_eq!(decided(long, DEFAULT, MAX), (MAX, Source::Max));
+        let exact = Asked { header: Some(MAX), ..Asked::default() };
+        assert_eq!(decided(exact, DEFAULT, MAX), (MAX, Source::Header));
+        assert_eq!(decided(Asked::default(), DEFAULT, MAX), (DEFAULT, Source::Default));
     }
 
     #[test]

@@ -67,6 +67,50 @@ pub fn authorize_some(snapshot: &Snapshot, principal: &Principal, action: Action
     allowed(snapshot, principal, action, |_| true)
 }
 
+/// What of a policy does not fit a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    Client,
+    Model,
+    Version,
+    Action,
+}
+
+impl Misfit {
+    /// As `explain` calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Model => "model",
+            Self::Version => "version",
+            Self::Action => "action",
+        }
+    }
+}
+
+/// Every policy that names a principal's tenant, in name order, with what of it does not fit. One that fits
+/// allows what [`authorize`] is asked.
+pub fn considered<'a>(
+    snapshot: &'a Snapshot,
+    principal: &'a Principal,
+    model: &'a str,
+    version: &'a str,
+    action: Action,
+) -> impl Iterator<Item = (&'a Name, Vec<Misfit>)> {
+    let meant = snapshot.models.get(model).and_then(|model| model.version(version)).map_or(version, Name::as_str);
+    let matches = |patterns: &[Pattern], name| patterns.iter().any(|pattern| pattern.matches(name));
+    let named = |policy: &AccessPolicy| policy.subjects.iter().any(|subject| subject.tenant == principal.tenant);
+    snapshot.policies.iter().filter(move |(_, policy)| named(policy)).map(move |(name, policy)| {
+        let fits = [
+            (Misfit::Client, is_subject(policy, principal)),
+            (Misfit::Model, matches(&policy.models, model)),
+            (Misfit::Version, matches(&policy.versions, meant)),
+            (Misfit::Action, policy.actions.contains(&action)),
+        ];
+        (name, fits.into_iter().filter(|(_, fits)| !fits).map(|(misfit, _)| misfit).collect())
+    })
+}
+
 fn allowed(
     snapshot: &Snapshot,
     principal: &Principal,
@@ -150,6 +194,8 @@ spec: {subjects: [{tenant: acme}, {tenant: globex}], models: ['*'], actions: [me
             let principal = principal_of(id).unwrap();
             let judged = authorize(&snapshot, &principal, model, "", action);
             assert_eq!(judged.is_ok(), allowed, "{id} {model} {action:?}");
+            let fits = considered(&snapshot, &principal, model, "", action).any(|(_, misfits)| misfits.is_empty());
+            assert_eq!(fits, allowed, "{id} {model} {action:?}");
         }
     }
 
@@ -182,6 +228,22 @@ spec: {subjects: [{tenant: globex}], models: [eta], versions: ['2', '*-canary'],
             let judged = authorize(&snapshot, &principal, "eta", version, Action::Infer);
             assert_eq!(judged.is_ok(), allowed, "version '{version}'");
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_of_each_policy_is_told() {
+        let snapshot = snapshot();
+        let misfits = |id: &str, model| {
+            let principal = principal_of(id).unwrap();
+            let told = considered(&snapshot, &principal, model, "", Action::Infer);
+            told.map(|(name, misfits)| (name.to_string(), misfits)).collect::<Vec<_>>()
+        };
+        use Misfit::{Action as Act, Client, Model};
+        let (web, batch) = ("spiffe://td/tenant/acme/client/web-1", "spiffe://td/tenant/acme/client/batch");
+        assert_eq!(misfits(web, "eta"), [("one".to_owned(), vec![]), ("two".to_owned(), vec![Act])]);
+        assert_eq!(misfits(batch, "eta2"), [("one".to_owned(), vec![Client, Model]), ("two".to_owned(), vec![Act])]);
+        let other = misfits("spiffe://td/tenant/globex/client/web-1", "eta");
+        assert_eq!(other, [("two".to_owned(), vec![Act])], "policies of other tenants are not told");
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::degrade::{self, Degradation};
 use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
+use crate::explain;
 use crate::members::{Members, Membership};
 use crate::metrics::Metrics;
 use crate::pods::book::Book;
@@ -243,6 +244,7 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
     let config = move || {
         let mut config = config.clone();
         if let Some(fleet) = live.book.newest() {
+            config["snapshotVersion"] = fleet.snapshot.version.into();
             config["pods"] = serde_json::to_value(fleet.view(live.clock.now())).unwrap_or_default();
         }
         config["admission"] = serde_json::to_value(live.admission.view()).unwrap_or_default();
@@ -254,7 +256,7 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
         metrics: registry,
         readiness,
         config: Arc::new(config),
-        actions: vec![purge_log::action(shared.results.clone())],
+        actions: vec![purge_log::action(shared.results.clone()), explain::action(shared.clone())],
         drain: shared.drain.clone(),
     }
 }

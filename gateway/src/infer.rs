@@ -12,6 +12,8 @@ use spillway_core::inference::json::{OutputForms, decode_request, encode_respons
 use spillway_core::inference::{Entities, InferRequest, check_against, entities};
 use spillway_core::policy::{Principal, authorize, authorize_some};
 use spillway_core::resource::{Action, Model};
+use spillway_core::snapshot::Snapshot;
+use spillway_core::units::Name;
 use spillway_runtime::oip;
 
 use crate::admission::{Ask, Guest, Verdict};
@@ -92,17 +94,26 @@ pub fn find(
     version: &str,
     action: Action,
 ) -> Result<Arc<Model>, Refusal> {
-    let snapshot = &asking.fleet.snapshot;
     // Operators want to see what was refused, too.
     exchange.model = clipped(model);
     exchange.version = clipped(version);
-    authorize(snapshot, &asking.principal, model, version, action)?;
-    let found = snapshot.models.get(model).ok_or_else(|| Refusal::UnknownModel(clipped(model)))?;
-    let Some(served) = found.version(version) else {
-        return Err(Refusal::UnknownVersion { model: clipped(model), version: clipped(version) });
-    };
+    let (found, served) = permitted(&asking.fleet.snapshot, &asking.principal, model, version, action)?;
     served.as_str().clone_into(&mut exchange.version);
     Ok(found.clone())
+}
+
+/// The model and the version that answers, likewise.
+pub fn permitted<'a>(
+    snapshot: &'a Snapshot,
+    principal: &Principal,
+    model: &str,
+    version: &str,
+    action: Action,
+) -> Result<(&'a Arc<Model>, &'a Name), Refusal> {
+    authorize(snapshot, principal, model, version, action)?;
+    let found = snapshot.models.get(model).ok_or_else(|| Refusal::UnknownModel(clipped(model)))?;
+    let unknown = || Refusal::UnknownVersion { model: clipped(model), version: clipped(version) };
+    Ok((found, found.version(version).ok_or_else(unknown)?))
 }
 
 /// Whom a request is about, if the model can serve it.

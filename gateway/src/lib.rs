@@ -14,6 +14,7 @@
 //! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
 //! * [`degrade`]: what is given when a model is in trouble.
 //! * [`answer`], [`errors`]: what goes back.
+//! * [`explain`]: what a request would meet.
 //! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`clock`]: the time that decisions are made with.
 
 mod admission;
@@ -25,6 +26,7 @@ mod downstream;
 mod edge;
 mod errors;
 mod exchange;
+mod explain;
 mod gateway;
 mod infer;
 mod local;

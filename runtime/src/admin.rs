@@ -2,8 +2,8 @@
 //! and what a process adds.
 //!
 //! The rule: only loopback gets an answer unless the settings say otherwise, and no client can hold
-//! more than a little of the process. What changes the process takes more than reading does: it is for
-//! loopback alone, and needs a header that no web page can have a browser send. It does not serve traffic.
+//! more than a little of the process. What is posted takes more than reading does: it is for loopback alone,
+//! and needs a header that no web page can have a browser send. It does not serve traffic.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -31,10 +31,12 @@ const CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The whole life of a connection: a scraper that stays comes again.
 const CONNECTION_LIFE: Duration = Duration::from_secs(60);
+/// How long a body may take to come: others wait for their turn meanwhile.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Says that a change is meant. A browser asks before it sends such a header for a page of another
+/// The header that says what is meant. A browser asks before it sends such a header for a page of another
 /// origin, and gets no leave.
-const MEANT: &str = "x-spillway-admin";
+pub const MEANT: &str = "x-spillway-admin";
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -81,13 +83,24 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// A change that an operator may ask for: `POST` to a path, with the header `x-spillway-admin: WORD`.
+/// What an operator may have done: `POST` to a path, with the header `x-spillway-admin: WORD`.
 #[derive(Clone)]
 pub struct Action {
     pub path: &'static str,
     pub word: &'static str,
-    /// Takes the URL's query, and says what came of it; must end by itself.
-    pub run: Arc<dyn Fn(String) -> BoxFuture<'static, (StatusCode, serde_json::Value)> + Send + Sync>,
+    /// Bytes of body that it takes; 0: none is read.
+    pub most_body: usize,
+    /// Does it, and says what came of it; must end by itself.
+    pub run: Arc<dyn Fn(Asked) -> BoxFuture<'static, (StatusCode, serde_json::Value)> + Send + Sync>,
+}
+
+/// A request for an [`Action`].
+#[derive(Debug)]
+pub struct Asked {
+    /// The URL's query.
+    pub query: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
 /// What the pages show.
@@ -121,6 +134,7 @@ impl Admin {
     /// Answers until stopped: also while draining, so that the drain can be watched.
     pub async fn serve(self, pages: Pages) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let bodies = Arc::new(Semaphore::new(1));
         let stopped = pages.drain.clone();
         loop {
             let accepted = tokio::select! {
@@ -143,11 +157,11 @@ impl Admin {
                 false if self.remote => Access::Read,
                 false => Access::None,
             };
-            let pages = pages.clone();
+            let (pages, bodies) = (pages.clone(), bodies.clone());
             tokio::spawn(async move {
                 let stopped = pages.drain.clone();
                 tokio::select! {
-                    _ = tokio::time::timeout(CONNECTION_LIFE, connection(stream, access, pages)) => {}
+                    _ = tokio::time::timeout(CONNECTION_LIFE, connection(stream, access, pages, bodies)) => {}
                     () = stopped.stopped() => {}
                 }
                 drop(slot);
@@ -164,13 +178,13 @@ enum Access {
     Change,
 }
 
-async fn connection(stream: TcpStream, access: Access, pages: Pages) {
+async fn connection(stream: TcpStream, access: Access, pages: Pages, bodies: Arc<Semaphore>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let pages = pages.clone();
+        let (pages, bodies) = (pages.clone(), bodies.clone());
         async move {
             Ok::<_, Infallible>(match access {
                 Access::None => text(StatusCode::FORBIDDEN, "forbidden\n"),
-                Access::Read | Access::Change => answer(&request, access, &pages).await,
+                Access::Read | Access::Change => answer(request, access, &pages, &bodies).await,
             })
         }
     });
@@ -183,9 +197,14 @@ async fn connection(stream: TcpStream, access: Access, pages: Pages) {
         .await;
 }
 
-async fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    access: Access,
+    pages: &Pages,
+    bodies: &Semaphore,
+) -> Response<Full<Bytes>> {
     if let Some(action) = pages.actions.iter().find(|action| action.path == request.uri().path()) {
-        return act(action, request, access).await;
+        return act(action, request, access, bodies).await;
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match (request.uri().path(), reads) {
@@ -197,7 +216,7 @@ async fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> R
         },
         ("/config", true) => json(StatusCode::OK, &(pages.config)()),
         ("/drain", false) if request.method() == Method::POST => {
-            if let Some(refused) = refuses(request, access, "drain") {
+            if let Some(refused) = refuses(&request, access, "drain") {
                 return refused;
             }
             tracing::info!("asked to drain by the admin port");
@@ -211,18 +230,44 @@ async fn answer(request: &Request<Incoming>, access: Access, pages: &Pages) -> R
     }
 }
 
-async fn act(action: &Action, request: &Request<Incoming>, access: Access) -> Response<Full<Bytes>> {
+/// `bodies`: whoever has one has its turn; a body may be large, so that they are taken one by one.
+async fn act(action: &Action, request: Request<Incoming>, access: Access, bodies: &Semaphore) -> Response<Full<Bytes>> {
     if request.method() != Method::POST {
         return text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
     }
-    if let Some(refused) = refuses(request, access, action.word) {
+    if let Some(refused) = refuses(&request, access, action.word) {
         return refused;
     }
-    let (status, said) = (action.run)(request.uri().query().unwrap_or_default().to_owned()).await;
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let (head, body) = request.into_parts();
+    let (mut taken, mut turn) = (Bytes::new(), None);
+    if action.most_body > 0 {
+        turn = bodies.acquire().await.ok();
+        taken = match take(body, action.most_body).await {
+            Ok(taken) => taken,
+            Err(refused) => return refused,
+        };
+    }
+    let (status, said) = (action.run)(Asked { query, headers: head.headers, body: taken }).await;
+    drop(turn);
     json(status, &said)
 }
 
-/// Why a change is not made, if it is not.
+/// A body of at most so many bytes.
+async fn take(body: Incoming, most: usize) -> Result<Bytes, Response<Full<Bytes>>> {
+    let too_large = || page(StatusCode::PAYLOAD_TOO_LARGE, TEXT, format!("the body has more than {most} bytes\n"));
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(text(StatusCode::BAD_REQUEST, "the body broke off\n")),
+        Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the body took longer than 10 s\n")),
+    }
+}
+
+/// Why nothing is done, if nothing is.
 fn refuses(request: &Request<Incoming>, access: Access, word: &str) -> Option<Response<Full<Bytes>>> {
     if access != Access::Change {
         return Some(text(StatusCode::FORBIDDEN, "only from loopback\n"));

@@ -20,10 +20,11 @@ async fn running(settings: AdminSettings) -> Running {
     readiness.check("model", move || state.load(Ordering::Relaxed).then_some(()).ok_or("not warm".into()));
     let drain = Drain::new(Duration::from_secs(5));
     let config = Arc::new(|| serde_json::json!({ "region": "eu" }));
-    let run = |query: String| -> BoxFuture<'static, _> {
-        Box::pin(async move { (StatusCode::ACCEPTED, serde_json::json!({ "asked": query })) })
+    let run = |Asked { query, body, .. }: Asked| -> BoxFuture<'static, _> {
+        Box::pin(async move { (StatusCode::ACCEPTED, serde_json::json!({ "asked": query, "body": body.len() })) })
     };
-    let actions = vec![Action { path: "/sweep", word: "sweep", run: Arc::new(run) }];
+    let action = |path, most_body| Action { path, word: "sweep", most_body, run: Arc::new(run) };
+    let actions = vec![action("/sweep", 0), action("/weigh", 1_000)];
     let pages = Pages { metrics, readiness, config, actions, drain };
     let admin = Admin::bind(&settings).await.unwrap();
     let address = admin.address().unwrap();
@@ -130,10 +131,27 @@ async fn a_process_may_have_changes_of_its_own_and_they_must_be_meant() {
         ask(address, &format!("POST /sweep?a=b HTTP/1.1\r\nhost: x\r\n{header}connection: close\r\n\r\n")).await
     };
     let (status, answer) = post("x-spillway-admin: sweep\r\n").await;
-    assert!(status == 202 && answer.ends_with("{\"asked\":\"a=b\"}\n"), "{answer}");
+    assert!(status == 202 && answer.ends_with("{\"asked\":\"a=b\",\"body\":0}\n"), "{answer}");
     for header in ["", "x-spillway-admin: drain\r\n"] {
         let (status, answer) = post(header).await;
         assert!(status == 403 && answer.contains("x-spillway-admin: sweep"), "{answer}");
     }
     assert_eq!(get(address, "/sweep").await.0, 405);
+}
+
+#[tokio::test]
+async fn t58_a_body_is_taken_up_to_its_bound() {
+    let Running { address, .. } = running(AdminSettings::default()).await;
+    let post = async |header: &str, body: &str| {
+        let head = "POST /weigh HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-spillway-admin: sweep\r\n";
+        ask(address, &format!("{head}{header}\r\n{body}")).await
+    };
+    let (status, answer) = post("content-length: 1000\r\n", &"x".repeat(1_000)).await;
+    assert!(status == 202 && answer.contains("\"body\":1000"), "{answer}");
+    // Nothing of it is read: it need not come.
+    let (status, answer) = post("content-length: 1001\r\n", "").await;
+    assert!(status == 413 && answer.ends_with("the body has more than 1000 bytes\n"), "{answer}");
+    let chunked = format!("3e9\r\n{}\r\n0\r\n\r\n", "x".repeat(1_001));
+    assert_eq!(post("transfer-encoding: chunked\r\n", &chunked).await.0, 413);
+    assert_eq!(ask(address, "POST /weigh HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.0, 403);
 }

@@ -3,7 +3,9 @@
 pub mod audit;
 pub mod cache;
 pub mod check;
+pub mod explain;
 pub mod features;
 pub mod pki;
 pub mod process;
 pub mod sidecar;
+pub mod status;

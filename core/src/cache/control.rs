@@ -34,6 +34,11 @@ impl Wish {
         wish
     }
 
+    /// Whether the request has a call of its own, shared with no other.
+    pub fn is_alone(&self) -> bool {
+        self.no_cache || self.no_store
+    }
+
     /// The wish of a tenant that may have one; no wish at all of another.
     pub fn if_allowed(self, allowed: bool) -> Self {
         if allowed { self } else { Self::default() }

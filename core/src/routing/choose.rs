@@ -30,6 +30,18 @@ pub enum Policy {
     SourceAddress,
 }
 
+impl Policy {
+    /// As operators write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::LeastRequest => "least_request",
+            Self::WeightedRoundRobin => "weighted_round_robin",
+            Self::SourceAddress => "source_address",
+        }
+    }
+}
+
 /// How a model's requests find their pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RoutingSettings {

@@ -5,15 +5,18 @@ use spillway_core::limit::Class;
 
 use super::Ask;
 
-/// The class that a request asks for by Triton's `priority`, as far as its tenant may. What is no whole
-/// number counts as absent.
+/// The class that a request asks for, as far as its tenant may.
 pub fn of(request: &InferRequest, default: Class, highest: Class) -> Class {
-    let priority = match request.parameters.get("priority") {
+    Class::of_priority(priority(request), default, highest)
+}
+
+/// Triton's `priority` of a request; 0: none. What is no whole number counts as absent.
+pub fn priority(request: &InferRequest) -> u64 {
+    match request.parameters.get("priority") {
         Some(Parameter::Uint(priority)) => *priority,
         Some(Parameter::Int(priority)) => u64::try_from(*priority).unwrap_or(0),
         _ => 0,
-    };
-    Class::of_priority(priority, default, highest)
+    }
 }
 
 /// What a request costs its tenant, and what each of its entities pays. One of several pays as if it came

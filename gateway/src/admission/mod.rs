@@ -17,7 +17,7 @@ mod limit;
 mod limits;
 mod metrics;
 mod quota;
-mod view;
+pub mod view;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ use spillway_runtime::telemetry::Metrics as Registry;
 
 use crate::clock::Clock;
 use crate::settings::QuotaSettings;
+pub use class::priority;
 use entities::EntityBuckets;
 use gate::{Gate, Place, PoolGate, TenantBound};
 pub use gate::{Guest, Why};

@@ -177,7 +177,6 @@ impl Admission {
     }
 
     /// What a request would meet that is due at `until`, for explanations. Changes nothing.
-    #[cfg_attr(not(test), expect(dead_code, reason = "`spillway explain` is to ask for it"))]
     pub fn would_admit(&self, ask: &Ask<'_>, until: Instant) -> WouldAdmit {
         let (rules, now) = (self.rules.load(), self.clock.now());
         let (guest, limits) = match rules.tenants.get(ask.tenant) {

@@ -30,6 +30,14 @@ impl Question<'_> {
         self.model.allows(Step::StaticAnswer) && degradation.is_some_and(|degradation| !degradation.fixed.is_empty())
     }
 
+    /// The level of the answer that there would be here; a static one may still turn out too large.
+    pub fn would_answer(&self, has_cached: bool) -> Option<Step> {
+        if has_cached && self.model.allows(Step::CachedPrediction) {
+            return Some(Step::CachedPrediction);
+        }
+        self.has_static_answer().then_some(Step::StaticAnswer)
+    }
+
     /// `cached`: the last prediction for the same question, however old. `most`: bytes of an answer.
     fn answer(&self, cached: Option<InferResponse>, most: usize) -> Option<(Step, InferResponse)> {
         if let Some(cached) = cached.filter(|_| self.model.allows(Step::CachedPrediction)) {

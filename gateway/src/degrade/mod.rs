@@ -110,6 +110,12 @@ impl Degradation {
         answer_here(exchange, question, cached()).ok_or(refusal)
     }
 
+    /// Where a model stands; level 0 without a ladder.
+    pub fn level(&self, name: &str) -> Level {
+        let levels = self.ladders.levels();
+        levels.into_iter().find(|(model, _)| model.as_str() == name).map(|(_, level)| level).unwrap_or_default()
+    }
+
     /// Counts an answer by the level that it says.
     pub fn answered(&self, making: &Making) {
         if let Some(step) = said(making) {

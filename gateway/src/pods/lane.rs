@@ -157,7 +157,6 @@ impl Lane {
     }
 
     /// What [`Self::take`] would choose for such a request now. Changes nothing.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for explain"))]
     pub fn would_choose(&self, entities: &Entities, client: Option<IpAddr>) -> Result<Choice, NoPod> {
         let (key, now) = (self.key(entities, client), self.recorder.clock.now());
         let hot = key.is_some_and(|key| self.spreads() && self.state.traffic.lock().hot.is_hot(key, now));
@@ -220,7 +219,8 @@ impl Lane {
         routing.policy == Policy::Ring && routing.spread > 1
     }
 
-    fn key(&self, entities: &Entities, client: Option<IpAddr>) -> Option<u64> {
+    /// The place of such a request on the ring, where its policy gives it one.
+    pub fn key(&self, entities: &Entities, client: Option<IpAddr>) -> Option<u64> {
         match (self.model.traffic.routing.policy, entities.ids()) {
             // However it is named: by the parameter, or by an entity input of one row.
             (Policy::Ring, [entity]) => Some(key_hash(entity)),

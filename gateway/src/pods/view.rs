@@ -7,7 +7,7 @@ use serde::Serialize;
 use spillway_core::resilience::Standing;
 use spillway_core::resilience::breaker::BreakerState;
 use spillway_core::resilience::outlier::PodReport;
-use spillway_core::routing::{Policy, Reported};
+use spillway_core::routing::Reported;
 
 use crate::pods::fleet::{Fleet, PodLink, PoolLinks};
 use crate::pods::lane::Lane;
@@ -173,12 +173,7 @@ fn model_view(lane: &Lane, now: Duration) -> ModelView {
     let recent = lane.recent();
     let traffic = &mut *lane.state.traffic.lock();
     ModelView {
-        policy: match routing.policy {
-            Policy::Ring => "ring",
-            Policy::LeastRequest => "least_request",
-            Policy::WeightedRoundRobin => "weighted_round_robin",
-            Policy::SourceAddress => "source_address",
-        },
+        policy: routing.policy.as_str(),
         budget_left: traffic.budget.left(now),
         hot_entities: traffic.hot.count(now),
         answers: recent.samples,

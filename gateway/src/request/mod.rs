@@ -4,4 +4,5 @@ pub mod body;
 pub mod head;
 pub mod inflate;
 pub mod memory;
+pub mod query;
 pub mod route;

@@ -44,6 +44,8 @@ use crate::errors::Refusal;
 /// Bytes of inputs beyond which a request is not looked up: hashing them would keep a thread for longer than
 /// 1 ms, and they hardly ever come twice.
 const MOST_INPUT: usize = 1 << 20;
+/// Why such a request is not looked up, for metrics.
+pub(super) const LARGE: &str = "large-request";
 
 /// A request, authorized and checked against its model.
 pub struct Asked<'a> {
@@ -58,7 +60,7 @@ pub struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     /// The model's name, and the version that will answer.
-    fn names(&self) -> Option<(&'a Name, &'a Name)> {
+    pub(super) fn names(&self) -> Option<(&'a Name, &'a Name)> {
         let (name, _) = self.snapshot.models.get_key_value(self.request.model.as_str())?;
         Some((name, self.model.version(&self.request.version)?))
     }
@@ -145,8 +147,8 @@ impl Results {
             said.status = Some(Status::Bypass(Bypass::Guard));
             return Ok(Look::Ask(Permit::none()));
         }
-        if asked.request.inputs.iter().map(|input| input.data.len()).sum::<usize>() > MOST_INPUT {
-            return Ok(self.bypass(said, Bypass::Uncacheable, "large-request"));
+        if is_large(asked.request) {
+            return Ok(self.bypass(said, Bypass::Uncacheable, LARGE));
         }
         let key = match self.key(asked) {
             Ok(key) => key,
@@ -210,7 +212,7 @@ impl Results {
         {
             return Ok(self.stale_hit(entry, pending, now, said));
         }
-        let alone = asked.wish.no_cache || asked.wish.no_store || why == Forwarded::Request;
+        let alone = asked.wish.is_alone() || why == Forwarded::Request;
         if alone { Ok(self.ask(pending)) } else { self.together(pending, asked.until, said).await }
     }
 
@@ -296,6 +298,10 @@ impl Results {
         }
         Worth::Times(entry.times.verdict(now, lifetimes, wish))
     }
+}
+
+pub(super) fn is_large(request: &InferRequest) -> bool {
+    request.inputs.iter().map(|input| input.data.len()).sum::<usize>() > MOST_INPUT
 }
 
 /// A request's `Cache-Control`, if its tenant may have a wish and the model is cached at all.

@@ -79,6 +79,17 @@ impl Models {
         tenants.entry(tenant.clone()).or_insert_with(new).clone()
     }
 
+    /// Whether such a request would not be looked up. Changes nothing.
+    pub fn would_skip(&self, model: &Name, tenant: &Name, now: Duration, random: u64) -> bool {
+        let known = self.known.read();
+        // As in [`Self::of`]: where there was no room for the tenant, all of the model are judged together.
+        let judged = known
+            .judged
+            .get(model)
+            .and_then(|tenants| tenants.get(tenant).or_else(|| tenants.get(model).filter(|_| known.count >= MOST)));
+        judged.is_some_and(|judged| judged.decide(now, random) == Decision::Skip)
+    }
+
     /// Every model, by name.
     pub fn all(&self) -> Vec<Summary> {
         let known = self.known.read();

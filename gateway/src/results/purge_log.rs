@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use spillway_core::routing::key_hash;
 use spillway_core::units::Name;
-use spillway_runtime::admin::Action;
+use spillway_runtime::admin::{Action, Asked};
 use spillway_runtime::drain::Drain;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
@@ -26,6 +26,7 @@ use tokio::time::MissedTickBehavior;
 use super::Results;
 use super::purges::{KEPT, Purge};
 use super::region::Region;
+use crate::request::query::decoded;
 
 const POLL: Duration = Duration::from_secs(1);
 /// One operator's command, or one look at the list.
@@ -180,10 +181,10 @@ pub async fn follow(results: Arc<Results>, subscriber: SubscriberClient, drain: 
 
 /// `POST /cache/purge` of the admin port.
 pub fn action(results: Arc<Results>) -> Action {
-    let run = move |query: String| -> BoxFuture<'static, (StatusCode, serde_json::Value)> {
+    let run = move |asked: Asked| -> BoxFuture<'static, (StatusCode, serde_json::Value)> {
         let results = results.clone();
         Box::pin(async move {
-            match parse_query(&query) {
+            match parse_query(&asked.query) {
                 Ok(purge) => {
                     let purged = results.purge(purge).await;
                     (StatusCode::OK, serde_json::to_value(purged).unwrap_or_default())
@@ -192,7 +193,7 @@ pub fn action(results: Arc<Results>) -> Action {
             }
         })
     };
-    Action { path: "/cache/purge", word: "purge", run: Arc::new(run) }
+    Action { path: "/cache/purge", word: "purge", most_body: 0, run: Arc::new(run) }
 }
 
 /// Reads what an operator asks to purge: `model=NAME`, `tenant=NAME` or `entity=ID`, one of them, in the form
@@ -209,25 +210,6 @@ pub fn parse_query(query: &str) -> Result<Purge, &'static str> {
         "entity" => Err("an entity's id has 1 to 256 bytes"),
         _ => Err(EXPECTED),
     }
-}
-
-/// Bytes, where `%` and two digits stand for one, and nothing ends the value.
-fn decoded(text: &str) -> Option<Vec<u8>> {
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        match byte {
-            b'&' | b'=' | b'+' => return None,
-            b'%' => {
-                let (digits, after) = rest.split_first_chunk::<2>()?;
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                bytes.push(u8::try_from(digit(digits[0])? << 4 | digit(digits[1])?).ok()?);
-                rest = after;
-            }
-            byte => bytes.push(byte),
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

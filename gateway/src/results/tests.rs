@@ -24,6 +24,7 @@ use super::entry::{About, Entry, Made};
 use super::memory::Memory;
 use super::metrics::Metrics;
 use super::purges::Purge;
+use super::view::Finds;
 use super::{Asked, Fresh, Kept, Look, ResultSettings, Results, Said, wish};
 use crate::errors::Refusal;
 use crate::exchange::Making;
@@ -439,7 +440,7 @@ async fn requests_of_sequences_are_left_alone() {
     let mut said = Said::default();
     assert!(matches!(world.results.look(&asked, &mut said).await, Ok(Look::Ask(_))));
     assert_eq!(said.status.unwrap().fixed(), Some("spillway; fwd=bypass; detail=uncacheable"));
-    assert_eq!(world.results.would_find(&asked).finds, "uncacheable");
+    assert_eq!(world.results.would_find(&asked).finds, Finds::Uncacheable);
 }
 
 #[tokio::test]
@@ -482,13 +483,13 @@ async fn what_a_request_would_find_is_told_and_changes_nothing() {
         (world.results.would_find(&asked), last)
     };
     let (would, last) = find();
-    assert!(would.finds == "miss" && would.key.unwrap().len() == 64 && last.is_none());
+    assert!(would.finds == Finds::Miss && would.key.unwrap().len() == 64 && last.is_none());
     world.get(&ask("brief", 1.0), "one", said()).await;
-    assert_eq!((find().0.finds, find().0.ttl), ("fresh", Some(0)));
+    assert_eq!((find().0.finds, find().0.ttl), (Finds::Fresh, Some(0)));
     tokio::time::sleep(Duration::from_millis(120)).await;
-    assert_eq!((find().0.finds, find().0.ttl), ("stale", Some(-1)));
+    assert_eq!((find().0.finds, find().0.ttl), (Finds::Stale, Some(-1)));
     tokio::time::sleep(Duration::from_millis(400)).await;
-    assert_eq!(find().0.finds, "miss");
+    assert_eq!(find().0.finds, Finds::IfError);
     assert!(find().1.is_some(), "the last one stays for the ladder");
     assert_eq!(world.calls(), 1);
 }

@@ -1,18 +1,20 @@
 //! What operators see of the cache, and what a request would find in it.
 
 use serde::Serialize;
-use spillway_core::cache::control::Wish;
-use spillway_core::cache::freshness::{Lifetimes, Verdict};
-use spillway_core::cache::key::Key;
+use spillway_core::cache::freshness::Verdict;
+use spillway_core::cache::key::Dependencies;
 
 use super::Results;
-use super::look::{Asked, Worth};
+use super::changes::Truth;
+use super::look::{Asked, LARGE, Worth, is_large};
+use super::models::sample;
 use super::region::hex;
 
 /// Tenants that are named.
 const TENANTS: usize = 10;
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct View {
     pub entries: i64,
     pub bytes: i64,
@@ -30,12 +32,14 @@ pub struct View {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TenantView {
     pub tenant: String,
     pub bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelView {
     pub model: String,
     /// Tenants that use it, and those for whom its cache is off because it does not pay.
@@ -46,6 +50,7 @@ pub struct ModelView {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RegionView {
     pub connected: bool,
     /// It failed, and is left alone for a while.
@@ -53,6 +58,7 @@ pub struct RegionView {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FeaturesView {
     /// Whether results that depend on features are given: a channel tells of changes, or they live for a
     /// second.
@@ -63,14 +69,47 @@ pub struct FeaturesView {
 
 /// What a request would find.
 #[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct WouldFind {
-    /// The key's hash; absent where the request cannot be cached.
+    pub finds: Finds,
+    /// Why it is uncacheable, as in `spillway_cache_bypass_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<&'static str>,
+    /// The key's hash; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// `off`, `uncacheable`, `fresh`, `stale`, `refused`, `deaf`, `called` or `miss`.
-    pub finds: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,
     /// Seconds of freshness left; below 0 where it is stale.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<i64>,
+    /// It would wait for a call that is under way.
+    pub waits: bool,
+    /// The region's Redis would be asked next; it may have what this gateway has not.
+    pub asks_region: bool,
+}
+
+/// What lies under a request's key in this gateway's memory, and what that is worth to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finds {
+    /// The model is not cached.
+    Off,
+    /// Its cache does not pay for this tenant, and is not asked.
+    Guard,
+    /// The request has no key, or its answer no lifetime.
+    Uncacheable,
+    /// Changes of the features are not heard.
+    Deaf,
+    /// Given.
+    Fresh,
+    /// Given, and replaced in the background.
+    Stale,
+    /// Not what the request's `cache-control` takes.
+    Refused,
+    /// Given if the model fails.
+    IfError,
+    Miss,
 }
 
 impl Results {
@@ -102,33 +141,56 @@ impl Results {
         }
     }
 
-    /// What a request would find, for explanations. Changes nothing, and does not ask Redis.
-    #[cfg_attr(not(test), expect(dead_code, reason = "`spillway explain` is to ask for it"))]
+    /// What a request would find, for explanations: in the order of a look-up. Changes nothing, and does not
+    /// ask Redis.
     pub fn would_find(&self, asked: &Asked<'_>) -> WouldFind {
-        let nothing = |finds| WouldFind { key: None, finds, age_ms: None, ttl: None };
-        let Some(lifetimes) = &asked.model.traffic.cache else { return nothing("off") };
-        match self.key(asked) {
-            Ok(key) => self.would_hit(&key, lifetimes, &asked.wish),
-            Err(_) => nothing("uncacheable"),
-        }
-    }
-
-    /// What lies under a key.
-    pub fn would_hit(&self, key: &Key, lifetimes: &Lifetimes, wish: &Wish) -> WouldFind {
-        let mut would = WouldFind { key: Some(hex(&key.hash)), finds: "miss", age_ms: None, ttl: None };
+        let none =
+            |finds, why| WouldFind { finds, why, key: None, age_ms: None, ttl: None, waits: false, asks_region: false };
+        let Some(lifetimes) = &asked.model.traffic.cache else { return none(Finds::Off, None) };
+        let Some((name, _)) = asked.names() else { return none(Finds::Uncacheable, Some("unknown")) };
         let now = self.now();
-        let called = if self.memory.is_called(key) { "called" } else { "miss" };
-        let Some(entry) = self.memory.peek(key) else { return WouldFind { finds: called, ..would } };
-        would.finds = match self.worth(&entry, now, lifetimes, wish) {
-            Worth::Void(_) => return WouldFind { finds: called, ..would },
-            Worth::Deaf => "deaf",
-            Worth::Times(Verdict::Fresh) => "fresh",
-            Worth::Times(Verdict::Revalidate) => "stale",
-            Worth::Times(Verdict::Refused) => "refused",
-            Worth::Times(Verdict::IfError | Verdict::Expired) => called,
+        if self.models.would_skip(name, asked.tenant, now, sample(asked.request, asked.entities)) {
+            return none(Finds::Guard, None);
+        }
+        if is_large(asked.request) {
+            return none(Finds::Uncacheable, Some(LARGE));
+        }
+        let key = match self.key(asked) {
+            Ok(key) => key,
+            Err(reason) => return none(Finds::Uncacheable, Some(reason.code())),
         };
-        would.age_ms = u64::try_from(entry.times.age(now).as_millis()).ok();
-        would.ttl = Some(entry.times.ttl(now));
+        let mut would = WouldFind { key: Some(hex(&key.hash)), ..none(Finds::Miss, None) };
+        if let Some(entry) = self.memory.peek(&key) {
+            would.finds = match self.worth(&entry, now, lifetimes, &asked.wish) {
+                Worth::Void(_) | Worth::Times(Verdict::Expired) => Finds::Miss,
+                Worth::Deaf => Finds::Deaf,
+                Worth::Times(Verdict::Fresh) => Finds::Fresh,
+                Worth::Times(Verdict::Revalidate) => Finds::Stale,
+                Worth::Times(Verdict::Refused) => Finds::Refused,
+                Worth::Times(Verdict::IfError) => Finds::IfError,
+            };
+            if would.finds != Finds::Miss {
+                would.age_ms = u64::try_from(entry.times.age(now).as_millis()).ok();
+                would.ttl = Some(entry.times.ttl(now));
+            }
+        }
+        match would.finds {
+            Finds::Fresh | Finds::Deaf => return would,
+            Finds::Stale => {}
+            _ if asked.wish.only_if_cached => return would,
+            _ => {}
+        }
+        match Dependencies::of(asked.snapshot, asked.model, asked.tenant, asked.request, asked.entities) {
+            Err(reason) => return WouldFind { finds: Finds::Uncacheable, why: Some(reason.code()), ..would },
+            Ok(dependencies) => {
+                if self.changes.truth(&dependencies) == Truth::Numbered && !self.changes.hears(now) {
+                    return WouldFind { finds: Finds::Deaf, ..would };
+                }
+            }
+        }
+        let together = matches!(would.finds, Finds::Miss | Finds::IfError) && !asked.wish.is_alone();
+        would.waits = together && self.memory.is_called(&key);
+        would.asks_region = together && !would.waits && self.region.is_some();
         would
     }
 }
