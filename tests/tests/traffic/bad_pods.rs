@@ -13,6 +13,9 @@ use spillway_tests::harness::relay::Link;
 
 use super::SOON;
 
+/// Sets a fault, or takes it away.
+type Fault<'a> = Box<dyn Fn(bool) + 'a>;
+
 const POOL: usize = 4;
 /// Out of service after this, and in service again this long after the pod has healed.
 const EJECTED_WITHIN: Duration = Duration::from_secs(1);
@@ -51,7 +54,7 @@ async fn one_bad_pod_of_four_costs_at_most_five_failures() {
         of("ejected") + of("failed")
     };
     let served = |pod: usize| doubles[pod].seen().len();
-    let faults: [(&str, Box<dyn Fn(bool)>); 4] = [
+    let faults: [(&str, Fault<'_>); 4] = [
         ("resets", Box::new(|bad| links[0].set(if bad { Link::Resets } else { Link::Good }))),
         ("hangs", Box::new(|bad| links[1].set(if bad { Link::Silent } else { Link::Good }))),
         ("fails", Box::new(|bad| doubles[2].set(if bad { Manner::Fails } else { Manner::Right }))),

@@ -78,7 +78,7 @@ async fn three_gateways_share_a_quota_and_keep_their_shares_without_redis() {
         if gone {
             redis.kill();
             eventually("every gateway says that it is on its own", SOON, async || {
-                (local() == GATEWAYS as f64).then(|| ())
+                (local() == GATEWAYS as f64).then_some(())
             })
             .await;
         }
