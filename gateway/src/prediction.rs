@@ -21,6 +21,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderValue;
 use spillway_core::inference::InferResponse;
+use spillway_core::resilience::Step;
 use tokio::time::Instant;
 
 use crate::admission::Guest;
@@ -58,7 +59,13 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
     let (results, degradation) = (&shared.results, &shared.degradation);
     let question =
         Question { model: asked.model, request: asked.request, entities: asked.entities, class: guest.class };
+    // Who waits for another's call in vain may still be answered here.
+    let until = asked.until;
+    let asked = Asked { until: question.wait_until(until), ..asked };
     let cached = || {
+        if !asked.model.allows(Step::CachedPrediction) {
+            return None;
+        }
         let kept = results.last_cached(&asked)?;
         message::response(&kept, &asked.request.id, &shared.limits.of_answers()).ok()
     };
@@ -78,8 +85,8 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
         let (until, trace) = (Instant::from_std(until), asking.trace.clone());
         PodCall { shared, lane, entities: asked.entities, frame, until, trace }
     };
-    let answered = match degradation.turn(&asked.request.model, asked.model, asked.until) {
-        None => fetch(shared, exchange, guest, call(asked.until, frame)).await,
+    let answered = match degradation.turn(&asked.request.model, asked.model, until) {
+        None => fetch(shared, exchange, guest, call(until, frame)).await,
         Some(mut turn) => loop {
             let until = match turn.next(exchange, &question, cached) {
                 Next::Ask(until) => until,

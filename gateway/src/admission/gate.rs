@@ -206,7 +206,7 @@ impl PoolGate {
     pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> bool {
         let admitted = self.admit(guest, now);
         if admitted {
-            self.observe(Some(Duration::ZERO));
+            self.observe(Duration::ZERO);
         }
         admitted
     }
@@ -226,9 +226,9 @@ impl PoolGate {
         if share > 0.0 && largest > 0.0 { (share * largest / rate).min(1.0) } else { share }
     }
 
-    /// What became of one that was let in: it was served after a wait, or there was no place to wait.
-    fn observe(&self, wait: Option<Duration>) {
-        self.shed.lock().shedder.observe(wait.unwrap_or_default(), wait.is_some());
+    /// One that was let in is served, after such a wait.
+    fn observe(&self, wait: Duration) {
+        self.shed.lock().shedder.observe(wait, true);
     }
 }
 
@@ -239,27 +239,15 @@ pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: 
         Some(Some(presence)) => Some(presence),
         None => None,
     };
-    let asked = model.clock.now();
-    if !pool.admit(guest, asked) {
+    if !pool.admit(guest, model.clock.now()) {
         return Err(Why::Shed);
     }
-    let entering = async {
-        let slot = model.enter(guest, deadline).await?;
-        let latest = deadline.saturating_sub(model.expected());
-        Ok((slot, pool.places.enter(guest, latest).await?))
-    };
-    match entering.await {
-        Ok((model, pool_slot)) => {
-            pool.observe(Some(pool_slot.entered.saturating_sub(asked)));
-            Ok(Place { model, pool: pool_slot, _presence: presence })
-        }
-        Err(why) => {
-            if why == Why::Full {
-                pool.observe(None);
-            }
-            Err(why)
-        }
-    }
+    let slot = model.enter(guest, deadline).await?;
+    let latest = deadline.saturating_sub(model.expected());
+    let pool_slot = pool.places.enter(guest, latest).await?;
+    // Waits for the model's own bound, and its refusals, say nothing about the pool.
+    pool.observe(pool_slot.entered.saturating_sub(slot.entered));
+    Ok(Place { model: slot, pool: pool_slot, _presence: presence })
 }
 
 /// What [`enter`] would come to now: `enter`, `wait`, or the word of a [`Why`]; and the share of such requests that
@@ -303,7 +291,9 @@ impl Gate {
 
     /// What the model usually takes; zero until it is known.
     fn expected(&self) -> Duration {
-        self.inside.lock().expected
+        let inside = &mut *self.inside.lock();
+        inside.look(self.clock.now());
+        inside.expected
     }
 
     async fn enter(self: &Arc<Self>, guest: &Guest, deadline: Duration) -> Result<Slot, Why> {
@@ -331,6 +321,7 @@ impl Gate {
         let ticket = Ticket { tenant: guest.tenant, class: guest.class, deadline, now };
         let (wait, displaced) = {
             let inside = &mut *self.inside.lock();
+            inside.look(now);
             match inside.bulkhead.try_enter(ticket) {
                 Entry::Entered => return Ok(None),
                 Entry::Queued { id, displaced } => {
@@ -400,6 +391,12 @@ impl Inside {
     fn learn(&mut self, took: Duration, now: Duration) {
         let latencies = self.latencies.get_or_insert_with(|| Box::new(Latencies::new(Latencies::DEFAULT_WINDOW)));
         latencies.record(took, now);
+        self.look(now);
+    }
+
+    /// What was learned is forgotten with time, also where nobody is served.
+    fn look(&mut self, now: Duration) {
+        let Some(latencies) = &mut self.latencies else { return };
         let recent = latencies.recent(now);
         self.expected = if recent.samples < SAMPLES { Duration::ZERO } else { recent.p50 };
         self.bulkhead.set_expected(self.expected);

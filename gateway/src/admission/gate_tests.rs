@@ -104,6 +104,38 @@ async fn t53_who_cannot_be_served_in_time_is_told_in_time() {
 }
 
 #[tokio::test]
+async fn what_the_model_took_once_does_not_refuse_for_ever() {
+    let (gate, _) = gate(1, 9);
+    let now = gate.clock.now();
+    for turn in 0..200 {
+        gate.inside.lock().learn(Duration::from_millis(100), now + Duration::from_millis(turn));
+    }
+    let soon = now + Duration::from_millis(300);
+    let brief = Duration::from_millis(50);
+    assert_eq!(gate.ask(&guest(1, Class::Normal), soon + brief, soon).err(), Some(Why::TooShort));
+    let later = now + Duration::from_secs(60);
+    assert!(gate.ask(&guest(1, Class::Normal), later + brief, later).is_ok_and(|wait| wait.is_none()));
+    gate.leave(1, later, None);
+}
+
+#[tokio::test]
+async fn a_models_own_bound_says_nothing_of_its_pool() {
+    let (gate, pool) = gate(1, 1);
+    let pool = Arc::new(pool);
+    let first = enter(&gate, &pool, &guest(1, Class::Low), LONG).await.unwrap();
+    let second = waiter(&gate, &gate, &pool, guest(1, Class::Low), LONG).await;
+    for _ in 0..500 {
+        assert_eq!(enter(&gate, &pool, &guest(2, Class::Low), LONG).await.err(), Some(Why::Full));
+    }
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    drop(first);
+    drop(second.await.unwrap().unwrap());
+    for _ in 0..100 {
+        assert!(enter(&gate, &pool, &guest(2, Class::Low), LONG).await.is_ok(), "nothing is shed");
+    }
+}
+
+#[tokio::test]
 async fn a_tenants_own_bound_counts_all_that_it_has() {
     let (gate, pool) = gate(9, 9);
     let bound = TenantBound { present: Arc::default(), most: 2 };
@@ -202,7 +234,7 @@ fn a_pool_with_too_much_to_do_sheds_the_least_important() {
         let class = if turn % 5 == 0 { Class::Critical } else { Class::Low };
         let now = began + Duration::from_micros(500) * turn as u32;
         while let Some((_, wait)) = waiting.pop_front_if(|(starts, _)| *starts <= now) {
-            pool.observe(Some(wait));
+            pool.observe(wait);
         }
         if pool.admit(&guest(1, class), now) {
             waiting.push_back((free_at.max(now), free_at.saturating_sub(now)));

@@ -2,6 +2,8 @@
 //!
 //! The rule: the better one that the model allows and that there is; each says what it is.
 
+use std::time::Instant;
+
 use http::HeaderValue;
 use spillway_core::inference::fixed::fixed_answer;
 use spillway_core::inference::{Entities, InferRequest, InferResponse, Parameter};
@@ -9,6 +11,7 @@ use spillway_core::limit::Class;
 use spillway_core::resilience::Step;
 use spillway_core::resource::Model;
 
+use super::reserve;
 use crate::exchange::{Exchange, Making};
 
 /// A request that has passed its checks.
@@ -23,6 +26,11 @@ impl Question<'_> {
     /// Whether there may be an answer without a pod.
     pub fn may_be_answered_here(&self) -> bool {
         self.model.allows(Step::CachedPrediction) || self.has_static_answer()
+    }
+
+    /// Until when another's answer is waited for: some time is left for an answer from here.
+    pub fn wait_until(&self, until: Instant) -> Instant {
+        if self.may_be_answered_here() { until - 2 * reserve(until) } else { until }
     }
 
     pub fn has_static_answer(&self) -> bool {

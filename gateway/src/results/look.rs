@@ -122,7 +122,10 @@ impl Results {
 
     /// The last answer to this request, however stale, for when there is no other.
     pub fn last_cached(&self, asked: &Asked<'_>) -> Option<Kept> {
-        asked.model.traffic.cache.as_ref().filter(|_| !asked.wish.no_cache)?;
+        asked.model.traffic.cache.as_ref()?;
+        if asked.wish.no_cache || asked.wish.max_age.is_some() || is_large(asked.request) {
+            return None;
+        }
         let entry = self.memory.peek(&self.key(asked).ok()?)?;
         let now = self.now();
         let stands =
