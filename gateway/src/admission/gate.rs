@@ -11,6 +11,7 @@
 //!                    waits --displaced, too late, dropped--> gone
 //! ```
 //!
+//! Model and pool each shed for themselves: one model that has too much to do costs its pool's others nothing.
 //! A model has as many places as its policy says. The pool that serves it has as many as its pods take at a
 //! time, for all its models together; who waits for one of those keeps its model's place.
 //!
@@ -77,19 +78,17 @@ impl From<Refusal> for Why {
 
 /// The pods of one pool as they are seen here: what goes to all of them.
 pub struct PoolGate {
-    shed: Mutex<Shed>,
     places: Arc<Gate>,
 }
 
-struct Shed {
-    shedder: Shedder,
-    shares: Shares,
-}
+/// Who is let in to wait for a place at all.
+struct Shed(Mutex<(Shedder, Shares)>);
 
 /// The places of one model, or of one pool.
 pub struct Gate {
     clock: Clock,
     metrics: Arc<GateMetrics>,
+    shed: Shed,
     inside: Mutex<Inside>,
 }
 
@@ -115,12 +114,14 @@ enum Verdict {
 }
 
 /// A gate as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GateState {
     pub in_flight: u32,
     pub waiting: usize,
     pub settings: BulkheadSettings,
     pub expected: Duration,
+    /// Classes that are let in to wait, from critical down: 4 are all.
+    pub lets_in: f64,
 }
 
 /// Who asks.
@@ -181,9 +182,7 @@ impl Place {
 impl PoolGate {
     /// With room for all, while nobody has said how many its pods take.
     pub fn new(clock: Clock, metrics: Arc<GateMetrics>) -> Self {
-        let shed = Shed { shedder: Shedder::new(ShedSettings::default()), shares: Shares::default() };
-        let places = Arc::new(Gate::new(clock, metrics, room_for(u32::MAX)));
-        Self { shed: Mutex::new(shed), places }
+        Self { places: Arc::new(Gate::new(clock, metrics, room_for(u32::MAX))) }
     }
 
     /// Takes what its pods take at a time.
@@ -195,26 +194,37 @@ impl PoolGate {
         self.places.state()
     }
 
+    /// Lets in one that takes no place, such as a request of a stream.
+    pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> bool {
+        let admitted = self.places.shed.admit(guest, now);
+        if admitted {
+            self.places.shed.observe(Some(Duration::ZERO));
+        }
+        admitted
+    }
+}
+
+impl Shed {
+    fn new() -> Self {
+        Self(Mutex::new((Shedder::new(ShedSettings::default()), Shares::default())))
+    }
+
     fn admit(&self, guest: &Guest, now: Duration) -> bool {
         let random = rand::random();
-        let Shed { shedder, shares } = &mut *self.shed.lock();
+        let (shedder, shares) = &mut *self.0.lock();
         let place = shares.place(guest.tenant, guest.class, random, now);
         shedder.admit(guest.class, place, now)
     }
 
-    /// Lets in one that takes no place, such as a request of a stream.
-    pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> bool {
-        let admitted = self.admit(guest, now);
-        if admitted {
-            self.observe(Duration::ZERO);
-        }
-        admitted
+    /// What became of one that was let in: it has its place after such a wait, or there was none to wait.
+    fn observe(&self, wait: Option<Duration>) {
+        self.0.lock().0.observe(wait.unwrap_or_default(), wait.is_some());
     }
 
     /// Classes that are let in, from critical down: 4 are all.
-    pub fn lets_in(&self, now: Duration) -> f64 {
+    fn lets_in(&self, now: Duration) -> f64 {
         // It moves when it is asked.
-        let mut shedder = self.shed.lock().shedder.clone();
+        let mut shedder = self.0.lock().0.clone();
         shedder.tick(now);
         shedder.level() * Class::ALL.len() as f64 / STEPS as f64
     }
@@ -222,13 +232,8 @@ impl PoolGate {
     /// The share of a guest's requests that are let in: as in [`spillway_core::resilience::share`], min(1, p x R / r).
     fn lets_in_of(&self, guest: &Guest, now: Duration) -> f64 {
         let share = (self.lets_in(now) - guest.class as usize as f64).clamp(0.0, 1.0);
-        let (rate, largest) = self.shed.lock().shares.rates(guest.tenant, guest.class);
+        let (rate, largest) = self.0.lock().1.rates(guest.tenant, guest.class);
         if share > 0.0 && largest > 0.0 { (share * largest / rate).min(1.0) } else { share }
-    }
-
-    /// One that was let in is served, after such a wait.
-    fn observe(&self, wait: Duration) {
-        self.shed.lock().shedder.observe(wait, true);
     }
 }
 
@@ -239,21 +244,20 @@ pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: 
         Some(Some(presence)) => Some(presence),
         None => None,
     };
-    if !pool.admit(guest, model.clock.now()) {
+    let (pool, now) = (&pool.places, model.clock.now());
+    if !pool.shed.admit(guest, now) || !model.shed.admit(guest, now) {
         return Err(Why::Shed);
     }
     let slot = model.enter(guest, deadline).await?;
     let latest = deadline.saturating_sub(model.expected());
-    let pool_slot = pool.places.enter(guest, latest).await?;
-    // Waits for the model's own bound, and its refusals, say nothing about the pool.
-    pool.observe(pool_slot.entered.saturating_sub(slot.entered));
-    Ok(Place { model: slot, pool: pool_slot, _presence: presence })
+    Ok(Place { model: slot, pool: pool.enter(guest, latest).await?, _presence: presence })
 }
 
 /// What [`enter`] would come to now: `enter`, `wait`, or the word of a [`Why`]; and the share of such requests that
 /// are not shed, 0 to 1. Changes nothing.
 pub fn would_enter(model: &Gate, pool: &PoolGate, guest: &Guest, deadline: Duration) -> (&'static str, f64) {
-    let let_in = pool.lets_in_of(guest, model.clock.now());
+    let now = model.clock.now();
+    let let_in = pool.places.shed.lets_in_of(guest, now).min(model.shed.lets_in_of(guest, now));
     if guest.bound.as_ref().is_some_and(TenantBound::is_reached) {
         return (Why::TenantFull.word(), let_in);
     }
@@ -276,7 +280,7 @@ impl Gate {
     pub fn new(clock: Clock, metrics: Arc<GateMetrics>, settings: BulkheadSettings) -> Self {
         let bulkhead = Bulkhead::new(settings);
         let inside = Inside { bulkhead, waiting: HashMap::new(), latencies: None, expected: Duration::ZERO };
-        Self { clock, metrics, inside: Mutex::new(inside) }
+        Self { clock, metrics, shed: Shed::new(), inside: Mutex::new(inside) }
     }
 
     /// Takes other bounds.
@@ -298,17 +302,25 @@ impl Gate {
 
     async fn enter(self: &Arc<Self>, guest: &Guest, deadline: Duration) -> Result<Slot, Why> {
         let asked = self.clock.now();
-        let entered = match self.ask(guest, deadline, asked)? {
-            None => asked,
-            Some(wait) => wait.end().await.map(|()| self.clock.now())?,
+        let waited = match self.ask(guest, deadline, asked) {
+            Ok(None) => Ok(asked),
+            Ok(Some(wait)) => wait.end().await.map(|()| self.clock.now()),
+            Err(why) => Err(why),
         };
-        Ok(Slot { gate: self.clone(), tenant: guest.tenant, entered, took: None })
+        match waited {
+            Ok(entered) => self.shed.observe(Some(entered.saturating_sub(asked))),
+            Err(Why::Full) => self.shed.observe(None),
+            // It says nothing about the places.
+            Err(_) => {}
+        }
+        Ok(Slot { gate: self.clone(), tenant: guest.tenant, entered: waited?, took: None })
     }
 
     pub fn state(&self) -> GateState {
+        let lets_in = self.shed.lets_in(self.clock.now());
         let Inside { bulkhead, expected, .. } = &*self.inside.lock();
         let (in_flight, waiting, settings) = (bulkhead.in_flight(), bulkhead.waiting(), bulkhead.settings().clone());
-        GateState { in_flight, waiting, settings, expected: *expected }
+        GateState { in_flight, waiting, settings, expected: *expected, lets_in }
     }
 
     fn would_enter(&self, guest: &Guest, deadline: Duration) -> Entry {

@@ -91,6 +91,8 @@ pub struct GateView {
     pub most_waiting: u32,
     /// What the model usually takes; 0 until it is known.
     pub usual_us: u64,
+    /// Classes that are not shed for the model's own bound, as in [`PoolGateView`].
+    pub lets_in: f64,
 }
 
 /// What all models of a pool share.
@@ -161,7 +163,7 @@ impl Admission {
         doors.truncate(MODELS);
         let mut pools = BTreeMap::new();
         for (_, doors) in &doors {
-            pools.entry(doors.pool.to_string()).or_insert_with(|| doors.pool_view(now));
+            pools.entry(doors.pool.to_string()).or_insert_with(|| doors.pool_view());
         }
         View {
             tenants: accounts
@@ -190,7 +192,7 @@ impl Admission {
         let deadline = now.saturating_add(until.saturating_duration_since(Instant::now()));
         let gate = rules.models.get(ask.name).map(|doors| {
             let (would, let_in) = would_enter(&doors.gate, &doors.pool_gate, &guest, deadline);
-            WouldEnter { would, let_in, model: doors.view(), of_pool: doors.pool_view(now) }
+            WouldEnter { would, let_in, model: doors.view(), of_pool: doors.pool_view() }
         });
         WouldAdmit { class: guest.class.name(), limits, gate }
     }
@@ -208,7 +210,7 @@ impl Account {
 
 impl Doors {
     fn view(&self) -> GateView {
-        let GateState { in_flight, waiting, settings, expected } = self.gate.state();
+        let GateState { in_flight, waiting, settings, expected, lets_in } = self.gate.state();
         GateView {
             pool: self.pool.to_string(),
             in_flight,
@@ -216,13 +218,14 @@ impl Doors {
             waiting,
             most_waiting: settings.queue,
             usual_us: u64::try_from(expected.as_micros()).unwrap_or(u64::MAX),
+            lets_in,
         }
     }
 
-    fn pool_view(&self, now: Duration) -> PoolGateView {
-        let GateState { in_flight, waiting, settings, .. } = self.pool_gate.state();
+    fn pool_view(&self) -> PoolGateView {
+        let GateState { in_flight, waiting, settings, lets_in, .. } = self.pool_gate.state();
         let room = Some(settings.in_flight).filter(|room| *room < u32::MAX);
-        PoolGateView { in_flight, room, waiting, lets_in: self.pool_gate.lets_in(now) }
+        PoolGateView { in_flight, room, waiting, lets_in }
     }
 }
 
