@@ -96,8 +96,9 @@ struct Inside {
     bulkhead: Bulkhead,
     waiting: HashMap<u64, Waiter>,
     latencies: Option<Box<Latencies>>,
-    /// What the model usually takes; zero until it is known.
+    /// What the model usually takes, and what it seldom takes longer than; zero until they are known.
     expected: Duration,
+    seldom: Duration,
 }
 
 struct Waiter {
@@ -249,14 +250,15 @@ pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: 
     if !pool.shed.admit(guest, now) || !model.shed.admit(guest, now) {
         return Err(Why::Shed);
     }
-    let slot = model.enter(guest, deadline).await.inspect_err(|why| {
+    let slot = model.enter(guest, deadline, Duration::ZERO).await.inspect_err(|why| {
         let full = if pool.is_waited_for() { pool } else { model };
         if *why == Why::Full {
             full.shed.observe(None);
         }
     })?;
-    let latest = deadline.saturating_sub(model.expected());
-    let of_pool = pool.enter(guest, latest).await?;
+    let (expected, seldom) = model.expected();
+    let latest = deadline.saturating_sub(expected);
+    let of_pool = pool.enter(guest, latest, seldom.saturating_sub(expected)).await?;
     // Who waits for the pool keeps a place of the model: then the wait for that was for the pool, too.
     let (for_model, for_pool) = match of_pool.waited {
         Duration::ZERO => (slot.waited, Duration::ZERO),
@@ -279,7 +281,7 @@ pub fn would_enter(model: &Gate, pool: &PoolGate, guest: &Guest, deadline: Durat
         return (Why::Shed.word(), let_in);
     }
     let entry = match model.would_enter(guest, deadline) {
-        Entry::Entered => pool.places.would_enter(guest, deadline.saturating_sub(model.expected())),
+        Entry::Entered => pool.places.would_enter(guest, deadline.saturating_sub(model.expected().0)),
         other => other,
     };
     let would = match entry {
@@ -293,7 +295,13 @@ pub fn would_enter(model: &Gate, pool: &PoolGate, guest: &Guest, deadline: Durat
 impl Gate {
     pub fn new(clock: Clock, metrics: Arc<GateMetrics>, settings: BulkheadSettings) -> Self {
         let bulkhead = Bulkhead::new(settings);
-        let inside = Inside { bulkhead, waiting: HashMap::new(), latencies: None, expected: Duration::ZERO };
+        let inside = Inside {
+            bulkhead,
+            waiting: HashMap::new(),
+            latencies: None,
+            expected: Duration::ZERO,
+            seldom: Duration::ZERO,
+        };
         Self { clock, metrics, shed: Shed::new(), inside: Mutex::new(inside) }
     }
 
@@ -311,16 +319,18 @@ impl Gate {
         self.inside.lock().bulkhead.waiting() > 0
     }
 
-    /// What the model usually takes; zero until it is known.
-    fn expected(&self) -> Duration {
+    /// What the model usually takes, and what it seldom takes longer than; zero until they are known.
+    fn expected(&self) -> (Duration, Duration) {
         let inside = &mut *self.inside.lock();
         inside.look(self.clock.now());
-        inside.expected
+        (inside.expected, inside.seldom)
     }
 
-    async fn enter(self: &Arc<Self>, guest: &Guest, deadline: Duration) -> Result<Slot, Why> {
+    /// Who has to wait leaves as much as the model seldom takes longer than, and `more`, so that what is served is
+    /// served in time.
+    async fn enter(self: &Arc<Self>, guest: &Guest, deadline: Duration, more: Duration) -> Result<Slot, Why> {
         let asked = self.clock.now();
-        let entered = match self.ask(guest, deadline, asked)? {
+        let entered = match self.ask(guest, deadline, more, asked)? {
             None => asked,
             Some(wait) => wait.end().await.map(|()| self.clock.now())?,
         };
@@ -341,7 +351,13 @@ impl Gate {
     }
 
     /// Asks for a place; `None`: it is taken.
-    fn ask(self: &Arc<Self>, guest: &Guest, deadline: Duration, now: Duration) -> Result<Option<Wait>, Why> {
+    fn ask(
+        self: &Arc<Self>,
+        guest: &Guest,
+        deadline: Duration,
+        more: Duration,
+        now: Duration,
+    ) -> Result<Option<Wait>, Why> {
         let ticket = Ticket { tenant: guest.tenant, class: guest.class, deadline, now };
         let (wait, displaced) = {
             let inside = &mut *self.inside.lock();
@@ -352,7 +368,7 @@ impl Gate {
                     let (turn, verdict) = oneshot::channel();
                     inside.waiting.insert(id, Waiter { tenant: guest.tenant, turn });
                     let displaced = displaced.and_then(|id| inside.waiting.remove(&id));
-                    let until = deadline.saturating_sub(inside.expected);
+                    let until = deadline.saturating_sub(inside.seldom + more);
                     let wait =
                         Wait { gate: self.clone(), id, tenant: guest.tenant, since: now, until, verdict, ended: false };
                     (wait, displaced)
@@ -422,7 +438,8 @@ impl Inside {
     fn look(&mut self, now: Duration) {
         let Some(latencies) = &mut self.latencies else { return };
         let recent = latencies.recent(now);
-        self.expected = if recent.samples < SAMPLES { Duration::ZERO } else { recent.p50 };
+        let known = recent.samples >= SAMPLES;
+        (self.expected, self.seldom) = if known { (recent.p50, recent.p95) } else { Default::default() };
         self.bulkhead.set_expected(self.expected);
     }
 }
