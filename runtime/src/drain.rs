@@ -38,7 +38,7 @@ pub struct Drain {
 /// Work that draining waits for. It counts until dropped.
 #[derive(Debug)]
 #[must_use = "the work counts as done when this is dropped"]
-pub struct Work(#[allow(dead_code)] TaskTrackerToken);
+pub struct Work(#[expect(dead_code, reason = "it is held to be dropped")] TaskTrackerToken);
 
 impl Drain {
     /// `timeout`: how long draining may take at most.

@@ -1,5 +1,5 @@
 //! An admin port that gives prepared answers.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

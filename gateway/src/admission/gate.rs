@@ -2,7 +2,7 @@
 //!
 //! The rule: every place that is given comes back, whether its holder is served, fails, or goes away while
 //! it waits; and who waits is woken, or finds by itself that its time is over. Decisions are core's
-//! ([`Shedder`], [`Shares`], [`Bulkhead`]); here they are shared by threads and waited for.
+//! ([`Bulkhead`], and those of [`super::shed`]); here they are shared by threads and waited for.
 //!
 //! ```text
 //! asks --tenant at its bound, shed-->  refused
@@ -24,13 +24,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use spillway_core::limit::Class;
-use spillway_core::resilience::{
-    Answer, Bulkhead, BulkheadSettings, Entry, Latencies, Refusal, Shares, ShedSettings, Shedder, Ticket, Turn,
-    shed::STEPS,
-};
+use spillway_core::resilience::{Answer, Bulkhead, BulkheadSettings, Entry, Latencies, Refusal, Ticket, Turn};
 use tokio::sync::oneshot;
 
 use super::metrics::GateMetrics;
+use super::shed::Shed;
 use crate::clock::Clock;
 
 /// Times of served requests before their median counts as what the model usually takes.
@@ -80,9 +78,6 @@ impl From<Refusal> for Why {
 pub struct PoolGate {
     places: Arc<Gate>,
 }
-
-/// Who is let in to wait for a place at all.
-struct Shed(Mutex<(Shedder, Shares)>);
 
 /// The places of one model, or of one pool.
 pub struct Gate {
@@ -203,39 +198,6 @@ impl PoolGate {
             self.places.shed.observe(Some(Duration::ZERO));
         }
         admitted
-    }
-}
-
-impl Shed {
-    fn new() -> Self {
-        Self(Mutex::new((Shedder::new(ShedSettings::default()), Shares::default())))
-    }
-
-    fn admit(&self, guest: &Guest, now: Duration) -> bool {
-        let random = rand::random();
-        let (shedder, shares) = &mut *self.0.lock();
-        let place = shares.place(guest.tenant, guest.class, random, now);
-        shedder.admit(guest.class, place, now)
-    }
-
-    /// What became of one that was let in: it has its place after such a wait, or there was none to wait.
-    fn observe(&self, wait: Option<Duration>) {
-        self.0.lock().0.observe(wait.unwrap_or_default(), wait.is_some());
-    }
-
-    /// Classes that are let in, from critical down: 4 are all.
-    fn lets_in(&self, now: Duration) -> f64 {
-        // It moves when it is asked.
-        let mut shedder = self.0.lock().0.clone();
-        shedder.tick(now);
-        shedder.level() * Class::ALL.len() as f64 / STEPS as f64
-    }
-
-    /// The share of a guest's requests that are let in: as in [`spillway_core::resilience::share`], min(1, p x R / r).
-    fn lets_in_of(&self, guest: &Guest, now: Duration) -> f64 {
-        let share = (self.lets_in(now) - guest.class as usize as f64).clamp(0.0, 1.0);
-        let (rate, largest) = self.0.lock().1.rates(guest.tenant, guest.class);
-        if share > 0.0 && largest > 0.0 { (share * largest / rate).min(1.0) } else { share }
     }
 }
 

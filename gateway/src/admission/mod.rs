@@ -6,7 +6,7 @@
 //! * [`class`]: how important a request is, and what it costs.
 //! * [`limits`], [`limit`], [`entities`]: the token buckets of a tenant.
 //! * [`quota`], [`lease`]: rates that the gateways of a region share.
-//! * [`gate`]: the places of a model, and who waits for one.
+//! * [`shed`]: who is let in to wait. [`gate`]: the places of a model and of its pool, and who waits for one.
 //! * [`view`]: what operators see of all this.
 
 mod class;
@@ -17,6 +17,7 @@ mod limit;
 mod limits;
 mod metrics;
 mod quota;
+mod shed;
 pub mod view;
 
 use std::collections::HashMap;

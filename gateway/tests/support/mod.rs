@@ -1,5 +1,5 @@
 //! A gateway of real sockets and TLS, and a stand-in for the sidecar behind it.
-#![allow(dead_code, unused_imports)]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 
 mod client;
 mod dns;

@@ -1,5 +1,5 @@
 //! What the feature tests share: one region's resources, real servers, a slow link, and waiting.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub mod redis;
 mod servers;

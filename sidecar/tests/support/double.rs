@@ -1,5 +1,5 @@
 //! A model server that answers as it is told: right, wrongly, late or never.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

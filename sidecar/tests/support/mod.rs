@@ -1,5 +1,5 @@
 //! What the tests of this crate share: the resources of one region with the phishing model, and its expected scores.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub mod double;
 pub mod pod;

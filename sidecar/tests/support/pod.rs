@@ -1,5 +1,5 @@
 //! One sidecar in this process, over real mutual TLS, and gateways that call it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
