@@ -159,7 +159,8 @@ async fn answer(
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
     let (snapshot, tenant) = (&*asking.fleet.snapshot, &asking.principal.tenant);
     let wish = results::wish(snapshot, tenant, model, &session.req_header().headers);
-    let asked = results::Asked { snapshot, tenant, model, request, entities: &entities, wish, until };
+    let asked =
+        results::Asked { snapshot, tenant, model, request, entities: &entities, wish, class: guest.class, until };
     let lane = asking.fleet.lane(&request.model).ok_or(Refusal::NoPod)?;
     let ready = Ready { asking, lane, guest: &guest, asked, frame };
     let answered = tokio::select! {

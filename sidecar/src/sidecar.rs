@@ -266,7 +266,10 @@ type Config = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 fn config(settings: &SidecarSettings, snapshots: &Arc<Subscription>, inference: &Arc<Inference>) -> Config {
     let (settings, snapshots, inference) = (settings.clone(), Arc::clone(snapshots), Arc::clone(inference));
     let states = |models: &Models| -> serde_json::Map<String, serde_json::Value> {
-        let state = |(name, ready): (Name, bool)| (name.to_string(), serde_json::json!({"ready": ready}));
+        let state = |(name, ready): (Name, bool)| {
+            let versions: Vec<_> = models.versions(name.as_str()).iter().map(Name::to_string).collect();
+            (name.to_string(), serde_json::json!({"ready": ready, "versions": versions}))
+        };
         models.states().into_iter().map(state).collect()
     };
     Arc::new(move || {

@@ -171,7 +171,8 @@ impl Valid<'_> {
         let admitted = self.admission(until, told);
         let snapshot = &*fleet.snapshot;
         let wish = results::wish(snapshot, &principal.tenant, model, headers);
-        let asked = Asked { snapshot, tenant: &principal.tenant, model, request, entities: self.entities, wish, until };
+        let (tenant, class) = (&principal.tenant, admitted.class);
+        let asked = Asked { snapshot, tenant, model, request, entities: self.entities, wish, class, until };
         let would = shared.results.would_find(&asked);
         let (finds, waits) = (would.finds, would.waits);
         told.cache = Some(self.cache(would, headers));

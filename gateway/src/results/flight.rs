@@ -23,6 +23,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use spillway_core::cache::coherence::Tick;
 use spillway_core::cache::key::Key;
+use spillway_core::limit::Class;
 use tokio::sync::oneshot;
 use tonic::Code;
 
@@ -48,6 +49,8 @@ pub struct Began {
     pub number: Option<u64>,
     /// The last purge.
     pub mark: u64,
+    /// Whose turn it takes at the gate.
+    pub class: Class,
 }
 
 /// What a call must have known for its answer to be given to a request.
@@ -56,6 +59,8 @@ pub struct Needed {
     pub tick: Option<Tick>,
     /// When it must have begun; where no channel tells of changes.
     pub since: Duration,
+    /// The class that it must at least have: who comes before others does not wait behind them.
+    pub class: Class,
 }
 
 /// What one who waited is told.
@@ -98,8 +103,8 @@ struct State {
 /// How a request came into a flight.
 pub enum Joined {
     Waits(oneshot::Receiver<Turn>),
-    /// Its call began too early for this request.
-    TooOld,
+    /// Its call began too early for this request, or is of a lesser class.
+    Unfit,
     /// Too many wait already.
     Full,
 }
@@ -114,9 +119,9 @@ impl Flight {
     /// To be called under the lock of the flights' shard.
     pub fn join(&self, needed: Needed, is_purged: impl FnOnce(&About, u64) -> bool) -> Joined {
         let mut state = self.state.lock();
-        let Began { at, tick, mark, .. } = state.began;
-        if tick < needed.tick || at < needed.since || is_purged(&self.about, mark) {
-            return Joined::TooOld;
+        let Began { at, tick, mark, class, .. } = state.began;
+        if needed.class < class || tick < needed.tick || at < needed.since || is_purged(&self.about, mark) {
+            return Joined::Unfit;
         }
         if state.waiting.len() >= state.tidy_at {
             state.waiting.retain(|waiting| !waiting.turn.is_closed());

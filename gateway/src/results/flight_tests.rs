@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use spillway_core::cache::key::Key;
+use spillway_core::limit::Class;
 use spillway_runtime::telemetry::Metrics as Registry;
 use tonic::Code;
 
-use super::flight::{Began, Needed};
+use super::flight::{Began, Needed, Turn};
 use super::memory::{Entered, Entering, Memory};
 use super::metrics::Metrics;
 use super::tests::{Ask, MISS, World, ask, entry, key, said};
@@ -26,7 +27,7 @@ async fn t02_a_collision_does_not_share_a_call_either() {
         memory.enter(Entering {
             key,
             about: &entry("-", Bytes::new()).about,
-            began: Began { at: Duration::ZERO, tick: None, number: None, mark: 0 },
+            began: Began { at: Duration::ZERO, tick: None, number: None, mark: 0, class: Class::Normal },
             needed: Needed::default(),
             waits: true,
             is_fresh: &|_| true,
@@ -36,6 +37,30 @@ async fn t02_a_collision_does_not_share_a_call_either() {
     let Some(Entered::Leads(first)) = enter(&one) else { panic!("nobody calls") };
     let Some(Entered::Leads(second)) = enter(&other) else { panic!("another key") };
     drop((first, second));
+    assert_eq!(memory.flights(), 0);
+}
+
+#[tokio::test]
+async fn who_comes_before_others_does_not_wait_behind_them() {
+    let memory = Arc::new(Memory::new(1 << 20, Arc::new(Metrics::new(&Registry::new("test")))));
+    let enter = |class| {
+        memory.enter(Entering {
+            key: &key("one"),
+            about: &entry("-", Bytes::new()).about,
+            began: Began { at: Duration::ZERO, tick: None, number: None, mark: 0, class },
+            needed: Needed { class, ..Needed::default() },
+            waits: true,
+            is_fresh: &|_| true,
+            is_purged: &|_, _| false,
+        })
+    };
+    let Some(Entered::Leads(low)) = enter(Class::Low) else { panic!("nobody calls") };
+    let Some(Entered::Waits(waiter)) = enter(Class::Low) else { panic!("an equal waits") };
+    let Some(Entered::Leads(critical)) = enter(Class::Critical) else { panic!("it calls by itself") };
+    let Some(Entered::Waits(_)) = enter(Class::Normal) else { panic!("it may wait for one of a higher class") };
+    drop(low);
+    assert!(matches!(waiter.await, Ok(Turn::Lead(_))), "who waited for the first is not forgotten");
+    drop(critical);
     assert_eq!(memory.flights(), 0);
 }
 

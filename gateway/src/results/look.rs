@@ -28,6 +28,7 @@ use spillway_core::cache::guard::{Decision, Observation};
 use spillway_core::cache::key::{Dependencies, Identity, Key, Uncacheable};
 use spillway_core::cache::status::{Bypass, Forwarded, Status, Tier};
 use spillway_core::inference::{Entities, InferRequest};
+use spillway_core::limit::Class;
 use spillway_core::resource::Model;
 use spillway_core::routing::key_hash;
 use spillway_core::snapshot::Snapshot;
@@ -39,6 +40,7 @@ use super::entry::{About, Entry, Kept};
 use super::memory::Entered;
 use super::models::{Judged, sample};
 use super::permit::{Pending, Permit};
+use super::refresh::CLASS;
 use crate::errors::Refusal;
 
 /// Bytes of inputs beyond which a request is not looked up: hashing them would keep a thread for longer than
@@ -55,6 +57,7 @@ pub struct Asked<'a> {
     pub request: &'a InferRequest,
     pub entities: &'a Entities,
     pub wish: Wish,
+    pub class: Class,
     pub until: Instant,
 }
 
@@ -200,7 +203,8 @@ impl Results {
             about: Arc::new(about),
             dependencies,
             truth,
-            began: self.begin(truth),
+            class: asked.class,
+            began: self.begin(truth, asked.class),
             version: version.clone(),
             lifetimes: lifetimes.clone(),
             wish: asked.wish,
@@ -226,6 +230,7 @@ impl Results {
         pending.judged.observe(now, Observation::Hit { cost: pending.spent });
         said.age = Some(kept.age);
         said.status = Some(Status::Hit { tier: Tier::L1, ttl: kept.entry.times.ttl(now) });
+        pending.class = CLASS;
         let refresh = match self.enter(&pending, false) {
             Some(Entered::Leads(lead)) => {
                 pending.lead = Some(lead);

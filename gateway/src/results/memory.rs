@@ -79,7 +79,7 @@ impl Memory {
         if let Some(entry) = shard.store.peek(&key.hash).filter(|entry| entry.key.is(key) && is_fresh(entry)) {
             return Some(Entered::Found(entry.clone()));
         }
-        // One hash for two keys, and a call that is too old: the newer one takes the place.
+        // One hash for two keys, and a call that does not fit: the newer one takes the place.
         if let Some(flight) = shard.flights.get(&key.hash).filter(|flight| flight.key.is(key)) {
             if !waits {
                 return None;
@@ -87,7 +87,7 @@ impl Memory {
             match flight.join(needed, is_purged) {
                 Joined::Waits(turn) => return Some(Entered::Waits(turn)),
                 Joined::Full => return Some(Entered::Crowded),
-                Joined::TooOld => {}
+                Joined::Unfit => {}
             }
         }
         let flight = Arc::new(Flight::new(key.clone(), about.clone(), began));

@@ -13,6 +13,7 @@ use spillway_core::cache::freshness::{Answer, End, Lifetimes, Times, may_store};
 use spillway_core::cache::guard::Observation;
 use spillway_core::cache::key::{Dependencies, Key};
 use spillway_core::cache::status::{Forwarded, Status};
+use spillway_core::limit::Class;
 use spillway_core::units::Name;
 
 use super::Results;
@@ -34,6 +35,7 @@ pub struct Pending {
     pub about: Arc<About>,
     pub dependencies: Dependencies,
     pub truth: Truth,
+    pub class: Class,
     pub began: Began,
     pub version: Name,
     pub lifetimes: Lifetimes,

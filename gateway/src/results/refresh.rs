@@ -21,6 +21,9 @@ use crate::pods::lane::Lane;
 use crate::prediction::fetch;
 use crate::request::body::FRAME_HEADER;
 
+/// Nobody waits for a refresh: it is the first to go.
+pub const CLASS: Class = Class::Low;
+
 /// Fetches the next answer for a request that was given a stale one.
 pub fn start(
     exchange: &Exchange,
@@ -48,8 +51,7 @@ pub fn start(
         own.refuse(&refusal);
         return metrics.refreshed("memory");
     }
-    // Nobody waits for it: it is the first to go.
-    let guest = Guest { class: Class::Low, ..guest.clone() };
+    let guest = Guest { class: CLASS, ..guest.clone() };
     let (lane, entities, trace) = (lane.clone(), entities.clone(), asking.trace.clone());
     tokio::spawn(async move {
         let _place = place;

@@ -11,6 +11,7 @@ use spillway_core::cache::freshness::Times;
 use spillway_core::cache::key::Key;
 use spillway_core::feature::RowKey;
 use spillway_core::inference::{Datatype, Entities, InferRequest, Limits, Parameter, Parameters, Tensor, entities};
+use spillway_core::limit::Class;
 use spillway_core::resource::{self, Scope};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::{ByteSize, Name};
@@ -220,6 +221,7 @@ impl World {
             request: &request,
             entities: &entities,
             wish: wish(&self.snapshot, &name(ask.tenant), found, &headers),
+            class: Class::Normal,
             until: Instant::now() + ask.patience,
         };
         let text = |kept: &Kept| ModelInferResponse::decode(kept.entry.message.clone()).unwrap().model_name;
@@ -261,6 +263,7 @@ impl World {
             request: &request,
             entities: &entities,
             wish: Default::default(),
+            class: Class::Normal,
             until: Instant::now(),
         };
         self.results.key(&asked).unwrap()
@@ -435,6 +438,7 @@ async fn requests_of_sequences_are_left_alone() {
         request: &request,
         entities: &entities,
         wish: Default::default(),
+        class: Class::Normal,
         until: Instant::now(),
     };
     let mut said = Said::default();
@@ -477,6 +481,7 @@ async fn what_a_request_would_find_is_told_and_changes_nothing() {
             request: &request,
             entities: &entities,
             wish: Default::default(),
+            class: Class::Normal,
             until: Instant::now(),
         };
         let last = world.results.last_cached(&asked).map(|kept| kept.entry.made.clone());

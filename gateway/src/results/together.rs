@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use spillway_core::cache::freshness::{Times, Verdict};
 use spillway_core::cache::guard::Observation;
 use spillway_core::cache::status::{Status, Tier};
+use spillway_core::limit::Class;
 use spillway_runtime::oip;
 use tokio::time::timeout_at;
 
@@ -162,7 +163,7 @@ impl Results {
 
     /// The model is asked, from this moment on.
     pub(super) fn ask(&self, mut pending: Pending) -> Look {
-        pending.began = self.begin(pending.truth);
+        pending.began = self.begin(pending.truth, pending.class);
         if let Some(lead) = &pending.lead {
             lead.begin(pending.began);
         }
@@ -177,19 +178,19 @@ impl Results {
         kept.map(|kept| Look::Kept(kept, None)).ok_or(refusal)
     }
 
-    pub(super) fn begin(&self, truth: Truth) -> Began {
+    pub(super) fn begin(&self, truth: Truth, class: Class) -> Began {
         let (at, mark) = (self.now(), self.purges.mark());
         let coherence = (truth == Truth::Numbered).then(|| self.changes.coherence.lock());
         let (tick, number) = coherence.map_or((None, None), |coherence| (Some(coherence.began()), coherence.number()));
-        Began { at, tick, number, mark }
+        Began { at, tick, number, mark, class }
     }
 
     pub(super) fn enter(&self, pending: &Pending, waits: bool) -> Option<Entered> {
         let now = self.now();
         let mark = self.purges.mark();
         let coherence = (pending.truth == Truth::Numbered).then(|| self.changes.coherence.lock());
-        let mut began = Began { at: now, tick: None, number: None, mark };
-        let mut needed = Needed::default();
+        let mut began = Began { at: now, tick: None, number: None, mark, class: pending.class };
+        let mut needed = Needed { class: pending.class, ..Needed::default() };
         if let Some(coherence) = &coherence {
             (began.tick, began.number) = (Some(coherence.began()), coherence.number());
             needed.tick = Some(coherence.needed(&pending.dependencies.rows));

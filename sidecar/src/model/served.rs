@@ -159,6 +159,13 @@ impl Models {
         self.table.load().models.iter().map(|(name, entry)| (name.clone(), entry.ready())).collect()
     }
 
+    /// The versions that a model serves now, the default one first: those of the last manifest that passed its checks.
+    pub fn versions(&self, name: &str) -> Vec<Name> {
+        let table = self.table.load();
+        let served = table.models.get(name).and_then(|entry| entry.served.as_ref());
+        served.map(|served| served.manifest.versions.clone()).unwrap_or_default()
+    }
+
     /// The models that are not ready and why, for the operator.
     pub fn waiting_for(&self) -> String {
         let table = self.table.load();
