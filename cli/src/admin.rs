@@ -5,7 +5,8 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,30 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of an answer: `/config` names every pod, model and bucket.
 const MOST: u64 = 64 << 20;
 const END: &[u8] = b"\r\n\r\n";
+
+/// Which gateway.
+#[derive(clap::Args)]
+pub struct Target {
+    /// The gateway's admin port; what changes or explains something is answered to its own machine only
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev", conflicts_with = "dev")]
+    admin: Option<String>,
+    /// The gateway of the region that `spillway dev` runs out of this folder
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
+    dev: Option<PathBuf>,
+}
+
+impl Target {
+    pub fn address(&self) -> Result<SocketAddr> {
+        let given = match (&self.admin, &self.dev) {
+            (Some(admin), _) => admin.clone(),
+            (None, Some(folder)) => crate::dev::admin(folder)?,
+            (None, None) => bail!("--admin or --dev is needed"),
+        };
+        let host = given.strip_prefix("http://").unwrap_or(&given).trim_end_matches('/');
+        let found = host.to_socket_addrs().with_context(|| format!("{given}: expected HOST:PORT"))?.next();
+        found.with_context(|| format!("{given} has no address"))
+    }
+}
 
 /// What is posted.
 #[derive(Default)]

@@ -27,7 +27,7 @@ enum Command {
     Check(commands::check::Arguments),
     /// Check audit logs
     Audit(commands::audit::Arguments),
-    /// Show how a gateway is: buckets, pods, breakers, cache, levels of degradation
+    /// Show a gateway's state: buckets, pods, breakers, cache, levels of degradation
     Status(commands::status::Arguments),
     /// Tell what a request would meet at a gateway, without sending it
     Explain(Box<commands::explain::Arguments>),

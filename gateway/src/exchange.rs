@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
+use spillway_core::limit::Class;
 use spillway_core::policy::Principal;
 use spillway_core::resilience::Step;
 use spillway_core::units::Name;
@@ -85,8 +86,12 @@ pub struct Exchange {
     /// What the pod's answer took, network and waiting included.
     pub upstream: Duration,
     pub making: Making,
+    /// How important it is, once that is judged.
+    pub class: Option<Class>,
     /// Where the request stands with its tenant's limits.
     pub limit: Option<Standing>,
+    /// That limit refuses it.
+    pub limited: bool,
     /// What the result cache had to do with it.
     pub cached: Said,
     pub outcome: Option<Outcome>,
@@ -117,7 +122,9 @@ impl Exchange {
             auth: Duration::ZERO,
             upstream: Duration::ZERO,
             making: Making::default(),
+            class: None,
             limit: None,
+            limited: false,
             cached: Said::default(),
             outcome: None,
             span: None,
@@ -206,7 +213,9 @@ impl Drop for Exchange {
             version: &self.version,
             status: status.as_u16(),
             grpc_status: (self.protocol == Protocol::Grpc).then_some(grpc as u8),
+            class: self.class.map(Class::name),
             error: &code,
+            limit: self.limit.as_ref().filter(|_| self.limited).map(|standing| standing.limit.as_str()),
             cancelled: grpc == Code::Cancelled,
             pod: self.pod.as_ref().map(Name::as_str),
             cache: self.cached.status.map(results::word),
@@ -261,7 +270,10 @@ struct Record<'a> {
     version: &'a str,
     status: u16,
     grpc_status: Option<u8>,
+    class: Option<&'static str>,
     error: &'a str,
+    /// The limit that refused it.
+    limit: Option<&'a str>,
     cancelled: bool,
     pod: Option<&'a str>,
     cache: Option<&'static str>,

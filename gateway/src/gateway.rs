@@ -64,23 +64,23 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// The operator's fault: the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("identity: {0}")]
+    #[error("identity")]
     Identity(#[from] IdentityError),
     #[error("identity: the certificate is '{found}', but the settings say gateway '{name}' of region '{region}'")]
     NotThisGateway { found: String, region: Name, name: Name },
-    #[error("snapshot: {0}")]
+    #[error("snapshot")]
     Snapshot(#[from] Refused),
     #[error("snapshot: it has no Region '{0}'")]
     UnknownRegion(Name),
-    #[error("{what}: {problem}")]
+    #[error("{what}")]
     Io {
         what: &'static str,
         #[source]
         problem: std::io::Error,
     },
-    #[error("otlp: {0}")]
+    #[error("otlp")]
     Traces(#[from] TracesError),
-    #[error("{0}")]
+    #[error(transparent)]
     Redis(#[from] InvalidStore),
 }
 

@@ -134,7 +134,7 @@ pub fn admit(
 ) -> Result<Guest, Refusal> {
     let ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
     let Verdict { guest, taken } = shared.admission.judge(&ask);
-    exchange.limit = taken.standing;
+    (exchange.class, exchange.limit, exchange.limited) = (Some(guest.class), taken.standing, taken.refused);
     match &exchange.limit {
         Some(standing) if taken.refused => {
             Err(Refusal::Limited { limit: standing.limit.clone(), after: standing.reset })
@@ -180,7 +180,7 @@ pub async fn gone(session: &mut Session) {
     let _ = session.downstream_session.read_body_or_idle(true).await;
 }
 
-/// A caller's word within a message.
-fn clipped(text: &str) -> String {
+/// A caller's, or an operator's, word within a message.
+pub fn clipped(text: &str) -> String {
     text.chars().take(64).collect()
 }

@@ -45,7 +45,7 @@ use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::{admit, check, find};
 use crate::local::frame;
-use crate::pods::attempt::{check_status, failed, request, take_load};
+use crate::pods::attempt::{STREAM_INFER, check_status, failed, request, take_load};
 use crate::pods::fleet::Fleet;
 use crate::pods::judge::Ended;
 use crate::pods::lane::{Lane, Seek};
@@ -273,7 +273,7 @@ impl Stream<'_> {
         exchange.pod = Some(lease.link().key().pod.clone());
         let asked = (allowed(self.asking.head.asked, Duration::MAX, Duration::MAX) < LONGEST).then_some(left);
         let (sender, body) = OipBody::stream();
-        let request = request("ModelStreamInfer", exchange, &self.asking.trace, asked, body);
+        let request = request(STREAM_INFER, exchange, &self.asking.trace, asked, body);
         let upstream = lease.link().upstream.clone();
         let head = Box::pin(async move { upstream.call(request).await });
         self.lease = Some(lease);

@@ -17,6 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use spillway_core::line;
 
+use crate::file::with_path;
 use crate::telemetry::Metrics;
 
 /// Bytes that may wait for the writer: at 40,000 requests per second, 0.4 s of a stalled disk.
@@ -68,7 +69,10 @@ impl AccessLog {
     pub fn open(settings: &AccessLogSettings, metrics: &Metrics) -> io::Result<Self> {
         let place: Box<dyn Write + Send> = match settings {
             AccessLogSettings::Stdout => Box::new(io::stdout()),
-            AccessLogSettings::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+            AccessLogSettings::File(path) => {
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                Box::new(file.map_err(|error| with_path(path, &error))?)
+            }
         };
         Self::to(place, metrics)
     }

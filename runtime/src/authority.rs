@@ -62,7 +62,7 @@ pub struct IssuedLeaf {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("{}: {problem}", path.display())]
+    #[error("{}", path.display())]
     File {
         path: PathBuf,
         #[source]
@@ -74,7 +74,7 @@ pub enum AuthorityError {
     TrustDomain(Box<SpiffeId>),
     #[error("the authority's certificates expire before the leaf would begin")]
     Expired,
-    #[error("the certificate cannot be made: {0}")]
+    #[error("the certificate cannot be made")]
     Certificate(#[from] rcgen::Error),
 }
 

@@ -38,7 +38,7 @@ impl Watched {
         Self { paths, limit, stamps: Vec::new(), digests: Vec::new() }
     }
 
-    /// The contents, in the order of the paths, if they differ from those returned last.
+    /// The contents, in the order of the paths, if they differ from those returned last. An error names the file.
     ///
     /// Blocks on the file system.
     pub fn changed(&mut self) -> io::Result<Option<Vec<Vec<u8>>>> {
@@ -48,7 +48,8 @@ impl Watched {
         if stamps == self.stamps && stamps.iter().all(settled) {
             return Ok(None);
         }
-        let contents = self.paths.iter().map(fs::read).collect::<io::Result<Vec<_>>>()?;
+        let read = |path: &PathBuf| fs::read(path).map_err(|error| with_path(path, &error));
+        let contents = self.paths.iter().map(read).collect::<io::Result<Vec<_>>>()?;
         self.stamps = stamps;
         let digests: Vec<[u8; 32]> = contents.iter().map(|content| Sha256::digest(content).into()).collect();
         if digests == self.digests {
@@ -74,7 +75,7 @@ impl Watched {
             }
             Stamp::of(&metadata)
         };
-        self.paths.iter().map(stamp).collect()
+        self.paths.iter().map(|path| stamp(path).map_err(|error| with_path(path, &error))).collect()
     }
 }
 
@@ -82,6 +83,11 @@ impl Stamp {
     fn of(metadata: &Metadata) -> io::Result<Self> {
         Ok(Self { modified: metadata.modified()?, length: metadata.len(), inode: metadata.ino() })
     }
+}
+
+/// The same error, with the file that it is about.
+pub(crate) fn with_path(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Replaces a file as a whole: readers see the old content or the new, also after a crash.
@@ -140,7 +146,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let mut watched = Watched::new(vec![path.clone()], 4);
-        assert!(watched.changed().is_err());
+        let missing = watched.changed().unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert!(missing.to_string().starts_with(&format!("{}: ", path.display())), "{missing}");
         fs::write(&path, b"12345").unwrap();
         assert_eq!(watched.changed().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         fs::write(&path, b"1234").unwrap();

@@ -33,7 +33,7 @@ pub trait FromNode: Sized {
 /// The operator's fault: the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("{}: cannot be read: {problem}", path.display())]
+    #[error("{}: cannot be read", path.display())]
     Unreadable {
         path: PathBuf,
         #[source]

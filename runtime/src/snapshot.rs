@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::audit::{Audit, Event, Hash, clipped};
 use crate::drain::Drain;
 use crate::file::Watched;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Chain, Metrics};
 
 const POLL: Duration = Duration::from_millis(250);
 /// 100,000 resources of a size seen in practice fit; more is a mistake.
@@ -32,7 +32,7 @@ const MAX_FILE: u64 = 256 << 20;
 /// Why a Snapshot is not taken. The writer's fault; the last good one stays.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    #[error("the snapshot file cannot be read: {0}")]
+    #[error("the snapshot file cannot be read")]
     Unreadable(#[from] std::io::Error),
     #[error("this is no sealed snapshot")]
     Malformed,
@@ -156,7 +156,7 @@ impl Subscription {
 
     /// Follows the file until stopped.
     pub async fn watch(self: Arc<Self>, drain: Drain) {
-        let mut refused = None;
+        let mut refused: Option<String> = None;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(POLL) => {}
@@ -167,23 +167,26 @@ impl Subscription {
             match reload.await.unwrap_or_else(|lost| Err(Refused::Unreadable(std::io::Error::other(lost)))) {
                 Ok(true) => refused = None,
                 Ok(false) => {}
-                // A file that stays unreadable is told once, not twice a second.
-                Err(error @ Refused::Unreadable(_)) if refused.as_deref() == Some(error.to_string().as_str()) => {}
                 Err(error) => {
+                    let problem = Chain(&error).to_string();
+                    // A file that stays unreadable is told once, not twice a second.
+                    if matches!(error, Refused::Unreadable(_)) && refused.as_ref() == Some(&problem) {
+                        continue;
+                    }
                     self.rejected.get_or_create(&Reason { reason: error.reason() }).inc();
                     tracing::error!(
                         path = %self.path.display(),
                         reason = error.reason(),
-                        problem = %error,
+                        problem,
                         serving = self.load().version,
                         "snapshot refused, the last good one stays"
                     );
-                    refused = Some(error.to_string());
                     self.audit.record(Event::SnapshotRefused {
                         reason: error.reason(),
-                        problem: clipped(&error),
+                        problem: clipped(&problem),
                         serving: self.load().version,
                     });
+                    refused = Some(problem);
                 }
             }
         }

@@ -40,7 +40,7 @@ pub enum Failure {
     NotAGateway,
     #[error("this peer may not call the feature service")]
     NotForFeatures,
-    #[error("the peer's certificate is not trusted any more: {0}")]
+    #[error("the peer's certificate is not trusted any more")]
     Untrusted(#[source] PeerError),
 }
 

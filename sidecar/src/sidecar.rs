@@ -47,23 +47,23 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Why a sidecar does not start. The operator's fault, except for ports that somebody else holds.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("identity: {0}")]
+    #[error("identity")]
     Identity(#[from] IdentityError),
     #[error("the certificate is that of '{found}'; the settings say region {region}, pool {pool}, pod {pod}")]
     NotOurs { found: String, region: Name, pool: Name, pod: Name },
-    #[error("snapshot: {0}")]
+    #[error("snapshot")]
     Snapshot(#[from] Refused),
-    #[error("features: {0}")]
+    #[error("features")]
     Features(#[from] InvalidSettings),
-    #[error("triton: {0}")]
+    #[error("triton")]
     Triton(#[from] InvalidEndpoint),
-    #[error("accessLog: {0}")]
+    #[error("accessLog")]
     AccessLog(#[source] io::Error),
-    #[error("audit: {0}")]
+    #[error("audit")]
     Audit(#[source] io::Error),
-    #[error("otlp: {0}")]
+    #[error("otlp")]
     Traces(#[from] TracesError),
-    #[error("{setting}: cannot listen on {address}: {source}")]
+    #[error("{setting}: cannot listen on {address}")]
     Bind { setting: &'static str, address: SocketAddr, source: io::Error },
 }
 

@@ -14,7 +14,7 @@ use spillway_runtime::tls::IdentitySettings;
 use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::eventually;
-use spillway_tests::harness::inference::{INFER, assert_scores, cases, entity, scores};
+use spillway_tests::harness::inference::{INFER, assert_scores, cases, entity, features, scores};
 use spillway_tests::harness::load::percentile;
 use spillway_tests::harness::metrics;
 use spillway_tests::harness::process::binary;
@@ -114,6 +114,8 @@ async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_beh
     let refused = client_of(&endpoints, "globex").post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_eq!(refused.status, 403);
     assert_eq!(client_of(&endpoints, "globex").get("/v2/models/phishing").await.expect("an answer").status, 200);
+    repeats_are_cached_and_limits_are_met(&endpoints).await;
+    operators_see_what_happened(&dir);
     a_sidecar_that_dies_is_started_again(&client, &dev).await;
 
     let children = descendants(dev.pid());
@@ -189,7 +191,7 @@ fn check_endpoints(endpoints: &Value) {
         let path = words(path);
         assert!(Path::new(&path).is_relative() && root().join(&path).exists(), "{path}");
     }
-    for tenant in ["acme", "globex"] {
+    for tenant in ["acme", "globex", "initech"] {
         for file in ["cert", "key"] {
             let path = words(&endpoints["clients"][tenant][file]);
             assert!(Path::new(&path).is_relative() && root().join(&path).is_file(), "{path}");
@@ -227,6 +229,39 @@ async fn sequential_calls(client: &Client) {
     for (share, name) in [(0.5, "path.dev.p50_ms"), (0.99, "path.dev.p99_ms")] {
         record(name, percentile(&mut took, share).as_secs_f64() * 1e3, "ms", Goal::None);
     }
+}
+
+async fn repeats_are_cached_and_limits_are_met(endpoints: &Value) {
+    let (client, body) = (client_of(endpoints, "initech"), features(&cases()[..1]));
+    let mut answers = Vec::new();
+    for _ in 0..12 {
+        answers.push(client.post(INFER, &body).await.expect("an answer"));
+    }
+    assert!(answers[0].header("cache-status").contains("fwd=miss"), "{:?}", answers[0]);
+    assert!(answers[1].header("cache-status").contains("hit"), "{:?}", answers[1]);
+    let limited = answers.iter().find(|answer| answer.status == 429).expect("12 at once are too many for it");
+    assert!(limited.error_code() == "rate-limited" && !limited.header("retry-after").is_empty(), "{limited:?}");
+}
+
+/// By what the README and the printed lines say.
+fn operators_see_what_happened(dir: &Path) {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(binary()).args(arguments).current_dir(root()).output().expect("it runs");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let dev = text(dir);
+    let status = run(&["status", "--dev", dev]);
+    assert!(status.contains("gateway-0") && status.contains("initech"), "{status}");
+    let request = root().join(dir).join("request.json");
+    std::fs::write(&request, entity("site-0001").to_string()).expect("a file");
+    let caller = ["--tenant", "globex", "--client", "dev", "--model", "phishing", text(&request)];
+    let told = run(&[&["explain", "--dev", dev], &caller[..]].concat());
+    assert!(told.contains("not-allowed"), "{told}");
+    assert!(run(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("1 results purged"));
+    let audit = text(&root().join(dir).join("gateway-0.audit.log")).to_owned();
+    assert!(run(&["audit", "verify", &audit]).starts_with("ok: "));
+    assert!(std::fs::read_to_string(audit).expect("the log").contains("globex"), "a refusal is in it");
 }
 
 async fn a_sidecar_that_dies_is_started_again(client: &Client, dev: &Dev) {

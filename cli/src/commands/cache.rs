@@ -1,11 +1,10 @@
-//! `spillway cache purge`: sends results away before their time.
+//! `spillway cache purge`: drops results before their time.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::admin::{Post, encoded, post};
+use crate::admin::{Post, Target, encoded, post};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -15,15 +14,14 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Send results away: of a gateway at once, of the region's others within moments
+    /// Drop cached results: at this gateway at once, at the region's others within moments
     Purge(Purge),
 }
 
 #[derive(clap::Args)]
 struct Purge {
-    /// The admin port of a gateway, from its own machine
-    #[arg(long, value_name = "ADDRESS")]
-    admin: SocketAddr,
+    #[command(flatten)]
+    gateway: Target,
     #[command(flatten)]
     what: What,
 }
@@ -43,11 +41,11 @@ struct What {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let Action::Purge(Purge { admin, what }) = &arguments.action;
+    let Action::Purge(Purge { gateway, what }) = &arguments.action;
     let all = [("model", &what.model), ("entity", &what.entity), ("tenant", &what.tenant)];
     let query = all.into_iter().find_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_ref()?))));
     let asked = Post { word: "purge", ..Post::default() };
-    let purged = post(*admin, &format!("/cache/purge?{}", query.unwrap_or_default()), &asked)?.good()?;
+    let purged = post(gateway.address()?, &format!("/cache/purge?{}", query.unwrap_or_default()), &asked)?.good()?;
     println!("{} results purged, {} bytes", purged["entries"], purged["bytes"]);
     if purged["region"] == false {
         eprintln!("Redis could not be told: the region's other gateways keep theirs; purge again when it is back");

@@ -43,16 +43,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             for (path, fault) in &faults {
                 println!("{}:{}: {fault}", path.display(), fault.line);
             }
-            eprintln!("{} faults in {} files", faults.len(), sources.len());
+            eprintln!("{} in {}", count(faults.len(), "fault"), count(sources.len(), "file"));
             return Ok(ExitCode::FAILURE);
         }
     };
     if let Some(output) = &arguments.output {
         let sealed = snapshot::seal(&resources, version);
         write_atomic(output, &sealed, 0o644).with_context(|| format!("cannot write {}", output.display()))?;
-        eprintln!("{}: snapshot version {version}, {} resources", output.display(), resources.len());
+        eprintln!("{}: snapshot version {version}, {}", output.display(), count(resources.len(), "resource"));
     } else {
-        eprintln!("{} resources in {} files are right", resources.len(), sources.len());
+        eprintln!("no faults in {} ({})", count(resources.len(), "resource"), count(sources.len(), "file"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -119,6 +119,11 @@ fn collect(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// `1 fault`, `2 faults`.
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn display(paths: &[PathBuf]) -> String {

@@ -3,14 +3,14 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::admin::{Post, encoded, post};
+use crate::admin::{Post, Target, encoded, post};
 
 /// Bytes of a request: no gateway takes more.
 const MOST: u64 = 64 << 20;
@@ -28,16 +28,15 @@ pub struct Arguments {
     /// The REST request's body; `-`, or nothing, for standard input
     #[arg(value_name = "FILE")]
     request: Option<PathBuf>,
-    /// The admin port of a gateway, from its own machine
-    #[arg(long, value_name = "ADDRESS")]
-    admin: SocketAddr,
+    #[command(flatten)]
+    gateway: Target,
     /// Who would ask, as its certificate says: spiffe://TRUST-DOMAIN/tenant/NAME/client/NAME
     #[arg(long = "as", value_name = "SPIFFE_ID", required_unless_present = "tenant", conflicts_with = "tenant")]
     id: Option<String>,
-    /// Or its tenant, in the gateway's own trust domain
+    /// Instead of --as: its tenant, in the gateway's own trust domain
     #[arg(long, value_name = "NAME", requires = "client")]
     tenant: Option<String>,
-    /// And its name
+    /// The client's name within its tenant
     #[arg(long, value_name = "NAME", requires = "tenant")]
     client: Option<String>,
     /// The model that it would ask
@@ -52,7 +51,7 @@ pub struct Arguments {
     /// A header of the request, such as 'x-request-timeout-ms: 50'
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
-    /// Print what the gateway says as it is
+    /// Print the gateway's JSON unchanged
     #[arg(long)]
     json: bool,
 }
@@ -88,7 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         asked.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", encoded(value?)))).collect();
     let path = format!("/explain?{}", query.join("&"));
     let asked = Post { word: "explain", headers: &arguments.headers, body: &body };
-    let told = post(arguments.admin, &path, &asked)?.good()?;
+    let told = post(arguments.gateway.address()?, &path, &asked)?.good()?;
     if arguments.json {
         println!("{told:#}");
     } else {

@@ -1,30 +1,29 @@
-//! `spillway status`: how a gateway is, as tables. What they are made from is `/config` of its admin port.
+//! `spillway status`: a gateway's state, as tables. What they are made from is `/config` of its admin port.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
-use crate::admin::get;
+use crate::admin::{Target, get};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The admin port of a gateway
-    #[arg(long, value_name = "ADDRESS")]
-    admin: SocketAddr,
+    #[command(flatten)]
+    gateway: Target,
     /// Print JSON: `ready`, `failing`, and `/config`
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let config = get(arguments.admin, "/config")?.good()?;
+    let admin = arguments.gateway.address()?;
+    let config = get(admin, "/config")?.good()?;
     if config.get("name").is_none() {
-        bail!("what answers at {} is no gateway", arguments.admin);
+        bail!("what answers at {admin} is no gateway");
     }
     // Its status says the same as its text.
-    let ready = get(arguments.admin, "/readyz")?.json();
+    let ready = get(admin, "/readyz")?.json();
     if arguments.json {
         let status = json!({ "ready": ready["ready"], "failing": ready["failing"], "config": config });
         println!("{status:#}");
@@ -178,7 +177,7 @@ fn cache(config: &Value) -> String {
         (true, false) => "are not heard",
     };
     let mut text = format!(
-        "cache: {} results, {}, {} calls under way; {region}; feature changes {hears}\n",
+        "cache: {} results, {}, calls under way: {}; {region}; feature changes {hears}\n",
         word(&results["entries"]),
         of(&results["bytes"], &results["capacity"]) + " bytes",
         word(&results["flights"]),

@@ -115,16 +115,28 @@ async fn load_features(region: &Region) -> Result<()> {
 
 /// How commands reach the first sidecar of the region that runs out of a folder.
 pub fn loader(folder: &Path) -> Result<Connection> {
-    let file = folder.join(ENDPOINTS);
-    let endpoints = std::fs::read(&file)
-        .with_context(|| format!("{}: `spillway dev` writes it when the region is up", file.display()))?;
-    let endpoints: serde_json::Value = serde_json::from_slice(&endpoints)?;
-    let pod = &endpoints["regions"][0]["sidecars"][0];
+    let region = endpoints(folder)?;
+    let pod = &region["sidecars"][0];
     let (Some(name), Some(address)) = (pod["name"].as_str(), pod["grpc"].as_str()) else {
-        anyhow::bail!("{} names no sidecar", file.display());
+        anyhow::bail!("{}/{ENDPOINTS} names no sidecar", folder.display());
     };
     let expected = SpiffeId::parse(&region::sidecar_id(name))?;
     Ok(Connection { address: address.into(), expected, identity: region::identity(folder, region::LOADER) })
+}
+
+/// The admin port of the gateway of the region that runs out of a folder.
+pub fn admin(folder: &Path) -> Result<String> {
+    let region = endpoints(folder)?;
+    let admin = region["gateway"]["admin"].as_str();
+    Ok(admin.with_context(|| format!("{}/{ENDPOINTS} names no gateway", folder.display()))?.to_owned())
+}
+
+fn endpoints(folder: &Path) -> Result<serde_json::Value> {
+    let file = folder.join(ENDPOINTS);
+    let read = std::fs::read(&file)
+        .with_context(|| format!("{}: `spillway dev` writes it when the region is up", file.display()))?;
+    let mut endpoints: serde_json::Value = serde_json::from_slice(&read)?;
+    Ok(endpoints["regions"][0].take())
 }
 
 /// Writes `endpoints.json` and prints how to call the region.
@@ -147,7 +159,7 @@ fn announce(region: &Region) -> Result<()> {
         }],
         "trust_bundle": shown(&pki.join("trust-bundle.pem")),
         "pki_dir": shown(&pki),
-        "clients": { "acme": client("acme"), "globex": client("globex") },
+        "clients": region::TENANTS.map(|tenant| (tenant.to_owned(), client(tenant))).into_iter().collect::<serde_json::Map<_, _>>(),
         "model": region::MODEL,
         "example_entity": region::EXAMPLE_ENTITY,
     });
@@ -157,6 +169,10 @@ fn announce(region: &Region) -> Result<()> {
 
     let pki = shown(&pki);
     let url = format!("https://{}", region.gateway.address);
+    // As it can be pasted: what was built is on nobody's path.
+    let spillway = std::env::current_exe()?;
+    let here = std::env::current_dir()?;
+    let spillway = spillway.strip_prefix(&here).unwrap_or(&spillway);
     println!(
         "
 The region {name} is up. A prediction:
@@ -166,7 +182,8 @@ The region {name} is up. A prediction:
     -d '{{\"parameters\":{{\"entity_id\":\"{entity}\"}},\"inputs\":[]}}'
 
   endpoints   {endpoints}
-  resources   {dir}/resources    change them, then: spillway check -f {dir}/resources -o {dir}/snapshot
+  resources   {dir}/resources    change them, then: {spillway} check -f {dir}/resources -o {dir}/snapshot
+  status      {spillway} status --dev {dir}
   metrics     curl http://{admin}/metrics
   logs        {dir}/*.log
 
@@ -176,6 +193,7 @@ Ctrl-C stops all of it.",
         entity = region::EXAMPLE_ENTITY,
         endpoints = file.display(),
         dir = region.dir.display(),
+        spillway = spillway.display(),
         admin = region.gateway.admin,
     );
     Ok(())

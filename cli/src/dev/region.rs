@@ -22,6 +22,8 @@ pub const EXAMPLE_ENTITY: &str = "site-0001";
 const TRUST_DOMAIN: &str = "spillway.test";
 const POOL: &str = "scorers";
 const GATEWAY: &str = "gateway-0";
+/// Who may call, each with a certificate.
+pub const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
 /// Who writes features.
 pub const LOADER: &str = "loader";
 const PODS: [&str; 2] = ["pod-0", "pod-1"];
@@ -31,11 +33,12 @@ const CLIENT_LIFE: Duration = Duration::from_secs(86_400);
 const READY: Duration = Duration::from_secs(30);
 
 const ONNX: &[u8] = include_bytes!("../../dev/model/1/model.onnx");
-const RESOURCES: [(&str, &str); 4] = [
+const RESOURCES: [(&str, &str); 5] = [
     ("region.yaml", include_str!("../../dev/resources/region.yaml")),
     ("features.yaml", include_str!("../../dev/resources/features.yaml")),
     ("model.yaml", include_str!("../../dev/resources/model.yaml")),
     ("tenants.yaml", include_str!("../../dev/resources/tenants.yaml")),
+    ("initech.yaml", include_str!("../../dev/resources/initech.yaml")),
 ];
 
 /// Where features and models come from.
@@ -131,7 +134,7 @@ impl Region {
             issue(&pod.name, &pod.id, LIFE, false)?;
         }
         issue(LOADER, &format!("spiffe://{TRUST_DOMAIN}/region/{REGION}/control/{LOADER}"), LIFE, false)?;
-        for tenant in ["acme", "globex"] {
+        for tenant in TENANTS {
             issue(tenant, &format!("spiffe://{TRUST_DOMAIN}/tenant/{tenant}/client/dev"), CLIENT_LIFE, false)?;
         }
         Ok(())
@@ -159,7 +162,12 @@ impl Region {
                 otlp.map(|endpoint| format!("otlp: \"{endpoint}\"\n")).unwrap_or_default(),
             )
         };
-        let gateway = format!("{}name: {GATEWAY}\nthreads: 1\n", common(&self.gateway));
+        let redis = match backends {
+            Backends::Embedded => String::new(),
+            Backends::Servers(at) => format!("redis: {{ servers: [\"{}\"] }}\n", at.redis),
+        };
+        let audit = path(&format!("{GATEWAY}.audit.log"));
+        let gateway = format!("{}name: {GATEWAY}\nthreads: 1\naudit: {audit}\n{redis}", common(&self.gateway));
         write(&self.gateway.config, &gateway)?;
         let backends = match backends {
             Backends::Embedded => format!(

@@ -45,8 +45,6 @@ pub enum Bypass {
     Off,
     /// Looking up does not pay for this model now.
     Guard,
-    /// The tenant's policy does not let it use the cache.
-    Policy,
     /// The request's answer belongs to it alone: of a sequence, of a stream, of too many rows.
     Uncacheable,
     /// Feature changes are not heard.
@@ -76,7 +74,6 @@ impl Status {
             Self::StaleIfError => "spillway; fwd=stale; detail=stale-if-error",
             Self::Bypass(Bypass::Off) => "spillway; fwd=bypass",
             Self::Bypass(Bypass::Guard) => "spillway; fwd=bypass; detail=guard",
-            Self::Bypass(Bypass::Policy) => "spillway; fwd=bypass; detail=policy",
             Self::Bypass(Bypass::Uncacheable) => "spillway; fwd=bypass; detail=uncacheable",
             Self::Bypass(Bypass::Deaf) => "spillway; fwd=bypass; detail=deaf",
             Self::OnlyIfCached => "spillway; detail=only-if-cached",
@@ -107,7 +104,7 @@ mod tests {
             let flags = [(false, false), (false, true), (true, false), (true, true)];
             all.extend(flags.map(|(collapsed, stored)| Status::Forwarded { why, collapsed, stored }));
         }
-        let bypasses = [Bypass::Off, Bypass::Guard, Bypass::Policy, Bypass::Uncacheable, Bypass::Deaf];
+        let bypasses = [Bypass::Off, Bypass::Guard, Bypass::Uncacheable, Bypass::Deaf];
         all.extend(bypasses.map(Status::Bypass));
         all
     }

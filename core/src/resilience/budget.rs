@@ -115,6 +115,8 @@ pub struct Failed {
     pub left: Duration,
     /// What the model usually takes: its recent p50.
     pub expected: Duration,
+    /// Pods have answered lately: it is not all of them that fail.
+    pub others_answer: bool,
 }
 
 /// Why a request is not sent again.
@@ -201,7 +203,7 @@ impl Budget {
         if failed.left < needed {
             return Err(NoRetry::Deadline);
         }
-        let free = failed.failure == Failure::Unseen && failed.attempt == 1;
+        let free = failed.failure == Failure::Unseen && failed.attempt == 1 && failed.others_answer;
         if free || self.take(now) { Ok(()) } else { Err(NoRetry::Budget) }
     }
 }
@@ -220,7 +222,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn failed(failure: Failure) -> Failed {
-        Failed { failure, attempt: 1, left: SECOND, expected: Duration::from_millis(10) }
+        Failed { failure, attempt: 1, left: SECOND, expected: Duration::from_millis(10), others_answer: true }
     }
 
     fn judge(settings: &RetrySettings, failed: Failed) -> Result<(), NoRetry> {
@@ -268,7 +270,7 @@ mod tests {
             (2, ms(120), ms(10), Ok(())),
             (1, SECOND, Duration::MAX, Err(NoRetry::Deadline)),
         ] {
-            let call = Failed { attempt, left, expected, failure: Failure::Unseen };
+            let call = Failed { attempt, left, expected, failure: Failure::Unseen, others_answer: true };
             assert_eq!(judge(&settings, call), verdict, "{call:?}");
         }
     }
@@ -301,6 +303,9 @@ mod tests {
             Ok(()),
             "it costs nothing"
         );
+        let alone = Failed { others_answer: false, ..failed(Failure::Unseen) };
+        let settings = RetrySettings::default();
+        assert_eq!(budget.may_retry(&settings, alone, SECOND), Err(NoRetry::Budget), "unless no pod answers");
         let again = Failed { attempt: 2, ..failed(Failure::Unseen) };
         let twice = RetrySettings { retries: 2, ..RetrySettings::default() };
         assert_eq!(budget.may_retry(&twice, again, SECOND), Err(NoRetry::Budget), "but once");

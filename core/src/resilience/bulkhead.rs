@@ -159,11 +159,6 @@ impl Bulkhead {
         self.waiting.len()
     }
 
-    /// When [`Bulkhead::expire`] has something to do next.
-    pub fn next_expiry(&self) -> Option<Duration> {
-        self.by_deadline.first().map(|(deadline, _)| deadline.saturating_sub(self.expected))
-    }
-
     /// A request asks for a slot.
     pub fn try_enter(&mut self, ticket: Ticket) -> Entry {
         if self.too_late(ticket.deadline, ticket.now) {

@@ -154,16 +154,6 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Whether one more may start beside `in_flight` others.
-    pub fn may_start(&self, in_flight: u32) -> bool {
-        in_flight < self.limit()
-    }
-
-    /// What a call to the pod takes while it is quiet (the geometric mean), once that is known.
-    pub fn quiet_latency(&self) -> Option<Duration> {
-        self.quiet_latency.map(round_trip)
-    }
-
     /// How a call ended that began beside `in_flight` others.
     pub fn record(&mut self, latency: Duration, in_flight: u32, outcome: Outcome, now: Duration) {
         match outcome {

@@ -64,7 +64,7 @@ impl Simulation {
     fn saturate(&mut self, calls: u64, service: impl Fn(f64) -> u64) {
         let until = self.done + calls;
         while self.done < until {
-            while self.limit.may_start(self.calls.len() as u32) {
+            while (self.calls.len() as u32) < self.limit.limit() {
                 let random = self.uniform();
                 self.begin(service(random));
             }
@@ -82,7 +82,7 @@ impl Simulation {
             }
             self.now = self.now.max(arrival as u64);
             offered += 1;
-            if self.limit.may_start(self.calls.len() as u32) {
+            if (self.calls.len() as u32) < self.limit.limit() {
                 let random = self.uniform();
                 self.begin(service(random));
             } else {
@@ -255,7 +255,7 @@ fn timeouts_and_overload_take_a_tenth_once_in_a_round_trip() {
             limit.record(MS, 19, outcome, (300 + call) * MS);
         }
         assert_eq!(limit.limit(), 4, "never less");
-        assert!(limit.may_start(3) && !limit.may_start(4));
+        assert_eq!(limit.limit(), 4);
     }
 }
 
@@ -337,7 +337,7 @@ proptest! {
             now += Duration::from_micros(step);
             prop_assert!(limit.limit >= f64::from(min) && limit.limit <= f64::from(max), "{:?}", limit);
             prop_assert!(limit.limit() >= min && limit.limit() <= max, "{:?}", limit);
-            prop_assert!(limit.may_start(0) && !limit.may_start(max));
+            prop_assert!((1..=max).contains(&limit.limit()));
             prop_assert!(limit.quiet_latency.is_none_or(f64::is_finite));
         }
     }

@@ -1,5 +1,8 @@
 use std::collections::VecDeque;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::super::{Answer, Bulkhead, BulkheadSettings, Entry, Refusal, ShedSettings, Shedder, Ticket};
 use super::*;
 
@@ -208,6 +211,30 @@ fn places_stay_taken_and_the_important_are_served_whatever_is_asked_for() {
             let case = format!("{capacity} a second, {factor} x: {served:?} of the capacity");
             assert!(served.iter().sum::<f64>() > 0.94, "{case}");
             assert!(served[0] > 0.195 && served[2] < 0.01 && served[3] > 0.28, "{case}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_asked_and_when_a_place_is_a_share_of_the_draw(
+        asked in vec((0..20_u32, 0..CLASSES, any::<u64>(), 0..2_000_u64, any::<bool>()), 1..400),
+    ) {
+        let mut shares = Shares::default();
+        let mut now = Duration::from_secs(10);
+        for (tenant, class, random, step, back) in asked {
+            let step = Duration::from_millis(step);
+            now = if back { now.saturating_sub(step) } else { now + step };
+            let class = Class::ALL[class];
+            let place = shares.place(tenant, class, random, now);
+            // A number of 64 bits has no exact double.
+            prop_assert!(place <= random.saturating_add(1 << 11), "{place} of {random}");
+            let (rate, largest) = shares.rates(tenant, class);
+            prop_assert!(rate.is_finite() && (0.0..=largest.max(rate)).contains(&rate));
+            prop_assert!(rate <= largest + 1e-9, "{rate} of {largest}");
+            if rate > 0.0 && rate >= largest {
+                prop_assert!(place >= random.saturating_sub(1 << 11), "who asks for most has the draw as it is");
+            }
         }
     }
 }

@@ -4,8 +4,8 @@
 //! time. Overload control in the manner of WeChat's DAGOR (Zhou et al., "Overload Control for Scaling WeChat
 //! Microservices", SoCC 2018): the region is overloaded when requests waited more than 20 ms on average
 //! before their work began (longer where it takes long: [`ShedSettings::queue_wait`]), or were refused by a full bulkhead. The level is a point on a line of
-//! 4 classes x 128 steps; what lies below it is let in. A caller's step is a hash of who it is in this
-//! minute, so for that long it is served throughout or refused throughout, and then others are.
+//! 4 classes x 128 steps; what lies below it is let in. A request's step within its class comes from outside
+//! ([`super::share`]: by what its tenant asks for).
 //!
 //! ```text
 //! critical            high                normal              low
@@ -33,8 +33,6 @@
 //! 4 KiB; no allocation. [`Shedder::admit`] and [`Shedder::observe`] are O(1), the end of a window O(512).
 
 use std::time::Duration;
-
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::limit::Class;
 
@@ -88,11 +86,6 @@ impl Default for ShedSettings {
     }
 }
 
-/// The stable hash of a caller in a minute of the wall clock, the same in every gateway.
-pub fn caller_hash(tenant: &str, user: &str, minute: u64) -> u64 {
-    xxh3_64_with_seed(user.as_bytes(), xxh3_64_with_seed(tenant.as_bytes(), minute))
-}
-
 /// The admission level of one region.
 #[derive(Clone, Debug)]
 pub struct Shedder {
@@ -115,11 +108,13 @@ struct Window {
     admitted: u32,
     started: u32,
     refused: u32,
+    /// Of the started, those that could have had to wait, and how long they did.
+    could_wait: u32,
     waited_us: u64,
 }
 
 impl Window {
-    const EMPTY: Self = Self { offered: [0; STEPS], admitted: 0, started: 0, refused: 0, waited_us: 0 };
+    const EMPTY: Self = Self { offered: [0; STEPS], admitted: 0, started: 0, refused: 0, could_wait: 0, waited_us: 0 };
 }
 
 impl Shedder {
@@ -165,11 +160,17 @@ impl Shedder {
     pub fn observe(&mut self, queue_wait: Duration, admitted: bool) {
         if admitted {
             self.window.started = self.window.started.saturating_add(1);
+            self.window.could_wait = self.window.could_wait.saturating_add(1);
             let waited_us = u64::try_from(queue_wait.as_micros()).unwrap_or(u64::MAX);
             self.window.waited_us = self.window.waited_us.saturating_add(waited_us);
         } else {
             self.window.refused = self.window.refused.saturating_add(1);
         }
+    }
+
+    /// One that was let in began its work where nobody waits, so that it says nothing about waits.
+    pub fn observe_waitless(&mut self) {
+        self.window.started = self.window.started.saturating_add(1);
     }
 
     /// Moves the level if a window has ended. [`Shedder::admit`] does so too.
@@ -216,7 +217,7 @@ impl Shedder {
 
     /// Mean wait in seconds before the work began.
     fn mean_wait(&self) -> f64 {
-        self.window.waited_us as f64 / 1e6 / f64::from(self.window.started.max(1))
+        self.window.waited_us as f64 / 1e6 / f64::from(self.window.could_wait.max(1))
     }
 
     /// The level that would let in `target` of what is offered.

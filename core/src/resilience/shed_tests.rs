@@ -2,6 +2,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use super::*;
 
 /// Requests per second that the simulated region can do.
@@ -80,7 +82,7 @@ impl Region {
             });
             let class = class.unwrap_or(CLASSES - 1);
             let user = (self.next() % self.callers).to_string();
-            let hash = caller_hash("tenant", &user, (self.now / 60.0) as u64);
+            let hash = xxh3_64_with_seed(user.as_bytes(), (self.now / 60.0) as u64);
             outcome.offered[class] += 1.0;
             if self.shedder.admit(CLASS[class], hash, Duration::from_secs_f64(self.now)) {
                 outcome.admitted += 1.0;
@@ -212,17 +214,19 @@ fn a_region_that_hangs_and_recovers_serves_again_soon() {
 }
 
 #[test]
-fn a_caller_has_one_answer_for_a_minute() {
-    let mut shedder = Shedder::new(ShedSettings::default());
-    shedder.level = 300.0;
-    let served = |shedder: &mut Shedder, minute| -> Vec<bool> {
-        let hashes = (0..200_u32).map(|user| caller_hash("acme", &user.to_string(), minute));
-        hashes.map(|hash| shedder.admit(Class::Normal, hash, Duration::ZERO)).collect()
+fn work_that_nobody_waits_for_does_not_hide_how_long_others_wait() {
+    let level_after = |waitless: u32| {
+        let mut shedder = Shedder::new(ShedSettings::default());
+        for moment in 0..20_u64 {
+            for _ in 0..100 {
+                shedder.admit(Class::Normal, 0, Duration::from_millis(moment * 200));
+                shedder.observe(Duration::from_millis(150), true);
+            }
+            (0..waitless).for_each(|_| shedder.observe_waitless());
+        }
+        shedder.level()
     };
-    let first = served(&mut shedder, 1);
-    assert_eq!(first, served(&mut shedder, 1));
-    assert_ne!(first, served(&mut shedder, 2), "then others are served");
-    assert!(served(&mut shedder, 1).iter().filter(|served| **served).count().abs_diff(200 * 44 / 128) < 25);
+    assert!(level_after(0) < STEPS as f64 && level_after(1_000) < STEPS as f64, "{}", level_after(1_000));
 }
 
 #[test]

@@ -73,7 +73,8 @@ pub(super) fn read(fields: &Fields<'_>, outputs: &[TensorSpec]) -> Option<Traffi
     let hedge = fields.optional("hedge").map_or(Some(false), |field| field.choice(&[("true", true), ("false", false)]));
     let breaker = fields.optional("breaker").map_or(Some(BreakerSettings::default()), |field| read_breaker(&field));
     let bulkhead = fields.optional("bulkhead").map_or(Some(BulkheadSettings::default()), |field| read_bulkhead(&field));
-    let degradation = part(fields, "degradation", |field| read_degradation(field, outputs));
+    let degradation =
+        part(fields, "degradation", |field| read_degradation(field, outputs, fields.optional("cache").is_some()));
     let (retries, budget) = retries?;
     Some(Traffic {
         cost: cost?,
@@ -138,8 +139,13 @@ fn read_routing(field: &Field<'_>) -> Option<RoutingSettings> {
     let mut spread = Some(default.spread);
     if let Some(field) = fields.optional("hotEntity") {
         let fields = field.map();
-        if let Some(rate) = fields.optional("rate").and_then(|field| field.parse(Rate::parse)) {
-            hot.threshold = rate.per_second().max(1.0) as u32;
+        if let Some(field) = fields.optional("rate")
+            && let Some(rate) = field.parse(Rate::parse)
+        {
+            if rate.per_second() < 1.0 {
+                field.fault("an entity is hot from 1/s on at least; expected 1/s or more");
+            }
+            hot.threshold = rate.per_second() as u32;
         }
         spread = fields
             .optional("pods")
@@ -211,13 +217,17 @@ fn read_bulkhead(field: &Field<'_>) -> Option<BulkheadSettings> {
     })
 }
 
-fn read_degradation(field: &Field<'_>, outputs: &[TensorSpec]) -> Option<Degradation> {
+fn read_degradation(field: &Field<'_>, outputs: &[TensorSpec], cached: bool) -> Option<Degradation> {
     const LONGEST: Duration = Duration::from_secs(3_600);
     let default = DegradeSettings::default();
     let fields = field.map();
     let mut allowed = [false; 4];
     if let Some(levels) = fields.required("levels") {
-        for item in levels.items() {
+        let items = levels.items();
+        if items.is_empty() {
+            levels.fault("no level is allowed; expected some of 1, 2, 3, 4");
+        }
+        for item in items {
             if let Some(level) = item.number(1..=4).and_then(|level| allowed.get_mut(usize::try_from(level - 1).ok()?))
             {
                 *level = true;
@@ -237,6 +247,15 @@ fn read_degradation(field: &Field<'_>, outputs: &[TensorSpec]) -> Option<Degrada
     if allowed[1] && fallback.is_none() {
         field.fault("level 2 is the fallback model, but none is given; expected fallback");
         return None;
+    }
+    if !allowed[1] && fallback.is_some() {
+        field.fault("a fallback is given, but level 2, which uses it, is not allowed; expected 2 in levels");
+    }
+    if allowed[2] && !cached {
+        field.fault("level 3 is the last cached prediction, but the model has no cache; expected cache");
+    }
+    if !allowed[3] && !fixed.is_empty() {
+        field.fault("a static answer is given, but level 4, which uses it, is not allowed; expected 4 in levels");
     }
     Some(Degradation {
         settings: DegradeSettings {

@@ -115,6 +115,9 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     const KEYS: u64 = 20_000;
@@ -142,6 +145,33 @@ mod tests {
             assert!(moved.iter().all(|key| owner(&new, &after, *key) == newcomer), "keys move to the new pod alone");
             let share = moved.len() as f64 / KEYS as f64;
             assert!(share <= 1.0 / (count + 1) as f64 * 1.2, "{count} pods: {share} of the keys moved");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+        #[test]
+        fn through_any_changes_only_the_changed_pods_keys_move(changes in vec(0..12_usize, 1..12)) {
+            let all = pods(12);
+            let mut present = vec![true; 6];
+            present.resize(12, false);
+            let members = |present: &[bool]| -> Vec<String> {
+                all.iter().zip(present).filter(|(_, is)| **is).map(|(pod, _)| pod.clone()).collect()
+            };
+            for changed in changes {
+                let before = members(&present);
+                present[changed] = !present[changed];
+                let after = members(&present);
+                if before.is_empty() || after.is_empty() {
+                    continue;
+                }
+                let (old, new) = (ring(&before), ring(&after));
+                for key in 0..500 {
+                    let (from, to) = (owner(&old, &before, key), owner(&new, &after, key));
+                    let concerned = if present[changed] { to } else { from };
+                    prop_assert!(from == to || concerned == all[changed], "{key}: {from} to {to}");
+                }
+            }
         }
     }
 

@@ -195,7 +195,7 @@ impl PoolGate {
     pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> bool {
         let admitted = self.places.shed.admit(guest, now);
         if admitted {
-            self.places.shed.observe(Some(Duration::ZERO));
+            self.places.shed.observe_placeless();
         }
         admitted
     }

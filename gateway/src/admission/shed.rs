@@ -30,6 +30,11 @@ impl Shed {
         self.0.lock().0.observe(wait.unwrap_or_default(), wait.is_some());
     }
 
+    /// One that was let in takes no place, so that it neither waits nor says how long others do.
+    pub fn observe_placeless(&self) {
+        self.0.lock().0.observe_waitless();
+    }
+
     /// Classes that are let in, from critical down: 4 are all.
     pub fn lets_in(&self, now: Duration) -> f64 {
         // It moves when it is asked.

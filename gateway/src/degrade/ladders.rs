@@ -75,6 +75,10 @@ impl Ladders {
         self.models.load().iter().map(|(name, ladder)| (name.clone(), ladder.level(self.clock))).collect()
     }
 
+    pub fn level(&self, ladder: &ModelLadder) -> Level {
+        ladder.level(self.clock)
+    }
+
     pub fn serve(&self, ladder: &ModelLadder) -> Serve {
         if ladder.is_normal() {
             return Serve::At(Level::default());

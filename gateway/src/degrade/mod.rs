@@ -112,8 +112,7 @@ impl Degradation {
 
     /// Where a model stands; level 0 without a ladder.
     pub fn level(&self, name: &str) -> Level {
-        let levels = self.ladders.levels();
-        levels.into_iter().find(|(model, _)| model.as_str() == name).map(|(_, level)| level).unwrap_or_default()
+        self.ladders.of(name).map(|ladder| self.ladders.level(&ladder)).unwrap_or_default()
     }
 
     /// Counts an answer by the level that it says.

@@ -15,6 +15,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, Type};
 use spillway_runtime::drain::Drain;
+use spillway_runtime::telemetry::Chain;
 use spillway_runtime::tls::{AcceptError, Arrival, Arrivals, Handshakes, Offer, Workload};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -106,7 +107,7 @@ impl Door {
         let (accepted, _work) = match arrival.greet(&self.workload, Offer::H2AndHttp1).await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%address, %error, "no connection came to be");
+                tracing::debug!(%address, error = %Chain(&error), "no connection came to be");
                 self.shared.metrics.handshake_failed(error.reason());
                 if let AcceptError::Peer(error) = &error {
                     self.shared.audit.denied(|| no_connection(error, address));

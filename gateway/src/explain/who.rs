@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use spillway_core::identity::{Role, SpiffeId, TrustDomain};
 use spillway_core::units::Name;
 
+use crate::infer::clipped;
 use crate::request::query::decoded;
 
 /// Who asks, and for what.
@@ -54,11 +55,6 @@ impl Who {
         let address = address.map(|text| text.parse().map_err(|_| format!("'{}' is no IP address", clipped(&text))));
         Ok(Self { id, model, version: version.unwrap_or_default(), address: address.transpose()? })
     }
-}
-
-/// An operator's word within a message.
-fn clipped(text: &str) -> String {
-    text.chars().take(64).collect()
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, TE};
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt;
 use spillway_core::deadline::format_grpc_timeout;
@@ -92,9 +91,12 @@ pub async fn attempt<'a>(
     Attempted { link, took, said, result: result.map(|(frame, response)| (frame, response, part)) }
 }
 
+pub const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+pub const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
 /// A request to a pod's `inference.GRPCInferenceService`.
 pub fn request(
-    method: &'static str,
+    path: &'static str,
     exchange: &Exchange,
     trace: &TraceParent,
     left: Option<Duration>,
@@ -102,7 +104,7 @@ pub fn request(
 ) -> Request<OipBody> {
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = path(method);
+    *request.uri_mut() = Uri::from_static(path);
     let headers = request.headers_mut();
     headers.reserve(8);
     headers.insert(CONTENT_TYPE, GRPC);
@@ -124,15 +126,6 @@ pub fn request(
     }
     trace.write(headers);
     request
-}
-
-fn path(method: &'static str) -> Uri {
-    let path = match method {
-        "ModelInfer" => PathAndQuery::from_static("/inference.GRPCInferenceService/ModelInfer"),
-        "ModelStreamInfer" => PathAndQuery::from_static("/inference.GRPCInferenceService/ModelStreamInfer"),
-        _ => PathAndQuery::from_static("/grpc.health.v1.Health/Check"),
-    };
-    Uri::from(path)
 }
 
 /// Counts a call that failed below gRPC.

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::pods::attempt::{Attempted, PodAnswer, attempt, request};
+use crate::pods::attempt::{Attempted, INFER, PodAnswer, attempt, request};
 use crate::pods::judge::Ended;
 use crate::pods::lane::{Lane, Seek};
 use crate::pods::lease::Lease;
@@ -112,7 +112,7 @@ impl<'c> PodCall<'c> {
     fn send(&self, exchange: &mut Exchange, lease: Lease) -> impl Future<Output = Attempted<'c>> + use<'c> {
         exchange.pod = Some(lease.link().key().pod.clone());
         let body = OipBody::segments(self.frame.clone());
-        let request = request("ModelInfer", exchange, &self.trace, Some(self.until - Instant::now()), body);
+        let request = request(INFER, exchange, &self.trace, Some(self.until - Instant::now()), body);
         attempt(self.shared, lease, request, exchange.part(&self.shared.memory))
     }
 }

@@ -44,6 +44,9 @@ const SAMPLES: u32 = 50;
 /// leave the pod without a call where the others are idle.
 const FORGIVEN: f64 = 0.05;
 
+/// A model that was answered within this time has pods that answer.
+const LATELY: Duration = Duration::from_secs(1);
+
 /// One model on its pool, as one thread sees it.
 pub struct Lane {
     pub name: Name,
@@ -185,7 +188,8 @@ impl Lane {
         }
         let mut traffic = self.state.traffic.lock();
         let expected = traffic.latencies.recent(now).p50;
-        let failed = Failed { failure, attempt: attempts, left, expected };
+        let others_answer = traffic.answered.is_some_and(|answered| now.saturating_sub(answered) <= LATELY);
+        let failed = Failed { failure, attempt: attempts, left, expected, others_answer };
         traffic.budget.may_retry(settings, failed, now).map_err(NotAgain::Core)?;
         Ok(settings.backoff(attempts, rand::random()))
     }
@@ -206,7 +210,9 @@ impl Lane {
 
     /// A request was answered by a call that took so long.
     pub fn answered(&self, took: Duration) {
-        self.state.traffic.lock().latencies.record(took, self.recorder.clock.now());
+        let (traffic, now) = (&mut *self.state.traffic.lock(), self.recorder.clock.now());
+        traffic.latencies.record(took, now);
+        traffic.answered = Some(now);
     }
 
     /// What its answers took lately.

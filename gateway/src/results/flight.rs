@@ -67,7 +67,7 @@ pub struct Needed {
 pub enum Turn {
     Answer {
         entry: Arc<Entry>,
-        stored: bool,
+        maker: Maker,
     },
     Failed(Refusal),
     /// It leads now.
@@ -76,6 +76,15 @@ pub enum Turn {
     Again {
         alone: bool,
     },
+}
+
+/// Who made an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// The call that was waited for: it is new.
+    Call { stored: bool },
+    /// Another gateway: it comes out of Redis, as old as it is.
+    Region,
 }
 
 struct Waiting {
@@ -135,8 +144,14 @@ impl Flight {
         Joined::Waits(told)
     }
 
+    /// Who leads next: the first of the most important class. From now on it is the flight's.
     fn next(&self) -> Option<Waiting> {
-        self.state.lock().waiting.pop_front()
+        let state = &mut *self.state.lock();
+        state.waiting.retain(|waiting| !waiting.turn.is_closed());
+        let (place, _) = state.waiting.iter().enumerate().min_by_key(|(_, waiting)| waiting.needed.class)?;
+        let next = state.waiting.remove(place)?;
+        state.began.class = next.needed.class;
+        Some(next)
     }
 
     /// Who wait, at the end of a flight. To be called under the lock of the flights' shard.
@@ -155,12 +170,12 @@ pub struct Crowd(VecDeque<Waiting>);
 
 impl Crowd {
     /// Gives the answer of a call that knew `tick` and began at `at`; the number of those who took it.
-    pub fn give(self, entry: &Arc<Entry>, stored: bool, tick: Option<Tick>, at: Duration) -> u64 {
+    pub fn give(self, entry: &Arc<Entry>, maker: Maker, tick: Option<Tick>, at: Duration) -> u64 {
         let mut given = 0;
         for Waiting { needed, turn } in self.0 {
             let young_enough = tick >= needed.tick && at >= needed.since;
             let answer = match young_enough {
-                true => Turn::Answer { entry: entry.clone(), stored },
+                true => Turn::Answer { entry: entry.clone(), maker },
                 false => Turn::Again { alone: tick.is_none() },
             };
             given += u64::from(turn.send(answer).is_ok() && young_enough);
@@ -232,7 +247,7 @@ impl Lead {
         }
     }
 
-    /// Gives the lead to the first who still waits. Whoever joins in between is seen: it is looked again
+    /// Gives the lead to the first of those who still wait. Whoever joins in between is seen: it is looked again
     /// under the shard's lock before the flight ends.
     fn hand_over(&self) {
         loop {

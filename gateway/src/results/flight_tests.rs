@@ -57,10 +57,15 @@ async fn who_comes_before_others_does_not_wait_behind_them() {
     let Some(Entered::Leads(low)) = enter(Class::Low) else { panic!("nobody calls") };
     let Some(Entered::Waits(waiter)) = enter(Class::Low) else { panic!("an equal waits") };
     let Some(Entered::Leads(critical)) = enter(Class::Critical) else { panic!("it calls by itself") };
-    let Some(Entered::Waits(_)) = enter(Class::Normal) else { panic!("it may wait for one of a higher class") };
+    let Some(Entered::Waits(normal)) = enter(Class::Normal) else { panic!("it may wait for one of a higher class") };
     drop(low);
     assert!(matches!(waiter.await, Ok(Turn::Lead(_))), "who waited for the first is not forgotten");
+    // Handed on, it goes to the most important who waits; who comes then judges by that one.
+    let Some(Entered::Waits(high)) = enter(Class::High) else { panic!("it waits for the critical one") };
     drop(critical);
+    let Ok(Turn::Lead(high)) = high.await else { panic!("it comes before the normal one") };
+    let Some(Entered::Leads(critical)) = enter(Class::Critical) else { panic!("it calls by itself") };
+    drop((normal, high, critical));
     assert_eq!(memory.flights(), 0);
 }
 

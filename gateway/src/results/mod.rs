@@ -65,6 +65,8 @@ pub struct Results {
     purges: Purges,
     /// Whether the region's purges have been read once.
     purges_known: AtomicBool,
+    /// Held by who takes in purges.
+    purging: tokio::sync::Mutex<()>,
     region: Option<Arc<Region>>,
     models: Models,
     refreshes: Arc<Semaphore>,
@@ -105,6 +107,7 @@ impl Results {
             changes: Changes::new(hears, origin),
             purges: Purges::default(),
             purges_known: AtomicBool::new(false),
+            purging: tokio::sync::Mutex::default(),
             region: shared,
             models: Models::new(metrics.clone()),
             refreshes: Arc::new(Semaphore::new(REFRESHES)),

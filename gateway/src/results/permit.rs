@@ -19,7 +19,7 @@ use spillway_core::units::Name;
 use super::Results;
 use super::changes::{Changes, LONGEST_UNHEARD, Truth};
 use super::entry::{About, Entry, Kept, Made};
-use super::flight::{Began, Lead};
+use super::flight::{Began, Lead, Maker};
 use super::look::Said;
 use super::message::without_id;
 use super::models::Judged;
@@ -183,7 +183,7 @@ impl Pending {
         if let (Some(slot), Some(_)) = (slot, rows) {
             slot.keep(&entry, judgement.sequence, entry.times.fresh_until.saturating_sub(now));
         }
-        let given = crowd.give(&entry, stored, judgement.tick, self.began.at);
+        let given = crowd.give(&entry, Maker::Call { stored }, judgement.tick, self.began.at);
         (given > 0, stored)
     }
 

@@ -1,6 +1,6 @@
 -- Notes a purge in the region's list, and tells all gateways.
 -- KEYS: the list. ARGV: what is purged, the channel, how many are kept, ms that the list is kept.
--- Gives the purge's number: rising, and not given twice even where the list was lost.
+-- Its number rises, and is not given twice even where the list was lost.
 local time = redis.call('TIME')
 local number = time[1] * 1000000 + time[2]
 local last = redis.call('LINDEX', KEYS[1], 0)
@@ -13,4 +13,3 @@ redis.call('LPUSH', KEYS[1], line)
 redis.call('LTRIM', KEYS[1], 0, ARGV[3] - 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PUBLISH', ARGV[2], line)
-return number

@@ -16,6 +16,7 @@ use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, ListInterface, LuaInterface, PubsubInterface};
 use futures_util::future::BoxFuture;
 use http::StatusCode;
+use spillway_core::cache::store::Removed;
 use spillway_core::routing::key_hash;
 use spillway_core::units::Name;
 use spillway_runtime::admin::{Action, Asked};
@@ -54,33 +55,35 @@ impl Purge {
 impl Results {
     /// Sends results away: here at once, in the region's other gateways within moments.
     pub async fn purge(&self, purge: Purge) -> Purged {
-        let told = match &self.region {
-            None => None,
-            Some(region) => Some(region.announce(&purge).await),
-        };
-        match told {
-            Some(Some(number)) if self.purges.hear(number, purge.clone()) => {}
-            // The list may have been read before this got here, but it is an operator's wish.
-            _ => {
-                self.purges.add(purge.clone());
-            }
+        let _turn = self.purging.lock().await;
+        let mut told = None;
+        let mut heard = None;
+        if let Some(region) = &self.region {
+            let announced = region.announce(&purge).await;
+            told = Some(announced);
+            // Others' purges may have come before it: they are heard with it, in their order.
+            heard = if announced { self.read_purges(region, true).await } else { None };
         }
-        self.metrics.purges.inc();
-        tracing::info!(%purge, region = ?told.map(|told| told.is_some()), "results purged");
-        let removed = self.sweep();
-        Purged { entries: removed.entries, bytes: removed.bytes, region: told.map(|told| told.is_some()) }
+        let removed = heard.unwrap_or_else(|| {
+            self.purges.add(purge.clone());
+            self.metrics.purges.inc();
+            self.sweep()
+        });
+        tracing::info!(%purge, region = ?told, "results purged");
+        Purged { entries: removed.entries, bytes: removed.bytes, region: told }
     }
 
     /// Removes what purges cover.
-    fn sweep(&self) -> spillway_core::cache::store::Removed {
+    fn sweep(&self) -> Removed {
         let removed = self.memory.retain(|entry| !self.purges.cover(&entry.about, entry.mark));
         self.metrics.invalidated("purge", removed);
         removed
     }
 
-    /// Takes in the region's list. False: it could not be read.
-    async fn read_purges(&self, region: &Region, all: bool) -> bool {
-        let Some(lines) = region.purges(all).await else { return false };
+    /// Takes in the region's list, and removes what it covers. `None`: it could not be read. One at a time: numbers
+    /// are heard as they rise.
+    async fn read_purges(&self, region: &Region, all: bool) -> Option<Removed> {
+        let lines = region.purges(all).await?;
         let parse = |line: &str| -> Option<(u64, Option<Purge>)> {
             let (number, purge) = line.split_once(' ')?;
             Some((number.parse().ok()?, Purge::parse(purge)))
@@ -88,7 +91,7 @@ impl Results {
         let listed: Vec<_> = lines.iter().filter_map(|line| parse(line)).collect();
         let (known, newest) = (self.purges.mark(), listed.first().map_or(0, |(number, _)| *number));
         if newest <= known {
-            return true;
+            return Some(Removed::default());
         }
         if !all {
             return Box::pin(self.read_purges(region, true)).await;
@@ -106,21 +109,20 @@ impl Results {
             self.purges.forget(newest);
         }
         self.metrics.purges.inc_by(heard);
-        self.sweep();
-        true
+        Some(self.sweep())
     }
 }
 
 impl Region {
-    /// Adds a purge to the list, and tells the others. `None`: Redis cannot be told now.
-    async fn announce(&self, purge: &Purge) -> Option<u64> {
+    /// Adds a purge to the list, and tells the others. False: Redis cannot be told now.
+    async fn announce(&self, purge: &Purge) -> bool {
         if !self.is_connected() {
-            return None;
+            return false;
         }
         let arguments = vec![purge.to_string(), self.channel(), KEPT.to_string(), LIST_LIFE.as_millis().to_string()];
         let client = self.connection.client();
-        let script = client.eval::<u64, _, _, _>(PURGE, vec![self.list()], arguments);
-        self.connection.in_time("purge results", script, Instant::now() + PATIENCE).await.ok()
+        let script = client.eval::<(), _, _, _>(PURGE, vec![self.list()], arguments);
+        self.connection.in_time("purge results", script, Instant::now() + PATIENCE).await.is_ok()
     }
 
     /// The list, or its newest line.
@@ -172,8 +174,9 @@ pub async fn follow(results: Arc<Results>, subscriber: SubscriberClient, drain: 
                 }
             }
         }
+        let _turn = results.purging.lock().await;
         let all = !results.purges_known.load(Ordering::Relaxed);
-        if results.read_purges(&region, all).await && all {
+        if results.read_purges(&region, all).await.is_some() && all {
             results.purges_known.store(true, Ordering::Relaxed);
         }
     }

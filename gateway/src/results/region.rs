@@ -6,7 +6,7 @@
 //!
 //! Keys: `spillway:<region>:r:{<hash>}` a result ([`super::stored`]), kept as long as it is fresh;
 //! `spillway:<region>:r:{<hash>}:l` the lease of the gateway that makes it. Who finds the lease taken looks
-//! again, a few times, and then goes to the model by itself.
+//! again, a few times, and then goes to the model by itself; at once if the holder's class comes after its own.
 //!
 //! **Rest.** After [`FAILURES`] failed rounds in a row Redis is left alone for [`REST`]; then one round
 //! tries it. So a Redis that is slow costs few requests its time.
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fred::interfaces::LuaInterface;
 use spillway_core::cache::key::Key;
+use spillway_core::limit::Class;
 use spillway_core::units::Name;
 use spillway_runtime::store::{self, RedisSettings};
 use tokio::runtime::Handle;
@@ -37,6 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 /// Puts and returned leases at once; what is more is dropped, and leases end by themselves.
 const PUTS: usize = 256;
+/// The longest that a lease is asked for.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(10);
 /// Nobody waits for a put.
 const PUT_TIME: Duration = Duration::from_millis(500);
 
@@ -75,7 +78,7 @@ pub enum Looked {
 pub struct Slot {
     region: Arc<Region>,
     keys: [String; 2],
-    id: u64,
+    token: String,
     leased: bool,
     /// A moment by Redis' clock in microseconds, and no later moment by ours.
     redis_us: i64,
@@ -115,19 +118,29 @@ impl Region {
 
     /// Looks for a result, or for the lease to make it, and while another gateway makes it, again until
     /// `patience` is over.
-    pub async fn look(self: &Arc<Self>, key: &Key, least: Least, lease: Duration, patience: Duration) -> Looked {
-        let (id, keys) = (rand::random::<u64>(), self.keys(key));
+    pub async fn look(
+        self: &Arc<Self>,
+        key: &Key,
+        class: Class,
+        least: Least,
+        lease: Duration,
+        patience: Duration,
+    ) -> Looked {
+        let keys = self.keys(key);
+        let token = format!("{:016x}{}", rand::random::<u64>(), class as u8);
         let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
             let asked = Instant::now();
-            let Some((what, ms, redis_us, value, odd)) = self.round(&keys, id, least, lease).await else {
+            let Some((what, ms, redis_us, value, odd)) = self.round(&keys, &token, least, lease).await else {
                 return Looked::Nothing;
             };
             if odd == 1 {
                 self.metrics.region_failed("garbage");
             }
-            let slot =
-                |leased| Slot { region: self.clone(), keys: keys.clone(), id, leased, redis_us, heard: Instant::now() };
+            let slot = |leased| {
+                let (region, keys, token) = (self.clone(), keys.clone(), token.clone());
+                Slot { region, keys, token, leased, redis_us, heard: Instant::now() }
+            };
             match what {
                 1 => {
                     let left = u64::try_from(ms).map_or(Duration::ZERO, Duration::from_millis);
@@ -145,6 +158,7 @@ impl Region {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                5 => return Looked::Slot(slot(false)),
                 3 => {
                     self.metrics.region_failed("impatient");
                     return Looked::Slot(slot(false));
@@ -157,7 +171,7 @@ impl Region {
         }
     }
 
-    async fn round(&self, keys: &[String; 2], id: u64, least: Least, lease: Duration) -> Option<Answer> {
+    async fn round(&self, keys: &[String; 2], token: &str, least: Least, lease: Duration) -> Option<Answer> {
         let failed = |reason| {
             self.metrics.region_failed(reason);
             None
@@ -171,11 +185,12 @@ impl Region {
         let Ok(_place) = self.rounds.try_acquire() else { return failed("busy") };
         let deadline = Instant::now() + self.timeout;
         let arguments: Vec<Bytes> = vec![
-            format!("{id:016x}").into(),
+            token.to_owned().into(),
             lease.as_millis().max(1).to_string().into(),
             least.sequence.to_string().into(),
             least.mark.to_string().into(),
             stored::MOST.to_string().into(),
+            LONGEST_LEASE.as_millis().to_string().into(),
         ];
         let client = self.connection.client();
         let script = client.eval::<Answer, _, _, _>(LOOK, keys.to_vec(), arguments);
@@ -242,7 +257,7 @@ impl Slot {
         };
         let (region, is_value) = (self.region.clone(), !value.is_empty());
         let arguments: Vec<Bytes> = vec![
-            format!("{:016x}", self.id).into(),
+            self.token.clone().into(),
             value,
             left.as_millis().to_string().into(),
             self.redis_us.to_string().into(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spillway_core::inference::Limits;
+use spillway_core::limit::Class;
 use spillway_runtime::feature_changes::Listener;
 use spillway_runtime::store::{Redis, RedisSettings};
 use spillway_runtime::telemetry::Metrics as Registry;
@@ -113,6 +114,34 @@ async fn a_gateway_that_dies_with_the_lease_is_not_waited_for() {
     let began = Instant::now();
     assert_eq!(other.get(&ask, "other", said()).await.0, "other");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn who_comes_before_others_does_not_wait_for_their_lease() {
+    let redis = RedisServer::start();
+    let (one, other) = (gateway(&redis.address()).await, gateway(&redis.address()).await);
+    let low = Ask { class: Class::Low, ..ask("plain", 1.0) };
+    let mut queues = Box::pin(one.infer(&low, async || std::future::pending().await));
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut queues).await.is_err());
+    let began = Instant::now();
+    assert_eq!(other.get(&Ask { class: Class::High, ..low.clone() }, "at once", said()).await.0, "at once");
+    assert!(began.elapsed() < Duration::from_millis(250), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn each_who_waited_judges_a_shared_result_by_its_own_wish() {
+    let redis = RedisServer::start();
+    let (one, other) = (gateway(&redis.address()).await, gateway(&redis.address()).await);
+    let any = ask("plain", 1.0);
+    one.get(&any, "old", said()).await;
+    kept(&redis, 1).await;
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let wants_new = Ask { cache_control: "max-age=1", ..any.clone() };
+    let leads = other.get(&any, "-", said());
+    let ((leader, _), (same, how), (new, _)) =
+        tokio::join!(leads, other.get(&any, "-", said()), other.get(&wants_new, "new", said()));
+    assert_eq!((&*leader, &*same, &*new), ("old", "old", "new"));
+    assert!(how.ends_with(HIT), "{how}");
 }
 
 #[tokio::test]
@@ -287,6 +316,32 @@ async fn t02_wrong_bytes_in_redis_are_a_miss() {
 }
 
 #[tokio::test]
+async fn t02_leases_that_are_none_are_not_waited_for() {
+    let redis = RedisServer::start();
+    let (one, other) = (gateway(&redis.address()).await, gateway(&redis.address()).await);
+    let asks = [1.0, 2.0, 3.0].map(|number| ask("plain", number));
+    for ask in &asks {
+        one.get(ask, "one", said()).await;
+    }
+    kept(&redis, 3).await;
+    for (key, lease) in redis.results().iter().zip([
+        &["lpush", "a list"][..],
+        &["set", "0123456789abcdef2"],
+        &["set", "0123456789abcdef2", "px", "100000000"],
+    ]) {
+        redis.cli(&["del", key]);
+        redis.cli(&[&[lease[0], &format!("{key}:l")], &lease[1..]].concat());
+    }
+    let began = Instant::now();
+    for ask in &asks {
+        assert_eq!(other.get(ask, "other", said()).await.0, "other");
+    }
+    assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+    assert_eq!(failures(&other, "garbage"), 3);
+    kept(&redis, 3).await;
+}
+
+#[tokio::test]
 async fn redis_gone_is_a_miss_that_costs_no_time() {
     let redis = RedisServer::start();
     let one = gateway(&redis.address()).await;
@@ -395,6 +450,19 @@ async fn a_purge_that_was_not_heard_is_read() {
     redis.cli(&["lpush", "spillway:eu:purges", &format!("{number} model plain")]);
     until("it is read", || one.results.purges.mark() == number).await;
     assert_eq!(one.get(&ask("plain", 1.0), "new", said()).await.0, "new");
+}
+
+#[tokio::test]
+async fn a_gateways_own_purge_does_not_hide_one_that_it_missed() {
+    let redis = RedisServer::start();
+    let one = gateway(&redis.address()).await;
+    one.get(&ask("plain", 1.0), "old", said()).await;
+    let missed = one.results.purges.mark() + 5;
+    redis.cli(&["lpush", "spillway:eu:purges", &format!("{missed} model plain")]);
+    let purged = one.results.purge(Purge::Tenant(name("globex"))).await;
+    assert_eq!((purged.entries, purged.region), (1, Some(true)));
+    assert_eq!(one.get(&ask("plain", 1.0), "new", said()).await.0, "new");
+    assert_eq!(one.results.metrics.purges.get(), 2);
 }
 
 #[tokio::test]

@@ -130,12 +130,13 @@ pub struct Ask {
     pub entity: &'static str,
     pub number: f32,
     pub cache_control: &'static str,
+    pub class: Class,
     pub patience: Duration,
 }
 
 pub fn ask(model: &'static str, number: f32) -> Ask {
     let patience = Duration::from_secs(10);
-    Ask { tenant: "acme", model, entity: "e", number, cache_control: "", patience }
+    Ask { tenant: "acme", model, entity: "e", number, cache_control: "", class: Class::Normal, patience }
 }
 
 /// What a pod says beside its answer.
@@ -221,7 +222,7 @@ impl World {
             request: &request,
             entities: &entities,
             wish: wish(&self.snapshot, &name(ask.tenant), found, &headers),
-            class: Class::Normal,
+            class: ask.class,
             until: Instant::now() + ask.patience,
         };
         let text = |kept: &Kept| ModelInferResponse::decode(kept.entry.message.clone()).unwrap().model_name;

@@ -17,11 +17,11 @@ use tokio::time::timeout_at;
 use super::Results;
 use super::changes::{LONGEST_UNHEARD, Truth};
 use super::entry::{About, Entry, Kept};
-use super::flight::{Began, Needed, Turn};
+use super::flight::{Began, Maker, Needed, Turn};
 use super::look::{Look, Said, Worth};
 use super::memory::{Entered, Entering};
 use super::permit::{Pending, Permit};
-use super::region::{Least, Looked};
+use super::region::{LONGEST_LEASE, Least, Looked};
 use crate::errors::Refusal;
 
 /// Another gateway's call is waited for as long as so many mean calls, and at least for so long; but for no
@@ -29,7 +29,7 @@ use crate::errors::Refusal;
 const PATIENCE_CALLS: u32 = 8;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// A lease outlives the patience of those who wait for it; a call that fails gives it back.
-const LEASE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+const LEASE: (Duration, Duration) = (Duration::from_secs(1), LONGEST_LEASE);
 /// Calls that a request waits for whose answers turn out to be too old for it; then it makes its own.
 const MOST_ROUNDS: u32 = 2;
 /// CPU of one round to Redis, about; the guard counts it as a cost.
@@ -64,7 +64,15 @@ impl Results {
                 Err(_) => return self.instead(&pending, Refusal::Deadline, said),
                 Ok(Ok(Turn::Again { alone: true })) => break,
                 Ok(Err(_) | Ok(Turn::Again { alone: false })) => again += 1,
-                Ok(Ok(Turn::Answer { entry, stored })) => {
+                Ok(Ok(Turn::Answer { entry, maker: Maker::Region })) => {
+                    let now = self.now();
+                    if self.is_fresh(&entry, now, &pending) {
+                        let kept = self.hit(entry, Tier::L2, now, pending.spent, &pending.judged, said);
+                        return Ok(Look::Kept(kept, None));
+                    }
+                    again += 1;
+                }
+                Ok(Ok(Turn::Answer { entry, maker: Maker::Call { stored } })) => {
                     self.metrics.coalesced.inc();
                     pending.judged.observe(self.now(), Observation::Hit { cost: pending.spent });
                     said.status = Some(Status::Forwarded { why: pending.why, collapsed: true, stored });
@@ -107,7 +115,7 @@ impl Results {
         let lease = calls.clamp(LEASE.0, LEASE.1);
         let patience = calls.max(PATIENCE).min(until.saturating_duration_since(Instant::now()) / 2);
         pending.spent += ROUND_COST;
-        match region.look(&pending.key, least, lease, patience).await {
+        match region.look(&pending.key, pending.class, least, lease, patience).await {
             Looked::Nothing => {}
             Looked::Slot(slot) => lead.hold(slot),
             Looked::Found { stored, left, asked } => {
@@ -149,15 +157,14 @@ impl Results {
                 tick = Some(coherence.tick_of(sequence).filter(|tick| *tick >= coherence.needed(rows))?);
                 entry.generation = Some(self.changes.generation());
             }
-            let fresh =
-                matches!(self.worth(&entry, now, &pending.lifetimes, &pending.wish), Worth::Times(Verdict::Fresh));
+            let fresh = self.is_fresh(&entry, now, pending);
             let lead = pending.lead.take_if(|_| fresh)?;
             let entry = Arc::new(entry);
             let (_, crowd) = self.memory.land(lead.flight(), &entry, Some(rows));
             lead.landed();
             (entry, crowd, tick)
         };
-        crowd.give(&entry, true, tick, now);
+        crowd.give(&entry, Maker::Region, tick, now);
         Some(entry)
     }
 
@@ -176,6 +183,10 @@ impl Results {
         said.status = Some(Status::Forwarded { why, collapsed: true, stored: false });
         let kept = self.if_error(pending.stale.as_ref(), pending, &refusal, said);
         kept.map(|kept| Look::Kept(kept, None)).ok_or(refusal)
+    }
+
+    fn is_fresh(&self, entry: &Entry, now: Duration, pending: &Pending) -> bool {
+        matches!(self.worth(entry, now, &pending.lifetimes, &pending.wish), Worth::Times(Verdict::Fresh))
     }
 
     pub(super) fn begin(&self, truth: Truth, class: Class) -> Began {
@@ -198,9 +209,7 @@ impl Results {
         if pending.truth == Truth::Unheard {
             needed.since = now.saturating_sub(LONGEST_UNHEARD);
         }
-        let is_fresh = |entry: &Entry| {
-            matches!(self.worth(entry, now, &pending.lifetimes, &pending.wish), Worth::Times(Verdict::Fresh))
-        };
+        let is_fresh = |entry: &Entry| self.is_fresh(entry, now, pending);
         let is_purged = |about: &About, mark: u64| self.purges.cover(about, mark);
         self.memory.enter(Entering {
             key: &pending.key,

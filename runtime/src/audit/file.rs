@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use spillway_core::audit::{Event, Hash, Head, Record, Timestamp};
 
 use super::AuditSettings;
+use crate::file::with_path;
 
 /// The last record is looked for so far back: what a crash leaves behind it is at most one line.
 const TAIL: u64 = 1 << 20;
@@ -44,7 +45,7 @@ impl LogFile {
         let begun = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path);
         let locked = begun.and_then(|file| lock(&file).map(|()| file));
         let tail = locked.and_then(|mut file| Tail::read(&mut file).map(|tail| (file, tail)));
-        let (file, Tail { last, debris, is_unfinished }) = tail.map_err(|error| of(path, &error))?;
+        let (file, Tail { last, debris, is_unfinished }) = tail.map_err(|error| with_path(path, &error))?;
         let named = read_head(path)?;
         // Without a record, a crash came between a rotation and the new file's first, or there was no log.
         let before = if last.is_none() { last_of(&numbered(path, 1))? } else { None };
@@ -220,12 +221,8 @@ fn last_of(path: &Path) -> io::Result<Option<Head>> {
     match File::open(path).and_then(|mut file| Tail::read(&mut file)) {
         Ok(tail) => Ok(tail.last),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(of(path, &error)),
+        Err(error) => Err(with_path(path, &error)),
     }
-}
-
-fn of(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Where the head of the log of this file is.
@@ -238,7 +235,7 @@ fn read_head(path: &Path) -> io::Result<Option<Head>> {
     match fs::read(head_path(path)) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(of(&head_path(path), &error)),
+        Err(error) => Err(with_path(&head_path(path), &error)),
     }
 }
 

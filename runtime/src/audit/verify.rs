@@ -37,7 +37,7 @@ pub struct Report {
 /// The check did not take place.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    #[error("{}: {problem}", path.display())]
+    #[error("{}", path.display())]
     File {
         path: PathBuf,
         #[source]

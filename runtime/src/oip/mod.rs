@@ -131,11 +131,6 @@ pub fn encode_model_metadata(model: &ModelMetadata) -> proto::ModelMetadataRespo
     }
 }
 
-/// The tensor that a model server's metadata speaks of; `None` where the datatype is not KServe's.
-pub fn decode_tensor_metadata(tensor: TensorMetadata) -> Option<TensorSpec> {
-    Some(TensorSpec { datatype: Datatype::parse(&tensor.datatype)?, name: tensor.name, shape: tensor.shape })
-}
-
 /// A request without its raw contents.
 fn request_head(request: &InferRequest) -> proto::ModelInferRequest {
     let input = |tensor: &Tensor| InferInputTensor {

@@ -1,8 +1,9 @@
 //! Where a store is and how it is reached. Static: read once, at start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::file::with_path;
 use crate::settings::{Field, FromNode, count, optional, or_default, positive, read_optional, required, text, texts};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,12 @@ pub enum InvalidStore {
     Redis(String),
 }
 
+impl InvalidStore {
+    pub(super) fn unreadable(setting: &'static str, path: &Path, error: &std::io::Error) -> Self {
+        Self::File { setting, source: with_path(path, error) }
+    }
+}
+
 /// `host:port` as its two parts; IPv6 addresses stand in brackets.
 pub fn host_and_port(server: &str) -> Option<(String, u16)> {
     let (host, port) = server.rsplit_once(':')?;
@@ -70,8 +77,8 @@ pub fn host_and_port(server: &str) -> Option<(String, u16)> {
 }
 
 /// A file that holds a secret and nothing else but a final line break.
-pub fn read_secret(path: &std::path::Path, setting: &'static str) -> Result<String, InvalidStore> {
-    let text = std::fs::read_to_string(path).map_err(|source| InvalidStore::File { setting, source })?;
+pub fn read_secret(path: &Path, setting: &'static str) -> Result<String, InvalidStore> {
+    let text = std::fs::read_to_string(path).map_err(|error| InvalidStore::unreadable(setting, path, &error))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 

@@ -32,7 +32,7 @@ pub fn client_config(settings: &TlsSettings) -> Result<Arc<rustls::ClientConfig>
 }
 
 fn certificates(path: &Path, setting: &'static str) -> Result<Vec<CertificateDer<'static>>, InvalidStore> {
-    let pem = std::fs::read(path).map_err(|source| InvalidStore::File { setting, source })?;
+    let pem = std::fs::read(path).map_err(|error| InvalidStore::unreadable(setting, path, &error))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.map_err(|_| InvalidStore::Pem { setting })?;
     if certificates.is_empty() { Err(InvalidStore::Pem { setting }) } else { Ok(certificates) }

@@ -52,7 +52,7 @@ impl Default for OtlpSettings {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the trace exporter cannot be made: {0}")]
+#[error("the trace exporter cannot be made")]
 pub struct TracesError(#[from] ExporterBuildError);
 
 /// How a span ended.

@@ -40,11 +40,11 @@ pub struct Accepted<S> {
 pub enum AcceptError {
     #[error("the handshake took too long")]
     Timeout,
-    #[error("the client's certificate was refused: {0}")]
+    #[error("the client's certificate was refused")]
     Peer(#[source] PeerError),
     #[error("the client did not ask for a protocol that is spoken here")]
     Protocol,
-    #[error("the handshake failed: {0}")]
+    #[error("the handshake failed")]
     Handshake(#[source] std::io::Error),
 }
 

@@ -36,8 +36,9 @@ pub enum PeerError {
     Malformed,
     #[error("the certificate has {0} URI names; expected exactly one, a SPIFFE id")]
     UriNames(usize),
+    // No source: where TLS carries it, as an error of rustls, only the text arrives.
     #[error("the URI name is no identity: {0}")]
-    NotAnId(#[from] InvalidId),
+    NotAnId(InvalidId),
     #[error("the identity belongs to another trust domain")]
     TrustDomain,
     #[error("the certificate may sign others; a leaf must not")]
@@ -112,7 +113,7 @@ impl Leaf {
         let uris = uri_names(&leaf)?;
         let [uri] = uris[..] else { return Err(PeerError::UriNames(uris.len())) };
         Ok(Self {
-            id: SpiffeId::parse(uri)?,
+            id: SpiffeId::parse(uri).map_err(PeerError::NotAnId)?,
             serial: Serial::new(leaf.raw_serial()),
             not_before: time(leaf.validity().not_before.timestamp()),
             not_after: time(leaf.validity().not_after.timestamp()),

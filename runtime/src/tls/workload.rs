@@ -30,7 +30,7 @@ use crate::audit::{Audit, Event, Hash, clipped};
 use crate::drain::Drain;
 use crate::file::Watched;
 use crate::snapshot::Subscription;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Chain, Metrics};
 
 const POLL: Duration = Duration::from_millis(500);
 /// Certificate and key are two files: between their renames they do not match. A refusal is final
@@ -54,9 +54,9 @@ pub struct IdentitySettings {
 /// The operator's fault: the files do not make an identity. A retry helps once they changed.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    #[error("a file of the identity cannot be read: {0}")]
+    #[error("a file of the identity cannot be read")]
     Unreadable(#[from] std::io::Error),
-    #[error("the certificate cannot be used: {0}")]
+    #[error("the certificate cannot be used")]
     Certificate(#[from] PeerError),
     #[error("the certificate file is no PEM with at least one certificate")]
     NoCertificate,
@@ -152,11 +152,6 @@ impl Workload {
         self.current.load().server.clone()
     }
 
-    /// For a server that speaks h2 alone.
-    pub fn h2_server_config(&self) -> Arc<ServerConfig> {
-        self.current.load().h2_server.clone()
-    }
-
     /// For a client of the expected server alone, over h2.
     pub fn client_config(&self, expected: impl Into<ExpectedPeer>) -> Arc<ClientConfig> {
         self.client(expected.into()).0
@@ -246,7 +241,7 @@ impl Workload {
 
     /// Follows the files until stopped.
     pub async fn watch(self: Arc<Self>, audit: Audit, drain: Drain) {
-        let mut refused = None;
+        let mut refused: Option<String> = None;
         audit.record(self.certificate());
         loop {
             tokio::select! {
@@ -260,11 +255,12 @@ impl Workload {
                     tracing::info!(generation = self.generation(), "identity reloaded");
                     audit.record(self.certificate());
                 }
-                // Files that stay unreadable are told once, not at each look.
-                Err(error @ IdentityError::Unreadable(_)) if refused.as_deref() == Some(error.to_string().as_str()) => {
-                }
                 Err(error) => {
-                    let problem = error.to_string();
+                    let problem = Chain(&error).to_string();
+                    // Files that stay unreadable are told once, not at each look.
+                    if matches!(error, IdentityError::Unreadable(_)) && refused.as_ref() == Some(&problem) {
+                        continue;
+                    }
                     self.reloads.get_or_create(&Outcome { outcome: "refused" }).inc();
                     tracing::error!(problem, "identity refused, the last good one stays");
                     audit.record(Event::CertificateRefused { problem: clipped(&problem) });
@@ -334,7 +330,7 @@ impl Workload {
             })?;
         }
         if let Err(error) = identity.trust.verify(&identity.key.cert, Side::Server, now) {
-            tracing::warn!(%error, "our own certificate does not lead to our own trust bundle");
+            tracing::warn!(error = %Chain(&error), "our own certificate does not lead to our own trust bundle");
         }
         self.current.store(Arc::new(identity));
         self.expiry.set(seconds(leaf.not_after));

@@ -3,19 +3,22 @@
 use std::error::Error;
 use std::sync::Arc;
 
-/// No connection came to be. The server's or the link's fault.
+use crate::telemetry::Chain;
+
+/// No connection came to be. The server's or the link's fault. Its text stands by itself in a log line's field,
+/// so it holds the cause, which is no source.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("the connect took too long")]
     Timeout,
     #[error("the connect failed: {0}")]
-    Tcp(#[source] std::io::Error),
+    Tcp(std::io::Error),
     #[error("the TLS handshake failed: {0}")]
-    Tls(#[source] std::io::Error),
+    Tls(std::io::Error),
     #[error("the server does not speak h2")]
     Protocol,
-    #[error("the h2 preface failed: {0}")]
-    Http(#[source] hyper::Error),
+    #[error("the h2 preface failed: {}", Chain(.0))]
+    Http(hyper::Error),
     /// Most likely our certificate was refused: in TLS 1.3 the server says so after the handshake.
     #[error("the server closed the connection before it said anything")]
     Closed,
@@ -43,7 +46,7 @@ impl ConnectError {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// There is no connection; the call was never sent.
-    #[error("the upstream cannot be reached: {0}")]
+    #[error("the upstream cannot be reached")]
     Unreachable(#[source] Arc<ConnectError>),
     /// The server closed or refused the stream before it looked at the call.
     #[error("the upstream refused the stream unprocessed")]
@@ -52,7 +55,7 @@ pub enum UpstreamError {
     #[error("the deadline is over")]
     Deadline { sent: bool },
     /// The server reset the stream, or the connection broke.
-    #[error("the call was lost: {0}")]
+    #[error("the call was lost")]
     Lost(#[source] hyper::Error),
 }
 

@@ -94,27 +94,39 @@ async fn t54_a_pool_that_fails_gets_few_attempts_more_than_requests() {
     let mut region = Region::new("traffic-bad-pool");
     region.set_pods(POOL);
     let doubles = region.use_doubles();
+    let links = region.relay_pods().await;
     region.start().await;
     let client = region.client("acme");
-    let attempts = || doubles.iter().map(|double| double.seen().len()).sum::<usize>();
-    let load = predictions(&client);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(failures(&load.stop().await).is_empty(), "all is well at first");
-    doubles.iter().for_each(|double| double.set(Manner::Fails));
-    let before = attempts();
-    let load = predictions(&client);
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    let shots = load.stop().await;
-    let ratio = (attempts() - before) as f64 / shots.len() as f64;
-    record("traffic.bad_pool.requests", shots.len() as f64, "requests", Goal::None);
-    assert!(record("traffic.bad_pool.attempts_per_request", ratio, "attempts", Goal::AtMost(1.1)), "{ratio}");
-    assert!(shots.len() > 500, "there was load: {}", shots.len());
-    doubles.iter().for_each(|double| double.set(Manner::Right));
-    let healed = Instant::now();
-    eventually("the pool serves again", BACK_WITHIN * 3, async || {
-        let answer = client.post(INFER, &entity("site-0001")).await.ok()?;
-        (answer.status == 200).then_some(())
-    })
-    .await;
-    record("traffic.bad_pool.back_after", healed.elapsed().as_secs_f64(), "s", Goal::None);
+    let attempts = || region.gateway_metrics().sum("spillway_gateway_attempts_total", &[]);
+    let fails = |bad| doubles.iter().for_each(|double| double.set(if bad { Manner::Fails } else { Manner::Right }));
+    let resets = |bad| links.iter().for_each(|link| link.set(if bad { Link::Resets } else { Link::Good }));
+    let faults: [(&str, Fault<'_>); 2] = [("fails", Box::new(fails)), ("resets", Box::new(resets))];
+    for (fault, set) in faults {
+        let load = predictions(&client);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(failures(&load.stop().await).is_empty(), "all is well at first");
+        set(true);
+        let before = attempts();
+        let load = predictions(&client);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let shots = load.stop().await;
+        let ratio = (attempts() - before) / shots.len() as f64;
+        let figure = |name: &str| format!("traffic.bad_pool.{fault}.{name}");
+        record(&figure("requests"), shots.len() as f64, "requests", Goal::None);
+        assert!(record(&figure("attempts_per_request"), ratio, "attempts", Goal::AtMost(1.1)), "{fault}: {ratio}");
+        assert!(shots.len() > 500, "there was load: {}", shots.len());
+        set(false);
+        let healed = Instant::now();
+        eventually("the pool serves again", BACK_WITHIN * 3, async || {
+            let answer = client.post(INFER, &entity("site-0001")).await.ok()?;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+        record(&figure("back_after"), healed.elapsed().as_secs_f64(), "s", Goal::None);
+        // The next fault finds all of them well.
+        let usable = || region.gateway_metrics().sum("spillway_gateway_pods", &["state=\"usable\""]);
+        let load = predictions(&client);
+        eventually("all pods are back", BACK_WITHIN * 3, async || (usable() == POOL as f64).then_some(())).await;
+        load.stop().await;
+    }
 }

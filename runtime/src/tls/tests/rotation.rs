@@ -9,7 +9,7 @@ use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::drain::Drain;
 use crate::file::write_atomic;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Chain, Metrics};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -194,7 +194,7 @@ fn a_process_never_becomes_someone_else() {
 fn an_unusable_identity_is_a_clear_error_at_start() {
     let domain = Domain::create();
     let settings = domain.settings(GATEWAY, None);
-    let problem = || Workload::load(&settings).unwrap_err().to_string();
+    let problem = || Chain(&Workload::load(&settings).unwrap_err()).to_string();
     let request = LeafRequest::new(id(GATEWAY), HOUR);
     let expire = |params: &mut CertificateParams| params.not_after = (SystemTime::now() - HOUR).into();
     let expired = domain.authority.issue_with(&request, expire).unwrap();
