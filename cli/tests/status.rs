@@ -75,7 +75,7 @@ p             3 of 20  1        2.5 of 4
 DEGRADATION  LEVEL  REASON
 eta          2      slow-predictions
 
-cache: 9 results, 700 of 1000 bytes, 1 calls under way; Redis connected; feature changes are heard
+cache: 9 results, 700 of 1000 bytes, calls under way: 1; Redis connected; feature changes are heard
 CACHED MODEL  OFF FOR TENANTS  CALL MS
 eta           1 of 2           1.5
 CACHE OF TENANT  BYTES

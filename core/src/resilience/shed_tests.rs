@@ -217,12 +217,16 @@ fn a_region_that_hangs_and_recovers_serves_again_soon() {
 fn work_that_nobody_waits_for_does_not_hide_how_long_others_wait() {
     let level_after = |waitless: u32| {
         let mut shedder = Shedder::new(ShedSettings::default());
-        for moment in 0..20_u64 {
+        for now in (0..20).map(|moment| Duration::from_millis(moment * 200)) {
             for _ in 0..100 {
-                shedder.admit(Class::Normal, 0, Duration::from_millis(moment * 200));
+                // Each second one still waits.
+                (0..2).for_each(|_| drop(shedder.admit(Class::Normal, 0, now)));
                 shedder.observe(Duration::from_millis(150), true);
             }
-            (0..waitless).for_each(|_| shedder.observe_waitless());
+            for _ in 0..waitless {
+                shedder.admit(Class::Normal, 0, now);
+                shedder.observe_waitless();
+            }
         }
         shedder.level()
     };

@@ -188,8 +188,6 @@ fn each_wrong_value_names_its_field() {
         ("levels: [1, 3, 4]", "levels: [1, 5]", "spec.degradation.levels[1]"),
         ("levels: [1, 3, 4]", "levels: [2]", "spec.degradation"),
         ("levels: [1, 3, 4]", "levels: []", "spec.degradation.levels"),
-        ("levels: [1, 3, 4]", "levels: [1, 3]", "spec.degradation"),
-        ("levels: [1, 3, 4]", "levels: [4]\n    fallback: other", "spec.degradation"),
         ("  cache: { ttl: 5m, staleWhileRevalidate: 10s, staleIfError: 1m }\n", "", "spec.degradation"),
         ("rate: 500/s", "rate: 30/m", "spec.routing.hotEntity.rate"),
         ("score: [0.5]", "score: [0.5, 1]", "spec.degradation.static.score"),

@@ -248,14 +248,8 @@ fn read_degradation(field: &Field<'_>, outputs: &[TensorSpec], cached: bool) -> 
         field.fault("level 2 is the fallback model, but none is given; expected fallback");
         return None;
     }
-    if !allowed[1] && fallback.is_some() {
-        field.fault("a fallback is given, but level 2, which uses it, is not allowed; expected 2 in levels");
-    }
     if allowed[2] && !cached {
         field.fault("level 3 is the last cached prediction, but the model has no cache; expected cache");
-    }
-    if !allowed[3] && !fixed.is_empty() {
-        field.fault("a static answer is given, but level 4, which uses it, is not allowed; expected 4 in levels");
     }
     Some(Degradation {
         settings: DegradeSettings {

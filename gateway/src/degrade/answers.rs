@@ -93,7 +93,7 @@ mod tests {
         let text = format!(
             "apiVersion: spillway/v1\nkind: Model\nmetadata: {{name: m}}\nspec:\n  pools: [p]\n  versions: [1]\n  backend: onnx\n  \
              deadline: 1s\n  inputs: [{{name: x, datatype: FP32, shape: [1]}}]\n  outputs: [{{name: y, datatype: FP32, shape: [1]}}]\n  \
-             degradation: {degradation}\n"
+             cache: {{ttl: 1m}}\n  degradation: {degradation}\n"
         );
         let Spec::Model(model) = resource::parse(&text).unwrap().remove(0).spec else { panic!("a model") };
         *model

@@ -157,7 +157,7 @@ mod tests {
             "apiVersion: spillway/v1\nkind: Region\nmetadata: {{name: eu}}\nspec: {{trustDomain: spillway.test}}\n---\n\
              apiVersion: spillway/v1\nkind: Pool\nmetadata: {{name: p}}\nspec: {{region: eu, pods: [{{name: a, address: '127.0.0.1:1'}}]}}\n---\n\
              apiVersion: spillway/v1\nkind: Model\nmetadata: {{name: m}}\nspec:\n  pools: [p]\n  versions: [1]\n  backend: onnx\n  \
-             deadline: 1s\n  inputs: [{{name: x, datatype: FP32, shape: [-1]}}]\n  outputs: [{{name: y, datatype: FP32, shape: [-1]}}]\n{degradation}"
+             deadline: 1s\n  inputs: [{{name: x, datatype: FP32, shape: [-1]}}]\n  outputs: [{{name: y, datatype: FP32, shape: [-1]}}]\n  cache: {{ttl: 1m}}\n{degradation}"
         );
         Snapshot::compile(version, &resource::parse(&text).unwrap()).unwrap()
     }
