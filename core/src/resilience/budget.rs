@@ -6,7 +6,8 @@
 //!
 //! A first attempt that no pod ever saw has cost no pod anything: its retry is not an extra attempt and takes
 //! nothing from the budget (the transparent retry of gRFC A6). So a pod that is replaced costs no request, however
-//! many were on their way to it.
+//! many were on their way to it. Good answers pay for that, one each and [`MOST_FREE`] at most, so that a pool of
+//! which no pod can be reached falls back to the budget.
 //!
 //! The budget is a token bucket filled by requests (Finagle's `RetryBudget`): a first attempt deposits
 //! `deposit`, time adds `minimum` per second, the bucket holds `reserve`, an extra attempt costs 1. So a
@@ -29,6 +30,9 @@ use crate::deadline::SHORTEST_USEFUL;
 
 /// The window over which the ratio is kept, in seconds.
 const WINDOW_S: f64 = 10.0;
+
+/// Good answers that are saved up for retries of what no pod saw.
+pub const MOST_FREE: u32 = 100;
 
 /// How many extra attempts a pool may cost.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,8 +119,6 @@ pub struct Failed {
     pub left: Duration,
     /// What the model usually takes: its recent p50.
     pub expected: Duration,
-    /// Pods have answered lately: it is not all of them that fail.
-    pub others_answer: bool,
 }
 
 /// Why a request is not sent again.
@@ -146,6 +148,8 @@ pub struct Budget {
     deposit: f64,
     minimum: f64,
     filled: Option<Duration>,
+    /// Retries of unseen attempts that good answers have paid for.
+    free: u32,
 }
 
 impl Budget {
@@ -153,19 +157,24 @@ impl Budget {
     pub fn new(settings: &BudgetSettings) -> Self {
         let ratio = between(settings.ratio, 0.0, 1.0);
         if ratio == 0.0 {
-            return Self { tokens: 0.0, reserve: 0.0, deposit: 0.0, minimum: 0.0, filled: None };
+            return Self { tokens: 0.0, reserve: 0.0, deposit: 0.0, minimum: 0.0, filled: None, free: 0 };
         }
         let requests = (10.0 / ratio).max(100.0);
         let advances = ratio * requests / 2.0;
         let reserve = between(settings.reserve, 1.0, advances);
         let minimum = between(settings.minimum, 0.0, (advances - reserve) / WINDOW_S);
         let deposit = ratio - (reserve + minimum * WINDOW_S) / requests;
-        Self { tokens: reserve, reserve, deposit, minimum, filled: None }
+        Self { tokens: reserve, reserve, deposit, minimum, filled: None, free: 0 }
     }
 
     /// A first attempt is sent.
     pub fn request(&mut self) {
         self.tokens = (self.tokens + self.deposit).min(self.reserve);
+    }
+
+    /// A pod gave a good answer.
+    pub fn answered(&mut self) {
+        self.free = (self.free + 1).min(MOST_FREE);
     }
 
     /// Withdraws one extra attempt, or says that none is left.
@@ -203,8 +212,11 @@ impl Budget {
         if failed.left < needed {
             return Err(NoRetry::Deadline);
         }
-        let free = failed.failure == Failure::Unseen && failed.attempt == 1 && failed.others_answer;
-        if free || self.take(now) { Ok(()) } else { Err(NoRetry::Budget) }
+        if failed.failure == Failure::Unseen && failed.attempt == 1 && self.free > 0 {
+            self.free -= 1;
+            return Ok(());
+        }
+        if self.take(now) { Ok(()) } else { Err(NoRetry::Budget) }
     }
 }
 
@@ -222,7 +234,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn failed(failure: Failure) -> Failed {
-        Failed { failure, attempt: 1, left: SECOND, expected: Duration::from_millis(10), others_answer: true }
+        Failed { failure, attempt: 1, left: SECOND, expected: Duration::from_millis(10) }
     }
 
     fn judge(settings: &RetrySettings, failed: Failed) -> Result<(), NoRetry> {
@@ -270,7 +282,7 @@ mod tests {
             (2, ms(120), ms(10), Ok(())),
             (1, SECOND, Duration::MAX, Err(NoRetry::Deadline)),
         ] {
-            let call = Failed { attempt, left, expected, failure: Failure::Unseen, others_answer: true };
+            let call = Failed { attempt, left, expected, failure: Failure::Unseen };
             assert_eq!(judge(&settings, call), verdict, "{call:?}");
         }
     }
@@ -298,14 +310,15 @@ mod tests {
         assert!(budget.take(SECOND * 12), "0.1 per second");
         let died = failed(Failure::Died { idempotent: true });
         assert_eq!(budget.may_retry(&RetrySettings::default(), died, SECOND), Err(NoRetry::Budget));
+        let unseen = |budget: &mut Budget| budget.may_retry(&RetrySettings::default(), failed(Failure::Unseen), SECOND);
+        assert_eq!(unseen(&mut budget), Err(NoRetry::Budget), "no pod has answered");
+        budget.answered();
         assert_eq!(
-            budget.may_retry(&RetrySettings::default(), failed(Failure::Unseen), SECOND),
-            Ok(()),
-            "it costs nothing"
+            [unseen(&mut budget), unseen(&mut budget)],
+            [Ok(()), Err(NoRetry::Budget)],
+            "an answer pays for one"
         );
-        let alone = Failed { others_answer: false, ..failed(Failure::Unseen) };
-        let settings = RetrySettings::default();
-        assert_eq!(budget.may_retry(&settings, alone, SECOND), Err(NoRetry::Budget), "unless no pod answers");
+        budget.answered();
         let again = Failed { attempt: 2, ..failed(Failure::Unseen) };
         let twice = RetrySettings { retries: 2, ..RetrySettings::default() };
         assert_eq!(budget.may_retry(&twice, again, SECOND), Err(NoRetry::Budget), "but once");
@@ -341,11 +354,27 @@ mod tests {
                 .map(|index| {
                     budget.request();
                     let now = SECOND * index / rate;
-                    1 + u32::from(budget.may_retry(&settings, failed(Failure::Died { idempotent: true }), now).is_ok())
+                    let failure = if index % 2 == 0 { Failure::Unseen } else { Failure::Died { idempotent: true } };
+                    1 + u32::from(budget.may_retry(&settings, failed(failure), now).is_ok())
                 })
                 .sum();
             assert!(attempts * 10 <= requests * 11, "{attempts} attempts for {requests} requests");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_costs_no_request_while_others_answer() {
+        let (mut budget, settings) = (Budget::new(&BudgetSettings::default()), RetrySettings::default());
+        (0..MOST_FREE * 2).for_each(|_| budget.answered());
+        for _ in 0..10_000 {
+            // Of two pods one: each second request, and then the other answers both.
+            budget.request();
+            assert_eq!(budget.may_retry(&settings, failed(Failure::Unseen), SECOND), Ok(()));
+            budget.answered();
+        }
+        (0..MOST_FREE).for_each(|_| assert!(budget.may_retry(&settings, failed(Failure::Unseen), SECOND).is_ok()));
+        let extra = (0..1_000).filter(|_| budget.may_retry(&settings, failed(Failure::Unseen), SECOND).is_ok());
+        assert_eq!(extra.count(), 4, "none answers: what the budget has");
     }
 
     proptest! {

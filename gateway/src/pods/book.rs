@@ -69,8 +69,6 @@ pub struct ModelState {
 /// What a model's requests showed and may still cost.
 pub struct Traffic {
     pub latencies: Latencies,
-    /// When a pod last gave a good answer.
-    pub answered: Option<Duration>,
     pub budget: Budget,
     budget_settings: BudgetSettings,
     pub hot: HotEntities,
@@ -82,7 +80,6 @@ impl ModelState {
         let (budget_settings, hot_settings) = (model.traffic.budget.clone(), model.traffic.routing.hot.clone());
         let traffic = Traffic {
             latencies: Latencies::new(Latencies::DEFAULT_WINDOW),
-            answered: None,
             budget: Budget::new(&budget_settings),
             budget_settings,
             hot: HotEntities::new(&hot_settings),

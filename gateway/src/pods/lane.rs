@@ -44,9 +44,6 @@ const SAMPLES: u32 = 50;
 /// leave the pod without a call where the others are idle.
 const FORGIVEN: f64 = 0.05;
 
-/// A model that was answered within this time has pods that answer.
-const LATELY: Duration = Duration::from_secs(1);
-
 /// One model on its pool, as one thread sees it.
 pub struct Lane {
     pub name: Name,
@@ -188,8 +185,7 @@ impl Lane {
         }
         let mut traffic = self.state.traffic.lock();
         let expected = traffic.latencies.recent(now).p50;
-        let others_answer = traffic.answered.is_some_and(|answered| now.saturating_sub(answered) <= LATELY);
-        let failed = Failed { failure, attempt: attempts, left, expected, others_answer };
+        let failed = Failed { failure, attempt: attempts, left, expected };
         traffic.budget.may_retry(settings, failed, now).map_err(NotAgain::Core)?;
         Ok(settings.backoff(attempts, rand::random()))
     }
@@ -212,7 +208,7 @@ impl Lane {
     pub fn answered(&self, took: Duration) {
         let (traffic, now) = (&mut *self.state.traffic.lock(), self.recorder.clock.now());
         traffic.latencies.record(took, now);
-        traffic.answered = Some(now);
+        traffic.budget.answered();
     }
 
     /// What its answers took lately.
