@@ -14,7 +14,7 @@ fn one_thing_is_purged_by_a_post_that_is_meant() {
     let (head, text, ok) = purge(&["--entity", "a b/\u{e9}"], "200 OK", done);
     assert_eq!(head[0], "POST /cache/purge?entity=a%20b%2f%c3%a9 HTTP/1.1");
     assert!(head.contains(&"x-spillway-admin: purge".to_owned()), "{head:?}");
-    assert_eq!((text.as_str(), ok), ("2 results purged, 700 bytes\n", true));
+    assert_eq!((text.as_str(), ok), ("results purged: 2, bytes: 700\n", true));
     assert!(purge(&["--model", "eta"], "200 OK", done).0[0].contains("?model=eta "));
     assert!(purge(&["--tenant", "acme"], "200 OK", r#"{"bytes":0,"entries":0,"region":null}"#).2);
 }

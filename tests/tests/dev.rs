@@ -258,7 +258,7 @@ async fn operators_see_what_happened(dir: &Path) {
     let caller = ["--tenant", "globex", "--client", "dev", "--model", "phishing", text(&request)];
     let told = run(&[&["explain", "--dev", dev], &caller[..]].concat());
     assert!(told.contains("not-allowed"), "{told}");
-    assert!(run(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("1 results purged"));
+    assert!(run(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("results purged: 1,"));
     let audit = root().join(dir).join("gateway-0.audit.log");
     // Equal refusals of a second are one record.
     eventually("the refusal is in the log", Duration::from_secs(5), async || {

@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let query = all.into_iter().find_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_ref()?))));
     let asked = Post { word: "purge", ..Post::default() };
     let purged = post(gateway.address()?, &format!("/cache/purge?{}", query.unwrap_or_default()), &asked)?.good()?;
-    println!("{} results purged, {} bytes", purged["entries"], purged["bytes"]);
+    println!("results purged: {}, bytes: {}", purged["entries"], purged["bytes"]);
     if purged["region"] == false {
         eprintln!("Redis could not be told: the region's other gateways keep theirs; purge again when it is back");
         return Ok(ExitCode::FAILURE);
