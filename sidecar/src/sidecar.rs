@@ -267,8 +267,11 @@ fn config(settings: &SidecarSettings, snapshots: &Arc<Subscription>, inference: 
     let (settings, snapshots, inference) = (settings.clone(), Arc::clone(snapshots), Arc::clone(inference));
     let states = |models: &Models| -> serde_json::Map<String, serde_json::Value> {
         let state = |(name, ready): (Name, bool)| {
-            let versions: Vec<_> = models.versions(name.as_str()).iter().map(Name::to_string).collect();
-            (name.to_string(), serde_json::json!({"ready": ready, "versions": versions}))
+            let served = models.served(name.as_str());
+            let versions =
+                served.as_ref().map(|served| served.manifest.versions.iter().map(Name::as_str).collect::<Vec<_>>());
+            let snapshot = served.as_ref().map(|served| served.snapshot.version);
+            (name.to_string(), serde_json::json!({"ready": ready, "versions": versions, "snapshot": snapshot}))
         };
         models.states().into_iter().map(state).collect()
     };

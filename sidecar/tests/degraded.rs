@@ -177,7 +177,11 @@ async fn without_its_file_a_fallback_is_not_there_and_the_pod_serves() {
         with_fallback("  degradation: {levels: [2], fallback: small}").replace("name: phishing", "name: small");
     let pod = Pod::start(&models, &format!("triton: {}\n", double.endpoint)).await.ready().await;
     pod.assert_metric("spillway_sidecar_fallback_ready{model=\"small\"} 0").await;
-    assert!(pod.page("/config").await.contains("\"fallbacks\":{\"small\":{\"ready\":false,\"versions\":[]}}"));
+    assert!(
+        pod.page("/config")
+            .await
+            .contains("\"fallbacks\":{\"small\":{\"ready\":false,\"snapshot\":null,\"versions\":null}}")
+    );
     let mut gateway = pod.gateway().await;
     assert!(gateway.server_ready(ServerReadyRequest {}).await.unwrap().into_inner().ready);
     let answer = at("2", &mut gateway, sent("big", &[0.0; 9])).await.unwrap().into_inner();

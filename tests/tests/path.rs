@@ -265,11 +265,9 @@ async fn an_entity_without_features_gets_the_declared_defaults_and_is_told_or_is
     assert!(region.sidecars_sum("spillway_sidecar_degraded_total", &["reason=\"default-feature\""]) >= 2.0);
     region.edit("model.yaml", "missingFeature: default", "missingFeature: refuse");
     region.apply();
-    eventually("missing features are refused", Duration::from_secs(5), async || {
-        let answer = client.post(INFER, &entity("nobody")).await.expect("an answer");
-        (answer.status == 422 && answer.error_code() == "missing-feature").then_some(())
-    })
-    .await;
+    region.sidecars_serve(2).await;
+    let answer = client.post(INFER, &entity("nobody")).await.expect("an answer");
+    assert_eq!((answer.status.as_u16(), answer.error_code()), (422, "missing-feature"));
     let answer = grpc::call_once(&client, MODEL_INFER, &message(&Asked::Entity("nobody"))).await.expect("an answer");
     assert_eq!((answer.code, answer.error_code()), (Code::FailedPrecondition, "missing-feature"));
     assert_eq!(client.post(INFER, &entity("site-0001")).await.expect("an answer").status, 200);

@@ -159,11 +159,9 @@ impl Models {
         self.table.load().models.iter().map(|(name, entry)| (name.clone(), entry.ready())).collect()
     }
 
-    /// The versions that a model serves now, the default one first: those of the last manifest that passed its checks.
-    pub fn versions(&self, name: &str) -> Vec<Name> {
-        let table = self.table.load();
-        let served = table.models.get(name).and_then(|entry| entry.served.as_ref());
-        served.map(|served| served.manifest.versions.clone()).unwrap_or_default()
+    /// What a model is served as: the last manifest that passed its checks, with the snapshot that it goes by.
+    pub fn served(&self, name: &str) -> Option<Arc<ServedModel>> {
+        self.table.load().models.get(name).and_then(|entry| entry.served.clone())
     }
 
     /// The models that are not ready and why, for the operator.

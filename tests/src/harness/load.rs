@@ -17,6 +17,8 @@ pub struct Shot {
     pub ended: Instant,
     pub took: Duration,
     pub outcome: Result<(), String>,
+    /// Connections that had closed before they took it.
+    pub moved: usize,
 }
 
 /// Calls that go on until stopped; those that run then are finished.
@@ -51,9 +53,10 @@ impl Load {
                 let mut number = worker;
                 while !stop.load(Ordering::Relaxed) {
                     let begun = Instant::now();
-                    let outcome = shoot(&client, protocol, &mut connection, number, &*make, &*judge).await;
+                    let mut moved = 0;
+                    let outcome = shoot(&client, protocol, &mut connection, number, &*make, &*judge, &mut moved).await;
                     let ended = Instant::now();
-                    shots.push(Shot { ended, took: ended - begun, outcome });
+                    shots.push(Shot { ended, took: ended - begun, outcome, moved });
                     number += workers;
                     tokio::time::sleep(pause).await;
                 }
@@ -116,6 +119,7 @@ async fn shoot(
     number: usize,
     make: &Make,
     judge: &Judge,
+    moved: &mut usize,
 ) -> Result<(), String> {
     const TRIES: usize = 3;
     let mut last = String::new();
@@ -132,6 +136,7 @@ async fn shoot(
                 if !error.is::<NotSent>() {
                     break;
                 }
+                *moved += 1;
             }
         }
     }

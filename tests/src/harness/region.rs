@@ -354,6 +354,21 @@ impl Region {
         self.sidecars.iter().map(|sidecar| Metrics::of(sidecar.admin).sum(name, labels)).sum()
     }
 
+    /// Returns when every sidecar serves by this version of the snapshot: it goes on with the old one until what the
+    /// new one says of its models has passed their checks.
+    pub async fn sidecars_serve(&self, snapshot: u64) {
+        let serves = |sidecar: &Process| {
+            let (_, said) = metrics::get(sidecar.admin, "/config").expect("the admin port answers");
+            let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+            let models = said["models"].as_object().expect("models");
+            models.values().all(|model| model["snapshot"] == snapshot)
+        };
+        eventually("the sidecars serve by the snapshot", READY, async || {
+            self.sidecars.iter().all(serves).then_some(())
+        })
+        .await;
+    }
+
     fn access_log(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.access.log"))
     }

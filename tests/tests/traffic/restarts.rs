@@ -47,6 +47,8 @@ async fn twenty_rolling_restarts_cost_no_request() {
     }
     let failed = failures(&shots);
     record("traffic.rolling_restarts.requests", shots.len() as f64, "requests", Goal::None);
+    let moved = shots.iter().map(|shot| shot.moved).sum::<usize>();
+    record("traffic.rolling_restarts.moved_to_another_connection", moved as f64, "requests", Goal::None);
     let none = record("traffic.rolling_restarts.failures", failed.len() as f64, "requests", Goal::AtMost(0.0));
     assert!(none, "{} of {}: {:?}", failed.len(), shots.len(), &failed[..failed.len().min(5)]);
     assert!(shots.len() > 1_000, "there was load: {}", shots.len());
