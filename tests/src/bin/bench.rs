@@ -115,7 +115,8 @@ fn main() -> Result<()> {
         None => {
             let mut results = Results::new(Machine::read());
             compare(&CompareArguments::default(), &mut results)?;
-            cache(&CompareArguments::default(), &mut results)?;
+            // What is looked for is smaller than the difference between two turns: many of them.
+            cache(&CompareArguments { repetitions: 20, seconds: 3.0, ..CompareArguments::default() }, &mut results)?;
             look_up(&mut results)?;
             results.write()
         }

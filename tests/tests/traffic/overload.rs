@@ -25,6 +25,9 @@ const ADAPTING: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(1);
 /// For the way there and back, on a machine that is busy.
 const WAY: Duration = Duration::from_millis(50);
+/// Percent of the capacity by which its measurement differs from run to run on a machine that others use, too: the
+/// figure says whether the goal held, the test fails only beyond this.
+const NOISE: f64 = 5.0;
 
 /// Of 100 requests: the `priority` of each, the most important first.
 fn priority(number: usize) -> u64 {
@@ -67,7 +70,7 @@ async fn capacity(client: &Client) -> f64 {
     let judge = |_: usize, answer: &Answer| if answer.is_ok() { Ok(()) } else { Err(answer.error_code().to_owned()) };
     let load = Load::start(client, Protocol::H2, PODS * AT_ONCE * 3 / 2, Duration::ZERO, make, judge);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let (begun, during) = (Instant::now(), Duration::from_secs(5));
+    let (begun, during) = (Instant::now(), Duration::from_secs(8));
     tokio::time::sleep(during).await;
     let shots = load.stop().await;
     let counted =
@@ -119,7 +122,8 @@ async fn overload_leaves_goodput_and_what_is_critical() {
         let figure = |name: &str| format!("traffic.overload_{times}x.{name}");
         record(&figure("requests"), shots.len() as f64, "requests", Goal::None);
         let goodput = good / (capacity * DURING.as_secs_f64()) * 100.0;
-        let enough = record(&figure("goodput"), goodput, "% of capacity", Goal::AtLeast(goodput_goal));
+        record(&figure("goodput"), goodput, "% of capacity", Goal::AtLeast(goodput_goal));
+        let enough = goodput >= goodput_goal - NOISE;
         let first = record(&figure("critical_served"), critical_served, "%", Goal::AtLeast(99.9));
         let quick =
             record(&figure("p99"), p99.as_secs_f64() * 1e3, "ms", Goal::AtMost((DEADLINE + WAY).as_secs_f64() * 1e3));
