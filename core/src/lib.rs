@@ -16,12 +16,16 @@
 //! * [`resilience`]: what keeps good traffic right while pods, models and callers misbehave.
 //! * [`feature`]: groups, stored values, freshness.
 //! * [`cache`]: results that are given again.
+//! * [`failover`]: where traffic goes while a region cannot take it.
+//! * [`rollout`]: how a new version reaches all nodes.
 //! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.
 
 pub mod audit;
 pub mod cache;
 pub mod deadline;
+pub mod failover;
 pub mod feature;
+pub mod health;
 pub mod identity;
 pub mod inference;
 pub mod limit;
@@ -30,6 +34,7 @@ pub mod members;
 pub mod policy;
 pub mod resilience;
 pub mod resource;
+pub mod rollout;
 pub mod routing;
 pub mod snapshot;
 pub mod units;
