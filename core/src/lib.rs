@@ -16,6 +16,7 @@
 //! * [`resilience`]: what keeps good traffic right while pods, models and callers misbehave.
 //! * [`feature`]: groups, stored values, freshness.
 //! * [`cache`]: results that are given again.
+//! * [`health`]: which regions get traffic.
 //! * [`failover`]: where traffic goes while a region cannot take it.
 //! * [`rollout`]: how a new version reaches all nodes.
 //! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.

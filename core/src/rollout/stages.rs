@@ -271,9 +271,9 @@ impl Rollout {
     }
 
     fn look_at_all(&self, running: &Running, now: Duration) -> Step {
-        let present = self.fleet.iter().filter(|(_, node)| node.is_present());
-        let refused = present.clone().filter(|(_, node)| node.has_refused(running.change.version)).count();
-        let present = present.count();
+        let present = || self.fleet.iter().filter(|(_, node)| node.is_present());
+        let refused = present().filter(|(_, node)| node.has_refused(running.change.version)).count();
+        let present = present().count();
         if refused * 2 > present {
             return Step::Stop(Stop::RefusedByMost { refused, present });
         }
