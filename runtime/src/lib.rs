@@ -6,6 +6,7 @@
 //! * [`tls`]: who we are, who may talk to us, replaced while serving.
 //! * [`authority`]: certificates for development and tests.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
+//! * [`plan`]: what is decided of all regions.
 //! * [`oip`]: gRPC messages and core's form.
 //! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
@@ -22,6 +23,7 @@ pub mod drain;
 pub mod feature_changes;
 pub mod file;
 pub mod oip;
+pub mod plan;
 pub mod settings;
 pub mod snapshot;
 pub mod store;

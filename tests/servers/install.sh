@@ -41,7 +41,7 @@ pip() {
 }
 
 install_build() {
-  apt cmake=cmake perl=perl gcc=gcc g++=g++ make=make pkg-config=pkg-config git=git openssl=openssl setpriv=util-linux flock=util-linux
+  apt protoc=protobuf-compiler cmake=cmake perl=perl gcc=gcc g++=g++ make=make pkg-config=pkg-config git=git openssl=openssl setpriv=util-linux flock=util-linux
 }
 
 install_redis() {

@@ -1,0 +1,1 @@
+//! The plan as answers: an authoritative server for the service zone.

@@ -1,0 +1,18 @@
+//! The small brain: it keeps intent, judges health, pushes both, and answers DNS.
+//!
+//! The rule: it decides what should be; gateways, sidecars and DNS nodes act on that and on what they see themselves,
+//! and go on without it. Every write to the store carries the fence of the election that its writer won.
+//!
+//! In reading order:
+//!
+//! * [`store`]: versions, overrides, verdicts and the plan, in etcd or in a SQLite file.
+//! * [`intent`]: what operators ask for, version by version.
+//! * [`distribution`]: the streams to all nodes, and who gets which version when.
+//! * [`verdicts`]: from what vantages see to the plan.
+//! * [`dns`]: the plan as answers.
+
+pub mod dns;
+pub mod distribution;
+pub mod intent;
+pub mod store;
+pub mod verdicts;
