@@ -15,6 +15,8 @@ pub mod soft;
 pub mod verdict;
 
 #[cfg(test)]
+mod scenario_tests;
+#[cfg(test)]
 mod simulation_tests;
 #[cfg(test)]
 mod virtual_world;

@@ -1,11 +1,11 @@
 //! Thousands of worlds with trouble of all kinds. What a seed does is the same each time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::virtual_world::{Dimensions, Life, Random, SECOND, World};
 use super::*;
-use crate::failover::{Plan, Region as Planned, Standing as Answered, Traffic};
+use crate::failover::{Plan, Region as Planned, Traffic};
 
 /// Worlds that are tried.
 const SEEDS: u64 = 10_000;
