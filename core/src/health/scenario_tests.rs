@@ -105,6 +105,18 @@ fn isolated_vantages_move_no_weight_while_one_is_not() {
 }
 
 #[test]
+fn isolated_vantages_do_not_keep_a_lost_region_in() {
+    for seed in 0..10 {
+        // Two gateways and two of four control nodes: more than half of those that probe the regions left.
+        let mut world = usual(4, seed);
+        world.network.isolated = BTreeSet::from([1, 2, 3, 4]);
+        world.run(20 * SECOND);
+        world.live(0, Life::Silent);
+        time_to_out(&mut world);
+    }
+}
+
+#[test]
 fn half_an_hour_of_flapping_moves_weight_twice_at_most() {
     for (bad, good) in [(10, 10), (20, 40), (60, 60), (30, 120), (180, 180), (240, 300)] {
         for life in [Life::Killed, Life::Silent] {
