@@ -62,6 +62,7 @@ fn moved(before: &BTreeMap<&Name, Site<'_>>, after: &BTreeMap<&Name, Site<'_>>) 
 fn show_6_80_to_20_over_10_000_subnets_gives_80_within_2_percent() {
     let world = World::of(2, 2);
     let found = share(&world.steady([0.8, 0.2]), &world.names[0]);
+    println!("80/20 over {SUBNETS} subnets: {:.2} %", found * 100.0);
     assert!((0.78..=0.82).contains(&found), "{found}");
 }
 
@@ -70,6 +71,7 @@ fn show_6_80_to_70_moves_at_most_12_percent_and_all_one_way() {
     let world = World::of(2, 2);
     let (before, after) = (world.steady([0.8, 0.2]), world.steady([0.7, 0.3]));
     let found = moved(&before, &after);
+    println!("80 to 70 moves {:.2} % of {SUBNETS} subnets", found * 100.0);
     assert!((0.08..=0.12).contains(&found), "{found}");
     let mut movers = subnets().filter(|subnet| region(&before, subnet) != region(&after, subnet));
     assert!(movers.all(|subnet| *region(&after, &subnet) == world.names[1]));

@@ -8,7 +8,7 @@
 //! * [`weights`]: what counts as a weight, a share and a rate; weights that nobody may act on.
 //! * [`demand`]: how much is asked of all regions together.
 //! * [`plan`]: how much of it each region gets, and what is shed.
-//! * [`answer`]: the addresses that DNS gives a client.
+//! * [`mod@answer`]: the addresses that DNS gives a client.
 //! * [`residence`]: where a gateway without local capacity may send a request.
 
 pub mod answer;
