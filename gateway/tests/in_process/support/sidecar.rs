@@ -108,10 +108,6 @@ impl Drop for CountDrop {
 }
 
 impl Sidecar {
-    pub async fn start(name: &str, workload: Arc<Workload>) -> Self {
-        Self::start_at(name, workload, std::net::TcpListener::bind("127.0.0.1:0").unwrap()).await
-    }
-
     pub async fn start_at(name: &str, workload: Arc<Workload>, listener: std::net::TcpListener) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -1,7 +1,7 @@
 //! The store of the result cache against reference simulators, on the same trace.
 
 #[allow(dead_code, reason = "other tests use the rest")]
-#[path = "../../../core/src/cache/store_traces.rs"]
+#[path = "../../../../core/src/cache/store_traces.rs"]
 mod traces;
 
 use spillway_core::cache::store::{KeyHash, Store};
