@@ -1,7 +1,7 @@
 //! `spillway explain`: what it asks of the admin port, and what it prints.
 
-use serde_json::{Value, json};
 use crate::support::{Asked, asking, spillway};
+use serde_json::{Value, json};
 
 const WHO: &[&str] = &["--tenant", "acme", "--client", "web", "--model", "eta"];
 

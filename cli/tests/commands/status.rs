@@ -1,7 +1,7 @@
 //! `spillway status`: the tables that it makes of `/config`.
 
-use serde_json::{Value, json};
 use crate::support::asking;
+use serde_json::{Value, json};
 
 fn config() -> Value {
     let pod = json!({ "address": "10.0.0.1:1", "standing": "usable", "health": "serving", "failing": 0.0, "inFlight": 3,

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::support::*;
 use serde_json::Value;
 use spillway_runtime::audit::{HeadToCheck, verify};
-use crate::support::*;
 
 const REVOKED: &str = "spiffe://spillway.test/tenant/acme/client/web";
 

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::*;
-use crate::support::*;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const LEVEL: &str = "spillway_gateway_degradation_level{model=\"double\"}";

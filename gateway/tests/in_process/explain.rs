@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use crate::support::*;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const INFER: &str = "/v2/models/double/infer";

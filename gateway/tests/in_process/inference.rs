@@ -1,10 +1,10 @@
 //! Predictions through a real gateway: every protocol gives the same, and says how it was made.
 
+use crate::support::*;
 use bytes::Bytes;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::*;
-use crate::support::*;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use bytes::Bytes;
 use spillway_core::identity::TrustDomain;
 use spillway_proto::inference::*;
 use spillway_runtime::authority::Authority;
-use crate::support::*;
 
 fn live() -> http::Request<()> {
     Http2::request("GET", "/v2/health/live", &[])

@@ -1,10 +1,10 @@
 //! Token buckets seen from outside: who is refused when, and what the answers say, in both protocols.
 
+use crate::support::*;
 use bytes::Bytes;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::{InferParameter, ModelInferRequest};
-use crate::support::*;
 
 const INFER: &str = "/v2/models/double/infer";
 const GRPC_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::proto::rr::RecordType;
 use crate::support::*;
+use hickory_resolver::proto::rr::RecordType;
 
 const NAME: &str = "scorers.test.";
 const SRV: &str = "_oip._tcp.scorers.test.";

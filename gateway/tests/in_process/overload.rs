@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use bytes::Bytes;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::{InferParameter, ModelInferRequest};
-use crate::support::*;
 
 const GRPC_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const MODEL: &str = "metadata: { name: double }\nspec:\n";

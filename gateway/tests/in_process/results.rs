@@ -1,12 +1,12 @@
 //! The result cache of real gateways: over REST and gRPC, with a real Redis between them.
 
+use crate::support::*;
 use bytes::Bytes;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::*;
 use std::net::SocketAddr;
 use std::time::Duration;
-use crate::support::*;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const REST: &str = "/v2/models/double/infer";

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::*;
-use crate::support::*;
 
 #[tokio::test]
 async fn a_stream_answers_each_request_and_tells_of_bad_ones() {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crate::support::*;
+use bytes::Bytes;
 
 const INFER: &str = "/v2/models/double/infer";
 const GRPC_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::support::pod::{Client, Pod, joined_model, resources};
 use spillway_core::identity::TrustDomain;
 use spillway_proto::feature::PutRequest;
 use spillway_proto::feature::feature_service_client::FeatureServiceClient;
 use spillway_proto::inference::ServerLiveRequest;
 use spillway_runtime::audit::{HeadToCheck, verify};
 use spillway_runtime::authority::Authority;
-use crate::support::pod::{Client, Pod, joined_model, resources};
 use tonic::Request;
 
 #[tokio::test(flavor = "multi_thread")]

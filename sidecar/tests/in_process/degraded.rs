@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use spillway_core::inference::{InferRequest, Parameter, Parameters};
-use spillway_proto::inference::{ModelInferRequest, ModelInferResponse, ServerReadyRequest};
-use spillway_runtime::oip;
 use crate::support::double::{Answer, Double};
 use crate::support::pod::{Client, Pod, code, joined_model, resources, scores, text_parameter};
 use crate::support::{Case, expected, fp32};
+use spillway_core::inference::{InferRequest, Parameter, Parameters};
+use spillway_proto::inference::{ModelInferRequest, ModelInferResponse, ServerReadyRequest};
+use spillway_runtime::oip;
 use tonic::{Code, Request, Response, Status};
 
 const LOAD: &str = "endpoint-load-metrics";

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use crate::features_harness::redis::*;
 use crate::features_harness::*;
+use crate::support::fp32;
+use crate::support::pod::{Pod, joined_model, resources};
 use futures_util::future::join_all;
 use spillway_core::feature::hearing::LEASE;
 use spillway_core::inference::{InferRequest, Parameter, Parameters};
 use spillway_runtime::feature_changes::confirm::PATIENCE;
 use spillway_runtime::oip;
 use spillway_sidecar::features::*;
-use crate::support::fp32;
-use crate::support::pod::{Pod, joined_model, resources};
 
 /// What a slow machine adds.
 const SLACK: Duration = Duration::from_secs(1);

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use crate::features_harness::*;
+use bytes::Bytes;
 use spillway_core::identity::SpiffeId;
 use spillway_proto::feature::feature_service_server::FeatureService as _;
 use spillway_proto::feature::value::Kind;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crate::features_harness::*;
+use bytes::Bytes;
 use futures_util::future::join_all;
 use spillway_core::feature::{InvalidKey, Missing};
 use spillway_core::resource::FieldValue;

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::{MODEL, fp32, manifest, models, name, soon};
 use spillway_core::inference::InferRequest;
 use spillway_runtime::telemetry::TraceParent;
 use spillway_sidecar::model::facts::Mismatch;
 use spillway_sidecar::model::onnx::{Compute, LoadError, Onnx};
 use spillway_sidecar::model::{Backend, Call, ModelError};
-use crate::support::{MODEL, fp32, manifest, models, name, soon};
 
 fn compute(runs: usize, most_waiting: i64) -> std::sync::Arc<Compute> {
     Compute::new(runs, most_waiting, prometheus_client::metrics::gauge::Gauge::default())

@@ -1,10 +1,10 @@
 //! Which datatypes the embedded backend passes, on models of one Identity node made here.
 
+use crate::support::{identity, manifest, name, soon};
 use spillway_core::inference::{Datatype, InferRequest, Parameters, Tensor};
 use spillway_runtime::telemetry::TraceParent;
 use spillway_sidecar::model::onnx::{Compute, LoadError, Onnx};
 use spillway_sidecar::model::{Backend, Call};
-use crate::support::{identity, manifest, name, soon};
 
 async fn load(datatype: i32, manifest_datatype: Datatype) -> Result<Onnx, LoadError> {
     let folder = tempfile::tempdir().unwrap();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::support::fp32;
+use crate::support::pod::{Client, GATEWAY, Pod, code, joined_model, resources};
 use bytes::Bytes;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
@@ -12,8 +14,6 @@ use spillway_proto::feature::feature_service_client::FeatureServiceClient;
 use spillway_proto::inference::ServerLiveRequest;
 use spillway_runtime::authority::Authority;
 use spillway_runtime::oip;
-use crate::support::fp32;
-use crate::support::pod::{Client, GATEWAY, Pod, code, joined_model, resources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::pod::{Client, Pod, code, joined_model, parameters, resources, scores, text_parameter};
+use crate::support::{expected, fp32};
 use bytes::Bytes;
 use spillway_core::inference::{Datatype, InferRequest, Parameters, Tensor};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse, ModelReadyRequest};
 use spillway_runtime::oip;
-use crate::support::pod::{Client, Pod, code, joined_model, parameters, resources, scores, text_parameter};
-use crate::support::{expected, fp32};
 use tonic::{Code, Status};
 
 struct Triton {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use crate::support::Case;
+use crate::support::pod::{Client, Pod, code, joined_model, resources, scores, text_parameter};
 use spillway_core::inference::{Datatype, InferRequest, Parameters, Tensor};
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse};
 use spillway_runtime::oip;
-use crate::support::Case;
-use crate::support::pod::{Client, Pod, code, joined_model, resources, scores, text_parameter};
 use tonic::{Code, Status};
 
 const COLUMNS: usize = 9;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::pod::{Client, Pod, code, joined_model, resources, scores, text_parameter};
+use crate::support::{Case, expected, fp32};
 use http_body_util::BodyExt;
 use spillway_core::inference::{Datatype, InferRequest, Parameter, Parameters, Tensor};
 use spillway_proto::inference::{
@@ -10,8 +12,6 @@ use spillway_proto::inference::{
 };
 use spillway_runtime::oip;
 use spillway_runtime::upstream::OipBody;
-use crate::support::pod::{Client, Pod, code, joined_model, resources, scores, text_parameter};
-use crate::support::{Case, expected, fp32};
 use tonic::{Code, Request, Status};
 
 const ONNX: &str = "  backend: onnx\n  missingFeature: refuse";

@@ -3,12 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use spillway_core::inference::{InferRequest, Parameter, Parameters};
-use spillway_proto::inference::ModelReadyRequest;
-use spillway_runtime::oip;
 use crate::support::double::Double;
 use crate::support::pod::{Client, Pod, code, joined_model, resources, text_parameter};
 use crate::support::{expected, fp32};
+use spillway_core::inference::{InferRequest, Parameter, Parameters};
+use spillway_proto::inference::ModelReadyRequest;
+use spillway_runtime::oip;
 
 const TRITON: &str = "  backend: triton\n  warmUp: {requests: 2}";
 

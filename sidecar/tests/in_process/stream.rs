@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::features_harness::Server;
+use crate::support::double::{Answer, Double};
+use crate::support::fp32;
+use crate::support::pod::{Client, Pod, joined_model, resources, text_parameter};
 use futures_util::stream;
 use spillway_core::inference::{InferRequest, Parameter, Parameters};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use spillway_runtime::oip;
-use crate::support::double::{Answer, Double};
-use crate::support::fp32;
-use crate::support::pod::{Client, Pod, joined_model, resources, text_parameter};
 use tonic::Request;
 
 const TRITON: &str = "  backend: triton\n  maxDeadline: 10s";

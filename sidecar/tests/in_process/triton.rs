@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::double::{Answer, Double};
+use crate::support::fp32;
+use crate::support::pod::{Client, Pod, code, joined_model, resources, text_parameter};
 use spillway_core::inference::{InferRequest, Parameter, Parameters};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse, ModelReadyRequest};
 use spillway_runtime::oip;
-use crate::support::double::{Answer, Double};
-use crate::support::fp32;
-use crate::support::pod::{Client, Pod, code, joined_model, resources, text_parameter};
 use tonic::{Code, Request, Status};
 
 const TRITON: &str = "  backend: triton\n  maxDeadline: 10s";

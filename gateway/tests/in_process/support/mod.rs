@@ -1,6 +1,5 @@
 //! A gateway of real sockets and TLS, and a stand-in for the sidecar behind it.
 
-
 mod client;
 mod dns;
 mod redis;

@@ -41,7 +41,7 @@ pub struct Pod {
     pub drain: Drain,
     pub folder: tempfile::TempDir,
     authority: Authority,
-    models: tempfile::TempDir,
+    _models: tempfile::TempDir,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -111,7 +111,7 @@ impl Pod {
         let sidecar = Sidecar::bind(settings, drain.clone()).await.unwrap();
         let addresses = sidecar.addresses();
         let serving = tokio::spawn(sidecar.serve());
-        Self { addresses, drain, folder, authority, models, serving }
+        Self { addresses, drain, folder, authority, _models: models, serving }
     }
 
     pub fn publish(&self, resources: &str, version: u64) {
