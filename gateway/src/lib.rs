@@ -63,5 +63,5 @@ pub async fn run(settings: GatewaySettings, drain: Drain) -> Result<(), StartErr
 }
 
 #[cfg(test)]
-#[path = "../tests/support/redis.rs"]
+#[path = "../tests/in_process/support/redis.rs"]
 mod redis_server;

@@ -1,0 +1,8 @@
+//! The program's commands as an operator runs them.
+
+mod audit;
+mod cache;
+mod explain;
+mod starting;
+mod status;
+mod support;

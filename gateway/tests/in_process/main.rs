@@ -1,0 +1,17 @@
+//! A gateway in this process, with real sockets and TLS. One binary, so that it is linked once.
+
+mod audit;
+mod bounds;
+mod degrade;
+mod explain;
+mod inference;
+mod lifetime;
+mod limits;
+mod members;
+mod overload;
+mod pods;
+mod results;
+mod routing;
+mod streams;
+mod support;
+mod threats;

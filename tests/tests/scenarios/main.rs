@@ -1,0 +1,14 @@
+//! Real processes and real servers, as clients and operators meet them. One binary, so that it is linked once.
+
+mod architecture;
+mod dev;
+mod failover;
+mod faults;
+mod features;
+mod identity;
+mod models;
+mod path;
+mod policy;
+mod snapshot;
+mod threats;
+mod traffic;
