@@ -1,9 +1,11 @@
-//! `spillway dev`: one region on this machine, with real processes, real certificates and a real model.
+//! `spillway dev`: three regions on this machine, with real processes, real certificates and a real model.
 //!
-//! * [`region`]: what the region is made of: folders, ports, settings files, snapshot.
+//! * [`fleet`]: what they have in common: authority, resources, a control node, a DNS node.
+//! * [`region`]: what one region is made of.
 //! * [`processes`]: the children, ended with us, started again when they die.
 //! * [`servers`]: Redis, Cassandra and Triton, when asked for.
 
+mod fleet;
 mod processes;
 mod region;
 mod servers;
@@ -12,23 +14,25 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde_json::json;
+use anyhow::{Context, Result, bail};
+use futures_util::future::try_join_all;
+use serde_json::{Map, Value, json};
 use spillway_core::identity::SpiffeId;
 
 use crate::commands::features::Load;
 use crate::commands::sidecar::Connection;
 use processes::Processes;
+use fleet::{EXAMPLE_ENTITY, Fleet, MODEL, SERVICE, TENANTS};
 use region::{Backends, Region};
 use servers::Servers;
 
-/// Run a region on this machine until Ctrl-C: certificates, a gateway, two sidecars, a model, its features
+/// Run three regions on this machine until Ctrl-C: a gateway and two sidecars each, a control node, DNS, a model, its features
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where everything is kept; made anew at each start, but for the certificates of the authority
     #[arg(long, value_name = "FOLDER", default_value = ".dev")]
     dir: PathBuf,
-    /// The gateway's port on 127.0.0.1; 0 takes a free one
+    /// The gateways' port, on 127.0.0.1, .2 and .3; 0 takes a free one
     #[arg(long, default_value_t = 8443)]
     port: u16,
     /// Use real servers instead of the embedded defaults: Redis, Cassandra and Triton, by tests/servers of this repository
@@ -78,29 +82,34 @@ async fn start_and_watch(
     } else {
         Backends::Embedded
     };
-    let region = Region::lay_out(&arguments.dir, arguments.port, arguments.otlp.as_deref(), &backends)?;
-    for pod in &region.sidecars {
-        processes.spawn(&pod.name, &["sidecar", "--config"], &pod.config).await?;
-    }
-    load_features(&region).await?;
-    processes.spawn(&region.gateway.name, &["gateway", "--config"], &region.gateway.config).await?;
-    region.wait_until_ready().await?;
-    announce(&region)?;
+    let fleet = Fleet::lay_out(&arguments.dir, arguments.port, arguments.otlp.as_deref(), &backends)?;
+    processes.spawn(&fleet.control.path, "control", &fleet.control.config).await?;
+    apply::folder(&operator(&fleet), &fleet.dir.join("resources"), "spillway dev").await?;
+    let pods = fleet.regions.iter().flat_map(|region| &region.sidecars);
+    let mut nodes: Vec<_> = pods.map(|pod| (pod.path.clone(), "sidecar", pod.config.clone())).collect();
+    nodes.push((fleet.dns.path.clone(), "dns", fleet.dns.config.clone()));
+    processes.spawn_all(nodes).await?;
+    // Regions with servers of their own have features of their own.
+    let loaded = if matches!(backends, Backends::Embedded) { fleet.regions.len() } else { 1 };
+    try_join_all(fleet.regions[..loaded].iter().map(|region| load_features(&fleet.dir, region))).await?;
+    let gateways = fleet.regions.iter().map(|region| &region.gateway);
+    let gateways = gateways.map(|gateway| (gateway.path.clone(), "gateway", gateway.config.clone())).collect();
+    processes.spawn_all(gateways).await?;
+    try_join_all(fleet.regions.iter().map(Region::wait_until_ready)).await?;
+    announce(&fleet)?;
     loop {
-        tokio::select! {
-            restarted = processes.tend() => restarted?,
-            () = tokio::time::sleep(RENEW_EVERY) => region.renew_certificates()?,
-        }
+        tokio::time::sleep(RENEW_EVERY).await;
+        fleet.renew_certificates()?;
     }
 }
 
 /// Through the same door as `spillway features load`.
-async fn load_features(region: &Region) -> Result<()> {
+async fn load_features(dir: &Path, region: &Region) -> Result<()> {
     let pod = &region.sidecars[0];
     let connection = Connection {
         address: pod.address.to_string(),
         expected: SpiffeId::parse(&pod.id)?,
-        identity: region::identity(&region.dir, region::LOADER),
+        identity: fleet::identity(dir, &region.loader()),
     };
     for (group, content) in [("site", SITE), ("page", PAGE)] {
         let file = region.dir.join(format!("{group}.csv"));
@@ -108,93 +117,115 @@ async fn load_features(region: &Region) -> Result<()> {
         let load = Load { group: group.into(), file, tenant: String::new(), batch: 500, restart: true };
         let outcome = load.run(&connection).await?;
         anyhow::ensure!(outcome.refused == 0, "{} rows of the group {group} were refused", outcome.refused);
-        eprintln!("features: {} rows of {group}", outcome.written);
+        eprintln!("{}: {} rows of features of the group {group}", region.name, outcome.written);
     }
     Ok(())
 }
 
-/// How commands reach the first sidecar of the region that runs out of a folder.
-pub fn loader(folder: &Path) -> Result<Connection> {
-    let region = endpoints(folder)?;
-    let pod = &region["sidecars"][0];
-    let (Some(name), Some(address)) = (pod["name"].as_str(), pod["grpc"].as_str()) else {
-        anyhow::bail!("{}/{ENDPOINTS} names no sidecar", folder.display());
+/// How commands reach the first sidecar of a region, by default the first one, of what runs out of a folder.
+pub fn loader(folder: &Path, region: Option<&str>) -> Result<Connection> {
+    let region = region_of(folder, region)?;
+    let (pod, name) = (&region["sidecars"][0], &region["name"]);
+    let (Some(id), Some(address), Some(name)) = (pod["id"].as_str(), pod["grpc"].as_str(), name.as_str()) else {
+        bail!("{}/{ENDPOINTS} names no sidecar", folder.display());
     };
-    let expected = SpiffeId::parse(&region::sidecar_id(name))?;
-    Ok(Connection { address: address.into(), expected, identity: region::identity(folder, region::LOADER) })
+    let identity = fleet::identity(folder, &region::loader(name));
+    Ok(Connection { address: address.into(), expected: SpiffeId::parse(id)?, identity })
 }
 
-/// The admin port of the gateway of the region that runs out of a folder.
-pub fn admin(folder: &Path) -> Result<String> {
-    let region = endpoints(folder)?;
+/// The admin port of the gateway of a region, by default the first one, of what runs out of a folder.
+pub fn admin(folder: &Path, region: Option<&str>) -> Result<String> {
+    let region = region_of(folder, region)?;
     let admin = region["gateway"]["admin"].as_str();
     Ok(admin.with_context(|| format!("{}/{ENDPOINTS} names no gateway", folder.display()))?.to_owned())
 }
 
-fn endpoints(folder: &Path) -> Result<serde_json::Value> {
-    let file = folder.join(ENDPOINTS);
-    let read = std::fs::read(&file)
-        .with_context(|| format!("{}: `spillway dev` writes it when the region is up", file.display()))?;
-    let mut endpoints: serde_json::Value = serde_json::from_slice(&read)?;
-    Ok(endpoints["regions"][0].take())
+fn region_of(folder: &Path, name: Option<&str>) -> Result<Value> {
+    let mut endpoints = endpoints(folder)?;
+    let regions = endpoints["regions"].as_array_mut().context("there are no regions")?;
+    let found = regions.iter_mut().find(|region| name.is_none_or(|name| region["name"] == name));
+    Ok(found.with_context(|| format!("there is no region '{}'", name.unwrap_or_default()))?.take())
 }
 
-/// Writes `endpoints.json` and prints how to call the region.
-fn announce(region: &Region) -> Result<()> {
+/// What `spillway dev` says of what runs out of a folder.
+pub fn endpoints(folder: &Path) -> Result<Value> {
+    let file = folder.join(ENDPOINTS);
+    let read = std::fs::read(&file)
+        .with_context(|| format!("{}: `spillway dev` writes it when its regions are up", file.display()))?;
+    Ok(serde_json::from_slice(&read)?)
+}
+
+/// Writes `endpoints.json` and prints how to call what runs.
+fn announce(fleet: &Fleet) -> Result<()> {
     let shown = |path: &Path| path.display().to_string();
-    let pki = region.dir.join("pki");
-    let client = |tenant: &str| json!({ "cert": shown(&pki.join(format!("{tenant}.pem"))), "key": shown(&pki.join(format!("{tenant}.key"))) });
-    let endpoints = json!({
-        "regions": [{
-            "name": region::REGION,
+    let pki = fleet.dir.join("pki");
+    let files = |name: &str| json!({ "cert": shown(&pki.join(format!("{name}.pem"))), "key": shown(&pki.join(format!("{name}.key"))) });
+    let region = |region: &Region| {
+        json!({
+            "name": region.name,
             "gateway": {
+                "id": region.gateway.id,
                 "https": format!("https://{}", region.gateway.address),
                 "admin": format!("http://{}", region.gateway.admin),
             },
             "sidecars": region.sidecars.iter().map(|pod| json!({
-                "name": pod.name,
+                "name": pod.path.rsplit('/').next(),
+                "id": pod.id,
                 "grpc": pod.address.to_string(),
                 "admin": format!("http://{}", pod.admin),
             })).collect::<Vec<_>>(),
-        }],
+        })
+    };
+    let endpoints = json!({
+        "regions": fleet.regions.iter().map(region).collect::<Vec<_>>(),
+        "service": SERVICE,
+        "port": fleet.regions[0].gateway.address.port(),
+        "control": { "id": fleet.control.id, "grpc": fleet.control.address.to_string(), "admin": format!("http://{}", fleet.control.admin) },
+        "dns": { "address": fleet.dns.address.to_string(), "admin": format!("http://{}", fleet.dns.admin) },
         "trust_bundle": shown(&pki.join("trust-bundle.pem")),
         "pki_dir": shown(&pki),
-        "clients": region::TENANTS.map(|tenant| (tenant.to_owned(), client(tenant))).into_iter().collect::<serde_json::Map<_, _>>(),
-        "model": region::MODEL,
-        "example_entity": region::EXAMPLE_ENTITY,
+        "operator": files(fleet::OPERATOR),
+        "clients": TENANTS.map(|tenant| (tenant.to_owned(), files(tenant))).into_iter().collect::<Map<_, _>>(),
+        "model": MODEL,
+        "example_entity": EXAMPLE_ENTITY,
     });
-    let file = region.dir.join(ENDPOINTS);
+    let file = fleet.dir.join(ENDPOINTS);
     std::fs::write(&file, serde_json::to_vec_pretty(&endpoints)?)
         .with_context(|| format!("cannot write {}", file.display()))?;
 
-    let pki = shown(&pki);
-    let url = format!("https://{}", region.gateway.address);
     // As it can be pasted: what was built is on nobody's path.
     let spillway = std::env::current_exe()?;
     let here = std::env::current_dir()?;
     let spillway = spillway.strip_prefix(&here).unwrap_or(&spillway);
+    let first = &fleet.regions[0];
+    let names: Vec<&str> = fleet.regions.iter().map(|region| region.name.as_str()).collect();
     println!(
         "
-The region {name} is up. A prediction:
+The regions {names} are up. A prediction:
 
   curl --cacert {pki}/trust-bundle.pem --cert {pki}/acme.pem --key {pki}/acme.key \\
-    {url}/v2/models/{model}/infer \\
-    -d '{{\"parameters\":{{\"entity_id\":\"{entity}\"}},\"inputs\":[]}}'
+    https://{gateway}/v2/models/{MODEL}/infer \\
+    -d '{{\"parameters\":{{\"entity_id\":\"{EXAMPLE_ENTITY}\"}},\"inputs\":[]}}'
 
   endpoints   {endpoints}
-  resources   {dir}/resources    change them, then: {spillway} check -f {dir}/resources -o {dir}/snapshot
-  status      {spillway} status --dev {dir}
+  regions     {spillway} status --dev {dir}     a gateway: status --dev {dir} --region {region}
+  DNS         dig @{dns_ip} -p {dns_port} {SERVICE}
+  resources   {dir}/resources    change them, then: {spillway} apply --dev {dir} -f {dir}/resources
+  lose one    {spillway} drill run region-loss --dev {dir} --target {region}
   metrics     curl http://{admin}/metrics
-  logs        {dir}/*.log
+  logs        {dir}/*.log, {dir}/*/*.log
 
 Ctrl-C stops all of it.",
-        name = region::REGION,
-        model = region::MODEL,
-        entity = region::EXAMPLE_ENTITY,
+        names = names.join(", "),
+        pki = shown(&pki),
+        gateway = first.gateway.address,
+        region = first.name,
         endpoints = file.display(),
-        dir = region.dir.display(),
+        dir = fleet.dir.display(),
         spillway = spillway.display(),
-        admin = region.gateway.admin,
+        dns_ip = fleet.dns.address.ip(),
+        dns_port = fleet.dns.address.port(),
+        admin = first.gateway.admin,
     );
     Ok(())
 }

@@ -1,0 +1,244 @@
+//! What `spillway dev` is made of beside its regions: one authority, the resources, a control node, a DNS node.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use spillway_core::identity::{SpiffeId, TrustDomain};
+use spillway_runtime::authority::{Authority, LeafRequest};
+use spillway_runtime::tls::IdentitySettings;
+
+use super::region::{Backends, Region};
+
+pub const TRUST_DOMAIN: &str = "spillway.test";
+/// The name that all regions are called by.
+pub const SERVICE: &str = "infer.spillway.test";
+pub const MODEL: &str = "phishing";
+pub const EXAMPLE_ENTITY: &str = "site-0001";
+pub const CONTROL: &str = "control-0";
+pub const DNS: &str = "dns-0";
+/// Who gives orders.
+pub const OPERATOR: &str = "operator";
+/// Who may call, each with a certificate.
+pub const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
+/// Each on an address of its own, so that all have the same port.
+const REGIONS: [(&str, [u8; 4]); 3] =
+    [("eu-west", [127, 0, 0, 1]), ("eu-central", [127, 0, 0, 2]), ("us-east", [127, 0, 0, 3])];
+const DNS_PORT: u16 = 8053;
+
+const LIFE: Duration = Duration::from_secs(3_600);
+/// Clients are people at a keyboard: theirs live a day.
+const CLIENT_LIFE: Duration = Duration::from_secs(86_400);
+
+const RESOURCES: [(&str, &str); 4] = [
+    ("features.yaml", include_str!("../../dev/resources/features.yaml")),
+    ("model.yaml", include_str!("../../dev/resources/model.yaml")),
+    ("tenants.yaml", include_str!("../../dev/resources/tenants.yaml")),
+    ("initech.yaml", include_str!("../../dev/resources/initech.yaml")),
+];
+
+pub struct Fleet {
+    pub dir: PathBuf,
+    pub regions: Vec<Region>,
+    pub control: Member,
+    pub dns: Member,
+    authority: Authority,
+}
+
+/// One process.
+pub struct Member {
+    /// As its files are called, within `.dev`.
+    pub path: String,
+    pub id: String,
+    pub config: PathBuf,
+    /// Where it is called.
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Fleet {
+    /// Makes the folder anew, but keeps what must not go back: the authority, whose certificates clients may hold, and the
+    /// control plane's store.
+    pub fn lay_out(dir: &Path, port: u16, otlp: Option<&str>, backends: &Backends) -> Result<Self> {
+        for folder in ["pki", "resources"] {
+            make(&dir.join(folder))?;
+        }
+        let authority = authority(&dir.join("pki"))?;
+        let mut ports = FreePorts::default();
+        let port = match port {
+            0 => ports.common()?,
+            port => port,
+        };
+        let member = |path: &str, id: String, address, ports: &mut FreePorts| {
+            let config = dir.join(format!("{path}.yaml"));
+            Ok::<_, anyhow::Error>(Member { path: path.into(), id, config, address, admin: ports.take()? })
+        };
+        let control_id = |name: &str| format!("spiffe://{TRUST_DOMAIN}/region/{}/control/{name}", REGIONS[0].0);
+        let address = ports.take()?;
+        let control = member(CONTROL, control_id(CONTROL), address, &mut ports)?;
+        let address = if port == 8443 { SocketAddr::from(([127, 0, 0, 1], DNS_PORT)) } else { ports.take()? };
+        let dns = member(DNS, control_id(DNS), address, &mut ports)?;
+        let mut regions = Vec::new();
+        for (name, ip) in REGIONS {
+            let address = SocketAddr::from((ip, port));
+            ports.hold(address).with_context(|| format!("{address} is taken; --port 0 takes a free port"))?;
+            regions.push(Region::lay_out(dir, name, address, &mut ports)?);
+        }
+        let fleet = Self { dir: dir.to_owned(), regions, control, dns, authority };
+        fleet.issue_all()?;
+        fleet.write_settings(otlp, backends)?;
+        fleet.write_resources(backends)?;
+        Ok(fleet)
+    }
+
+    /// New leaves for all, under the same names: every process notices and swaps.
+    pub fn renew_certificates(&self) -> Result<()> {
+        self.issue_all()?;
+        eprintln!("certificates renewed");
+        Ok(())
+    }
+
+    fn issue_all(&self) -> Result<()> {
+        let issue = |name: &str, id: &str, life, dialled: &[IpAddr]| -> Result<()> {
+            let mut request = LeafRequest::new(SpiffeId::parse(id)?, life);
+            if !dialled.is_empty() {
+                request = request.dialled_locally();
+                request.dns_names.push(SERVICE.into());
+                request.addresses.extend(dialled);
+            }
+            let files = identity(&self.dir, name);
+            Ok(self.authority.issue(&request)?.save(files.certificate, files.key)?)
+        };
+        for region in &self.regions {
+            let gateway = &region.gateway;
+            issue(&gateway.path, &gateway.id, LIFE, &[gateway.address.ip()])?;
+            for pod in &region.sidecars {
+                issue(&pod.path, &pod.id, LIFE, &[])?;
+            }
+            issue(&region.loader(), &region.loader_id(), LIFE, &[])?;
+        }
+        for member in [&self.control, &self.dns] {
+            issue(&member.path, &member.id, LIFE, &[])?;
+        }
+        issue(OPERATOR, &format!("spiffe://{TRUST_DOMAIN}/operator/dev"), CLIENT_LIFE, &[])?;
+        for tenant in TENANTS {
+            issue(tenant, &format!("spiffe://{TRUST_DOMAIN}/tenant/{tenant}/client/dev"), CLIENT_LIFE, &[])?;
+        }
+        Ok(())
+    }
+
+    fn write_settings(&self, otlp: Option<&str>, backends: &Backends) -> Result<()> {
+        let common = |member: &Member, region: &str| {
+            let files = identity(&self.dir, &member.path);
+            format!(
+                "region: {region}\n\
+                 identity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\n\
+                 listen: \"{}\"\n\
+                 admin: \"{}\"\n\
+                 drainTimeout: 5s\n{}",
+                quoted(&files.certificate),
+                quoted(&files.key),
+                quoted(&files.trust_bundle),
+                member.address,
+                member.admin,
+                otlp.map(|endpoint| format!("otlp: \"{endpoint}\"\n")).unwrap_or_default(),
+            )
+        };
+        for region in &self.regions {
+            region.write_settings(&common, self.control.address, backends)?;
+        }
+        let store = quoted(&self.dir.join("control.sqlite"));
+        let control = format!(
+            "name: {CONTROL}\n{}store: {{ sqlite: {store} }}\noperators: [dev]\nhealth: {{ profile: dev }}\n",
+            common(&self.control, REGIONS[0].0)
+        );
+        write(&self.control.config, &control)?;
+        let dns = format!(
+            "name: {DNS}\n{}snapshot: {}\ncontrol: {{ servers: [\"{}\"] }}\nzone: {SERVICE}\n",
+            common(&self.dns, REGIONS[0].0),
+            quoted(&self.dir.join("dns-0.snapshot")),
+            self.control.address,
+        );
+        write(&self.dns.config, &dns)
+    }
+
+    fn write_resources(&self, backends: &Backends) -> Result<()> {
+        let pools: Vec<String> = self.regions.iter().map(Region::pool).collect();
+        for (name, text) in RESOURCES {
+            let mut text = text.replace("pools: [scorers]", &format!("pools: [{}]", pools.join(", ")));
+            if matches!(backends, Backends::Servers(_)) {
+                text = text.replace("backend: onnx", "backend: triton");
+            }
+            write(&self.dir.join("resources").join(name), &text)?;
+        }
+        for region in &self.regions {
+            write(&self.dir.join(format!("resources/{}.yaml", region.name)), &region.resources())?;
+        }
+        Ok(())
+    }
+}
+
+/// The files of one workload or client.
+pub fn identity(dir: &Path, name: &str) -> IdentitySettings {
+    let pki = dir.join("pki");
+    let file = |extension: &str| pki.join(format!("{}.{extension}", name.replace('/', ".")));
+    IdentitySettings { certificate: file("pem"), key: file("key"), trust_bundle: pki.join("trust-bundle.pem") }
+}
+
+/// The authority in a folder, or a new one.
+fn authority(folder: &Path) -> Result<Authority> {
+    if folder.join("root.key").exists() {
+        return Authority::load(folder)
+            .with_context(|| format!("{} holds a broken authority; remove it", folder.display()));
+    }
+    let authority = Authority::create(TrustDomain::parse(TRUST_DOMAIN)?)?;
+    authority.save(folder)?;
+    Ok(authority)
+}
+
+/// Ports that nobody listens on now, each given once. They are held until all are taken, so that the
+/// kernel does not hand one out twice.
+#[derive(Default)]
+pub struct FreePorts(Vec<TcpListener>);
+
+impl FreePorts {
+    pub fn take(&mut self) -> Result<SocketAddr> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let address = listener.local_addr()?;
+        self.0.push(listener);
+        Ok(address)
+    }
+
+    /// This one; fails if it is taken.
+    fn hold(&mut self, address: SocketAddr) -> Result<()> {
+        self.0.push(TcpListener::bind(address)?);
+        Ok(())
+    }
+
+    /// A port that is free on the addresses of all regions; not held.
+    fn common(&self) -> Result<u16> {
+        const TRIES: usize = 100;
+        for _ in 0..TRIES {
+            let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+            if REGIONS.iter().all(|(_, ip)| TcpListener::bind((IpAddr::from(*ip), port)).is_ok()) {
+                return Ok(port);
+            }
+        }
+        bail!("no port is free on all of 127.0.0.1 to 127.0.0.{}", REGIONS.len())
+    }
+}
+
+/// A path as a YAML scalar.
+pub fn quoted(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    ensure!(!text.contains('\0'), "{}: a NUL", path.display());
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+pub fn make(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
