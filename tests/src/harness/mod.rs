@@ -7,6 +7,7 @@
 //! * [`process`]: one process of the real binary.
 //! * [`servers`]: Redis, Cassandra and Triton.
 //! * [`region`]: authority, resources, sidecars and gateway of one region.
+//! * [`fleet`]: three regions with control and DNS nodes. [`crowd`]: clients that go where DNS says.
 //! * [`client`]: calls over mTLS, h1 and h2; [`grpc`] on top of them.
 //! * [`unmodified`]: tritonclient, curl and grpcurl.
 //! * [`raw`], [`h2_frames`]: bytes that no client would send.
@@ -18,7 +19,9 @@
 
 pub mod client;
 pub mod collector;
+pub mod crowd;
 pub mod doubles;
+pub mod fleet;
 pub mod grpc;
 pub mod h2_frames;
 pub mod inference;

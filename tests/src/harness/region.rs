@@ -62,12 +62,16 @@ impl Region {
         let authority = Authority::create(domain).expect("an authority");
         let dev = crate::root().join("cli/dev");
         let mut resources = BTreeMap::new();
-        for name in ["region.yaml", "features.yaml", "model.yaml", "tenants.yaml"] {
+        for name in ["features.yaml", "model.yaml", "tenants.yaml"] {
             let text = std::fs::read_to_string(dev.join("resources").join(name)).expect("a dev resource");
             // A scenario opts in to what it is about.
             let plain = text.split_once("  # Under trouble").map_or(text.as_str(), |(plain, _)| plain);
             resources.insert(name.to_owned(), plain.to_owned());
         }
+        let region = format!(
+            "apiVersion: spillway/v1\nkind: Region\nmetadata: {{ name: {REGION} }}\nspec: {{ trustDomain: {TRUST_DOMAIN} }}\n"
+        );
+        resources.insert("region.yaml".into(), region);
         let models = folder.join("models/phishing/1");
         std::fs::create_dir_all(&models).expect("a folder");
         std::fs::copy(dev.join("model/1/model.onnx"), models.join("model.onnx")).expect("the model");

@@ -46,6 +46,12 @@ impl Server {
         Self::start("cassandra", run, port, &[&port.to_string(), &storage.to_string()])
     }
 
+    /// Three members with TLS; the first one's port.
+    pub fn etcd(run: &Path) -> Self {
+        let port = ports::block(6);
+        Self::start("etcd", run, port, &[&port.to_string(), "3"])
+    }
+
     /// Triton's gRPC port, with these of the models of `tests/servers/triton-models`.
     pub fn triton(run: &Path, models: &[&str]) -> Self {
         let [http, grpc, metrics] = [ports::free(), ports::free(), ports::free()].map(|port| port.to_string());

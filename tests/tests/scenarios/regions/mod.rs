@@ -1,0 +1,46 @@
+//! Three regions on this machine: one is lost, its pods are lost, what decides is lost.
+//!
+//! * [`lost`]: a region dies, with all that decides alive, and without.
+//! * [`stranded`]: a region's pods die, its gateways live.
+//! * [`intent`]: who may write, and what nodes refuse.
+
+mod intent;
+mod lost;
+mod stranded;
+
+use std::time::{Duration, Instant};
+
+use spillway_tests::harness::client::Client;
+use spillway_tests::harness::crowd::{Call, Crowd, Outcome};
+use spillway_tests::harness::fleet::{Fleet, SERVICE, Store};
+use spillway_tests::harness::inference::cases;
+use spillway_tests::harness::servers::Server;
+use tempfile::TempDir;
+
+/// Clients of as many subnets.
+const CLIENTS: usize = 120;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A fleet on a real etcd, whose folder must outlive it.
+fn on_etcd(name: &str) -> (Fleet, TempDir) {
+    let run = tempfile::tempdir().expect("a folder");
+    let etcd = Server::etcd(run.path());
+    let mut fleet = Fleet::new(name, Store::Etcd(etcd, 3));
+    for file in ["tenants.yaml"] {
+        fleet.edit(file, "description: Uses the model", "description: Uses the model, mayLeaveRegion: true");
+    }
+    fleet.edit("model.yaml", "  backend: onnx\n", "  backend: onnx\n  tier: 1\n");
+    (fleet, run)
+}
+
+/// Clients of acme, wherever DNS sends them.
+fn crowd(fleet: &Fleet) -> Crowd {
+    let client: Client = fleet.client("acme", "eu-west");
+    let dns = fleet.dns.iter().map(|node| node.listen).collect();
+    Crowd::start(&client, fleet.port, dns, SERVICE, CLIENTS, PAUSE, &cases())
+}
+
+/// Requests that reached a gateway that lived, and got no right answer, from a time on.
+fn bad_since(calls: &[Call], since: Instant) -> Vec<&Call> {
+    calls.iter().filter(|call| call.begun >= since && matches!(call.outcome, Outcome::Bad(_))).collect()
+}
