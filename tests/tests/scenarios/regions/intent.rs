@@ -1,0 +1,76 @@
+//! Who may write intent, how it spreads, and how it is taken back.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use spillway_tests::figures::{Goal, record};
+use spillway_tests::harness::eventually;
+use spillway_tests::harness::fleet::{Fleet, Store};
+
+use super::on_etcd;
+
+/// Until every node serves this version.
+async fn until_served(fleet: &Fleet, version: u64, within: Duration) -> Duration {
+    let begun = Instant::now();
+    eventually(&format!("all nodes serve version {version}"), within, async || {
+        let status = fleet.status();
+        let nodes = status["nodes"].as_array()?;
+        let serve = nodes.iter().all(|node| node["serving"]["snapshot_version"] == version);
+        (nodes.len() >= 7 && serve).then_some(())
+    })
+    .await;
+    begun.elapsed()
+}
+
+fn version(status: &Value) -> u64 {
+    status["intent_version"].as_u64().expect("a version")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_rolls_out_and_back_and_every_node_follows() {
+    let mut fleet = Fleet::new("rollout", Store::Sqlite);
+    fleet.control_settings = "rollout: { canaryDwell: 500ms, regionDwell: 500ms }\n".into();
+    fleet.start().await;
+    let first = version(&fleet.status());
+    until_served(&fleet, first, Duration::from_secs(30)).await;
+    fleet.edit("tenants.yaml", "Uses the model", "Uses the model still");
+    fleet.apply("a description").await;
+    let spread = until_served(&fleet, first + 1, Duration::from_secs(30)).await;
+    record("control.rollout.converged", spread.as_secs_f64(), "s", Goal::None);
+    fleet.operator_ok(&["rollback", &first.to_string(), "-m", "back"]);
+    let back = until_served(&fleet, first + 2, Duration::from_secs(30)).await;
+    assert!(record("control.rollback.converged", back.as_secs_f64(), "s", Goal::AtMost(10.0)));
+    let history = fleet.operator_ok(&["history"]);
+    assert!(history.contains("a description") && history.contains("back"), "{history}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_paused_is_refused_and_another_one_leads() {
+    let (mut fleet, _run) = on_etcd("paused-leader");
+    fleet.start().await;
+    let before = fleet.status();
+    let leader = before["leader"].as_str().expect("a leader").to_owned();
+    let at = fleet.controls.iter().position(|node| node.name == leader).expect("one of ours");
+    fleet.controls[at].process().signal(Signal::SIGSTOP);
+    let paused = Instant::now();
+    // The operator asks another one.
+    let stopped = fleet.controls[at].process.take();
+    let next = eventually("another one leads", Duration::from_secs(30), async || {
+        let status: Value = serde_json::from_slice(&fleet.operator(&["status", "-o", "json"]).stdout).ok()?;
+        let next = status["leader"].as_str().filter(|next| !next.is_empty() && *next != leader)?.to_owned();
+        Some((next, status["epoch"].as_u64()?))
+    })
+    .await;
+    assert!(record("control.leader_paused.next", paused.elapsed().as_secs_f64(), "s", Goal::AtMost(15.0)));
+    assert!(next.1 > before["epoch"].as_u64().expect("an epoch"));
+    fleet.edit("tenants.yaml", "Uses the model", "Uses the model still");
+    fleet.apply("by the next leader").await;
+    let stopped = stopped.expect("it was running");
+    stopped.signal(Signal::SIGCONT);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let status = fleet.status();
+    assert_eq!(status["leader"], next.0.as_str(), "{status}");
+    until_served(&fleet, version(&status), Duration::from_secs(60)).await;
+    let _ = &mut fleet;
+}
