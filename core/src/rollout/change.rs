@@ -68,8 +68,7 @@ pub struct RolloutSettings {
 impl Default for RolloutSettings {
     fn default() -> Self {
         let [second, half] = [Duration::from_secs(1), Duration::from_millis(500)];
-        let pace =
-            |dwell, patience| Pace { canary_dwell: dwell, region_dwell: dwell, patience, canaries: 2 };
+        let pace = |dwell, patience| Pace { canary_dwell: dwell, region_dwell: dwell, patience, canaries: 2 };
         Self {
             ordinary: pace(second * 30, second * 15),
             rollback: pace(second, second + half),

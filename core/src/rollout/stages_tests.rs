@@ -440,7 +440,11 @@ fn a_newer_version_takes_the_place_of_one_under_way() {
     }
     let overtaken = Some(Change { version: 2, kind: Kind::Ordinary });
     assert_eq!(world.begin(3, Kind::Ordinary), overtaken, "what had not passed its stages");
-    assert_eq!((world.canary(), world.wanted(3)), (canary.clone(), vec![canary]), "who has the unproven one tries again");
+    assert_eq!(
+        (world.canary(), world.wanted(3)),
+        (canary.clone(), vec![canary]),
+        "who has the unproven one tries again"
+    );
     assert_eq!(world.wanted(2), []);
     assert_eq!(world.begin(4, Kind::Failover).map(|change| change.version), Some(3));
     assert_eq!((world.wanted(4).len(), world.rollout.settled()), (12, 1));
@@ -529,11 +533,8 @@ enum Event {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let sample = (0_u64..2_000, 0_u64..100, proptest::option::of(1_u64..100)).prop_map(|(requests, errors, p99)| Sample {
-        requests,
-        errors,
-        p99: p99.map(Duration::from_millis),
-    });
+    let sample = (0_u64..2_000, 0_u64..100, proptest::option::of(1_u64..100))
+        .prop_map(|(requests, errors, p99)| Sample { requests, errors, p99: p99.map(Duration::from_millis) });
     let kind = prop_oneof![Just(Kind::Ordinary), Just(Kind::Rollback), Just(Kind::Failover)];
     prop_oneof![
         20 => (0_usize..12).prop_map(Event::Apply),
