@@ -39,10 +39,11 @@ async fn what_is_applied_is_a_version_and_what_changes_nothing_is_none() {
     let mut alice = domain.alice(&node).await;
     let nothing = refused(alice.get(GetRequest::default()).await);
     assert_eq!((nothing.0, &*nothing.1), (Code::NotFound, "nothing-applied"));
-    let (eu, scorers) = (region("eu"), pool("scorers", "eu", 2));
+    let eu = [region("eu"), pool("rankers", "eu", 1)].concat();
+    let scorers = pool("scorers", "eu", 2);
     let dry = ApplyRequest { dry_run: true, ..files(&[eu.clone(), scorers.clone()]) };
     let planned = alice.apply(dry).await.unwrap().into_inner();
-    assert_eq!((planned.version, planned.changes.len()), (1, 2));
+    assert_eq!((planned.version, planned.changes.len()), (1, 3));
     assert_eq!(refused(alice.get(GetRequest::default()).await).0, Code::NotFound, "a dry run does nothing");
 
     let request = ApplyRequest { message: "first".into(), expected_version: Some(0), ..files(&[eu.clone(), scorers]) };
@@ -53,18 +54,18 @@ async fn what_is_applied_is_a_version_and_what_changes_nothing_is_none() {
     let fewer = apply(&mut alice, &[eu.clone()]).await;
     assert_eq!((fewer.version, fewer.changes.len()), (2, 1));
     assert_eq!(fewer.changes[0].after_json, "");
-    assert_eq!(names(&mut alice, GetRequest::default()).await, ["Region/eu"]);
+    assert_eq!(names(&mut alice, GetRequest::default()).await, ["Pool/rankers", "Region/eu"]);
     let old = GetRequest { version: 1, kind: "Pool".into(), ..Default::default() };
-    assert_eq!(names(&mut alice, old).await, ["Pool/scorers"]);
+    assert_eq!(names(&mut alice, old).await, ["Pool/rankers", "Pool/scorers"]);
 
     let history = alice.history(HistoryRequest::default()).await.unwrap().into_inner().revisions;
     let told: Vec<_> = history.iter().map(|one| (one.version, &*one.message, one.added, one.removed)).collect();
-    assert_eq!(told, [(2, "", 0, 1), (1, "first", 2, 0)]);
+    assert_eq!(told, [(2, "", 0, 1), (1, "first", 3, 0)]);
     assert_eq!(history[0].author, "spiffe://spillway.test/operator/alice");
     assert!((history[1].unix_ms - in_ms(Duration::ZERO)).abs() < 60_000);
 
     let audited = node.audited("intent-applied");
-    assert_eq!((audited.len(), &audited[0]["version"], &audited[0]["added"]), (2, &1.into(), &2.into()));
+    assert_eq!((audited.len(), &audited[0]["version"], &audited[0]["added"]), (2, &1.into(), &3.into()));
     assert_eq!(audited[0]["author"], "spiffe://spillway.test/operator/alice");
     node.stop().await;
 }
@@ -94,22 +95,26 @@ async fn what_would_leave_no_pods_must_be_confirmed_and_stays_so() {
     let domain = Domain::create();
     let node = domain.alone().await;
     let mut alice = domain.alice(&node).await;
-    let with = |pods| [region("eu"), pool("scorers", "eu", pods), pool("rankers", "eu", 1)];
-    apply(&mut alice, &with(2)).await;
-    let (code, word, text) = refused(alice.apply(files(&with(0))).await);
+    let both = [region("eu"), region("us"), pool("scorers", "eu", 2), pool("rankers", "us", 1)];
+    let emptied = [region("eu"), region("us"), pool("scorers", "eu", 2)];
+    apply(&mut alice, &both).await;
+    let (code, word, text) = refused(alice.apply(files(&emptied)).await);
     assert_eq!((code, &*word), (Code::FailedPrecondition, "unsafe"));
-    assert!(text.contains("the pool 'scorers' would have no pods"), "{text}");
-    let confirmed = vec![ResourceName { kind: "Pool".into(), name: "scorers".into() }];
-    let request = ApplyRequest { confirmed_empty: confirmed.clone(), ..files(&with(0)) };
+    assert!(text.contains("the region 'us' would have no pods"), "{text}");
+    let confirmed = vec![ResourceName { kind: "Region".into(), name: "us".into() }];
+    let request = ApplyRequest { confirmed_empty: confirmed.clone(), ..files(&emptied) };
     assert_eq!(alice.apply(request).await.unwrap().into_inner().version, 2);
     // A node that missed version 2 must be able to take version 3.
-    let more = [with(0).concat(), region("us")];
+    let more = [emptied.concat(), region("ap")];
     assert_eq!(apply(&mut alice, &more).await.version, 3);
     assert_eq!(node.parts.versions.current().unwrap().confirmed_empty, confirmed);
-    assert_eq!(apply(&mut alice, &with(1)).await.version, 4);
+    assert_eq!(apply(&mut alice, &both).await.version, 4);
     assert_eq!(node.parts.versions.current().unwrap().confirmed_empty, []);
+    // What was confirmed for a version goes with its content.
+    let back = alice.rollback(RollbackRequest { version: 2, message: String::new() }).await.unwrap().into_inner();
+    assert_eq!((back.version, &node.parts.versions.current().unwrap().confirmed_empty), (5, &confirmed));
     let other = vec![ResourceName { kind: "Model".into(), name: "eta".into() }];
-    let request = ApplyRequest { confirmed_empty: other, ..files(&with(2)) };
+    let request = ApplyRequest { confirmed_empty: other, ..files(&both) };
     assert_eq!(refused(alice.apply(request).await).0, Code::InvalidArgument);
     node.stop().await;
 }
@@ -253,6 +258,7 @@ async fn everything_is_there_after_a_restart_and_an_older_process_ends() {
     eventually("the older one drains", || !node.parts.drain.is_serving()).await;
     assert!(node.parts.leading.fence().is_none());
     node.stop().await;
-    assert_eq!(apply(&mut domain.alice(&second).await, &[region("eu"), region("us")]).await.version, 2);
+    let all = [region("eu"), region("us"), pool("pool-0", "eu", 1)];
+    assert_eq!(apply(&mut domain.alice(&second).await, &all).await.version, 2);
     second.stop().await;
 }

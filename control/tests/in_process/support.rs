@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use spillway_control::{Control, ControlSettings};
@@ -62,7 +63,9 @@ impl Domain {
 
     pub async fn node(&self, name: &str, store: &str) -> Node {
         let IdentitySettings { certificate, key, trust_bundle } = self.identity(&format!("region/eu/control/{name}"));
-        let audit = self.path(&format!("{name}.audit"));
+        // Two processes never share a log.
+        static NODES: AtomicU64 = AtomicU64::new(0);
+        let audit = self.path(&format!("{name}-{}.audit", NODES.fetch_add(1, Ordering::Relaxed)));
         let text = format!(
             "region: eu\nname: {name}\nlisten: 127.0.0.1:0\nstore:\n  {store}\noperators: [alice, bob]\naudit: {}\n\
              drainTimeout: 5s\nidentity: {{certificate: {}, key: {}, trustBundle: {}}}\n",
