@@ -68,7 +68,7 @@ pub(super) struct Seat {
     out: Option<mpsc::Sender<ToNode>>,
     pub(super) serving: control::Serving,
     pub(super) build: String,
-    /// Sent and neither acknowledged nor refused: the version, and whether it was whole.
+    /// Sent last and neither acknowledged nor refused: the version, and whether it was whole.
     offered: Option<(u64, bool)>,
     /// The newest plan that was sent.
     plan_offered: u64,
@@ -300,7 +300,9 @@ impl Hub {
                 if let Some(version) = self.shelf.get(ack.version) {
                     seat.serving.snapshot_sha256 = version.sha256.to_vec().into();
                 }
-                (seat.offered, seat.differs) = (None, false);
+                // Another one may be on its way behind it.
+                seat.offered.take_if(|(offered, _)| *offered <= ack.version);
+                seat.differs = false;
                 seat.refused.take_if(|(refused, _)| *refused <= ack.version);
                 // What it refused of the plan may have been a region that it knows now.
                 if seat.refused_plan.take().is_some() {
@@ -327,8 +329,8 @@ impl Hub {
             return;
         }
         // What could not even be read has no version: it was what was sent last.
-        let offered = seat.offered.take();
-        let version = if nack.version == 0 { offered.map_or(0, |(version, _)| version) } else { nack.version };
+        let version = if nack.version == 0 { seat.offered.map_or(0, |(version, _)| version) } else { nack.version };
+        let offered = seat.offered.take_if(|(offered, _)| *offered <= version);
         let of_base = matches!(nack.reason.as_str(), "base" | "checksum");
         if of_base && offered == Some((version, false)) {
             tracing::info!(node = %id, version, why, "a node does not serve what it was thought to; it gets all");
