@@ -7,7 +7,7 @@
 //! * [`authority`]: certificates for development and tests.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`plan`]: what is decided of all regions.
-//! * [`oip`]: gRPC messages and core's form.
+//! * [`oip`]: gRPC messages and core's form. [`forwarding`]: what gateways say of requests that they forward.
 //! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
 //! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
@@ -22,6 +22,7 @@ pub mod authority;
 pub mod drain;
 pub mod feature_changes;
 pub mod file;
+pub mod forwarding;
 pub mod oip;
 pub mod plan;
 pub mod settings;
