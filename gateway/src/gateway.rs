@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
@@ -38,6 +38,10 @@ use crate::edge::Edge;
 use crate::explain;
 use crate::members::{Members, Membership};
 use crate::metrics::Metrics;
+use crate::peers::links;
+use crate::peers::metrics::PeerMetrics;
+use crate::peers::rests::Rests;
+use crate::peers::shed::{self, PlanMetrics};
 use crate::pods::book::Book;
 use crate::pods::fleet::Fleet;
 use crate::pods::health;
@@ -153,6 +157,10 @@ impl Gateway {
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
+            rests: Rests::default(),
+            peer_metrics: PeerMetrics::new(&registry),
+            plan_metrics: PlanMetrics::new(&registry),
+            plans: ArcSwapOption::empty(),
         });
         let sockets = bind(settings.listen, settings.threads.get()).map_err(failed("listen"))?;
         let admin = Admin::bind(&settings.common.admin).await.map_err(failed("admin"))?;
@@ -175,6 +183,7 @@ impl Gateway {
         tokio::spawn(shared.membership.clone().follow(subscription, drain.clone()));
         tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(health::sweep(shared.clone()));
+        tokio::spawn(shed::follow(shared.clone()));
         let looked_after = shared.clone();
         tokio::spawn(async move { looked_after.admission.watch(looked_after.drain.clone()).await });
         if let Some(channels) = channels {
@@ -314,8 +323,9 @@ impl Worker {
         let accept = Arc::new(door).serve(listener);
         tokio::select! {
             () = async { accept.await; drain.stopped().await } => {}
-            // Ends only with the process: the membership outlives the workers.
+            // These end only with the process: the membership outlives the workers.
             () = follow => {}
+            () = links::keep_open(&current) => {}
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::plan::Published;
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
@@ -16,6 +18,9 @@ use crate::clock::Clock;
 use crate::degrade::Degradation;
 use crate::members::Membership;
 use crate::metrics::Metrics;
+use crate::peers::metrics::PeerMetrics;
+use crate::peers::rests::Rests;
+use crate::peers::shed::PlanMetrics;
 use crate::pods::book::Book;
 use crate::request::memory::Memory;
 use crate::results::Results;
@@ -42,9 +47,19 @@ pub struct Shared {
     pub memory: Arc<Memory>,
     pub drain: Drain,
     pub upstream_metrics: UpstreamMetrics,
+    /// Other regions that have no room just now.
+    pub rests: Rests,
+    pub peer_metrics: PeerMetrics,
+    pub plan_metrics: PlanMetrics,
+    pub plans: ArcSwapOption<Published>,
 }
 
 impl Shared {
+    /// What is decided of all regions; none: nobody has said.
+    pub fn plan(&self) -> Option<Arc<Published>> {
+        self.plans.load_full()
+    }
+
     /// Whether new traffic is wanted: not draining, and some pod answers.
     pub fn is_ready(&self) -> bool {
         self.drain.is_serving() && self.book.any_serving()
