@@ -106,6 +106,11 @@ impl<'a> Way<'a> {
         until: Instant,
     ) -> Option<Result<PodAnswer, Refusal>> {
         self.taken = true;
+        // Rarely needed, so it takes no room in every request's future.
+        Box::pin(self.send(exchange, cause, until)).await
+    }
+
+    async fn send(&self, exchange: &mut Exchange, cause: Cause, until: Instant) -> Option<Result<PodAnswer, Refusal>> {
         let (shared, model) = (self.shared, self.asked.request.model.as_str());
         let began = Instant::now();
         let plan = shared.plan();
