@@ -105,6 +105,10 @@ pub enum ExpectedPeer {
         trust_domain: TrustDomain,
         region: Name,
     },
+    /// Whichever control node it is.
+    ControlOf {
+        trust_domain: TrustDomain,
+    },
 }
 
 impl ExpectedPeer {
@@ -117,6 +121,9 @@ impl ExpectedPeer {
             }
             Self::GatewayOf { trust_domain, region } => {
                 matches!(&id.role, Role::Gateway { region: r, .. } if r == region) && id.trust_domain == *trust_domain
+            }
+            Self::ControlOf { trust_domain } => {
+                matches!(id.role, Role::Control { .. }) && id.trust_domain == *trust_domain
             }
         }
     }
@@ -136,6 +143,7 @@ impl fmt::Display for ExpectedPeer {
                 write!(f, "spiffe://{trust_domain}/region/{region}/sidecar/{pool}/*")
             }
             Self::GatewayOf { trust_domain, region } => write!(f, "spiffe://{trust_domain}/region/{region}/gateway/*"),
+            Self::ControlOf { trust_domain } => write!(f, "spiffe://{trust_domain}/region/*/control/*"),
         }
     }
 }
@@ -239,6 +247,10 @@ mod tests {
         for stranger in ["td/region/us/gateway/one", "other/region/eu/gateway/one", "td/region/eu/control/one"] {
             assert!(!gateway.includes(&id(stranger)), "{stranger}");
         }
+        let control = ExpectedPeer::ControlOf { trust_domain: pod.trust_domain.clone() };
+        assert_eq!(control.to_string(), "spiffe://td/region/*/control/*");
+        assert!(control.includes(&id("td/region/eu/control/one")) && control.includes(&id("td/region/us/control/two")));
+        assert!(!control.includes(&id("other/region/eu/control/one")) && !control.includes(&pod));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
@@ -22,6 +22,7 @@ use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::plan::Plans;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
@@ -160,7 +161,7 @@ impl Gateway {
             rests: Rests::default(),
             peer_metrics: PeerMetrics::new(&registry),
             plan_metrics: PlanMetrics::new(&registry),
-            plans: ArcSwapOption::empty(),
+            plans: Arc::new(Plans::none()),
         });
         let sockets = bind(settings.listen, settings.threads.get()).map_err(failed("listen"))?;
         let admin = Admin::bind(&settings.common.admin).await.map_err(failed("admin"))?;

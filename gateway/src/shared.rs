@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::plan::Published;
+use spillway_runtime::plan::{Plans, Published};
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
@@ -51,13 +50,13 @@ pub struct Shared {
     pub rests: Rests,
     pub peer_metrics: PeerMetrics,
     pub plan_metrics: PlanMetrics,
-    pub plans: ArcSwapOption<Published>,
+    pub plans: Arc<Plans>,
 }
 
 impl Shared {
     /// What is decided of all regions; none: nobody has said.
     pub fn plan(&self) -> Option<Arc<Published>> {
-        self.plans.load_full()
+        self.plans.current()
     }
 
     /// Whether new traffic is wanted: not draining, and some pod answers.

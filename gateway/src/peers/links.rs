@@ -158,3 +158,7 @@ pub async fn keep_open(fleets: &ArcSwap<Fleet>) {
         tokio::time::sleep(OPEN_EVERY).await;
     }
 }
+
+#[cfg(test)]
+#[path = "links_tests.rs"]
+mod tests;
