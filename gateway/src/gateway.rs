@@ -29,6 +29,7 @@ use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
@@ -43,6 +44,7 @@ use crate::peers::links;
 use crate::peers::metrics::PeerMetrics;
 use crate::peers::rests::Rests;
 use crate::peers::shed::{self, PlanMetrics};
+use crate::peers::spill::MOST_SPILLING;
 use crate::pods::book::Book;
 use crate::pods::fleet::Fleet;
 use crate::pods::health;
@@ -158,6 +160,7 @@ impl Gateway {
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
+            spilling: Semaphore::new(MOST_SPILLING),
             rests: Rests::default(),
             peer_metrics: PeerMetrics::new(&registry),
             plan_metrics: PlanMetrics::new(&registry),

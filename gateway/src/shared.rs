@@ -11,6 +11,7 @@ use spillway_runtime::plan::{Plans, Published};
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
+use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub memory: Arc<Memory>,
     pub drain: Drain,
     pub upstream_metrics: UpstreamMetrics,
+    /// Places of requests that are with other regions.
+    pub spilling: Semaphore,
     /// Other regions that have no room just now.
     pub rests: Rests,
     pub peer_metrics: PeerMetrics,

@@ -47,6 +47,29 @@ spec:
 ---
 apiVersion: spillway/v1
 kind: Model
+metadata: { name: small }
+spec:
+  pools: [POOLS]
+  versions: [1]
+  backend: onnx
+  deadline: 2s
+  inputs: [{ name: x, datatype: FP32, shape: [-1] }]
+  outputs: [{ name: y, datatype: FP32, shape: [-1] }]
+---
+apiVersion: spillway/v1
+kind: Model
+metadata: { name: laddered }
+spec:
+  pools: [POOLS]
+  versions: [1]
+  backend: onnx
+  deadline: 2s
+  inputs: [{ name: x, datatype: FP32, shape: [-1] }]
+  outputs: [{ name: y, datatype: FP32, shape: [-1] }]
+  degradation: { levels: [2], fallback: small, enterAfter: 500ms }
+---
+apiVersion: spillway/v1
+kind: Model
 metadata: { name: abroad }
 spec:
   pools: [scorers-us]
@@ -219,6 +242,39 @@ async fn answers_of_a_peer_come_before_degraded_ones_and_are_not_kept() {
     let answer = call(&eu, "kept", "plain-2").await;
     assert_eq!(answer.answer.header("spillway-degraded"), "4 static-answer", "{answer:?}");
     assert_eq!(answer.answer.header("spillway-region"), "eu");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_level_2_the_whole_answer_of_a_peer_comes_before_the_fallback_models() {
+    let mut regions = two().await;
+    let (globex, acme) = (regions.client("eu", "globex").await, regions.client("eu", "acme").await);
+    // Those of globex stay, so that only this region hears how slow its model is.
+    let level = || async { regions.place("eu").metric("spillway_gateway_degradation_level", &["laddered"]).await };
+    let began = Instant::now();
+    while level().await != 2 {
+        for _ in 0..10 {
+            assert_eq!(call(&globex, "laddered", "slow").await.answer.header("spillway-region"), "eu");
+        }
+        assert!(began.elapsed() < SECOND * 30, "level 2 never came");
+    }
+    let degraded = |answer: &Grpc| answer.answer.header("spillway-degraded").to_owned();
+    until("the level is served", async || degraded(&call(&globex, "laddered", "plain").await) == "2 fallback-model")
+        .await;
+    // 2 % find out whether the model has healed.
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        answers.push(call(&acme, "laddered", "plain").await);
+    }
+    assert!(answers.iter().all(|answer| degraded(answer).is_empty()), "{answers:?}");
+    assert!(answers.iter().filter(|answer| answer.answer.header("spillway-region") == "us").count() >= 18);
+
+    regions.kill_pods("us");
+    until("it is as good as here, or worse", async || {
+        degraded(&call(&acme, "laddered", "plain").await) == "2 fallback-model"
+    })
+    .await;
+    let labels = ["reason=\"degraded\"", "outcome=\"overloaded\""];
+    assert_eq!(regions.place("eu").metric("spillway_gateway_spilled_total", &labels).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 use spillway_core::deadline::SHORTEST_USEFUL;
-use spillway_core::failover::{MayLeave, Stranded, peers_for};
+use spillway_core::failover::{MayLeave, NoPeer, Stranded, peers_for};
 use spillway_core::resilience::Step;
 use spillway_core::routing::key_hash;
 
@@ -28,6 +28,8 @@ use crate::shared::Shared;
 
 /// Gateways that are called for one request.
 const MOST_CALLS: usize = 4;
+/// Requests of one gateway that are with other regions at a time; beyond it they stay.
+pub const MOST_SPILLING: usize = 1_024;
 
 /// The way out of the region, for one request.
 pub struct Way<'a> {
@@ -138,6 +140,10 @@ impl<'a> Way<'a> {
                 shared.peer_metrics.stayed(cause, why);
                 return None;
             }
+        };
+        let Ok(_place) = shared.spilling.try_acquire() else {
+            shared.peer_metrics.stayed(cause, NoPeer::Full);
+            return None;
         };
         let outgoing = Outgoing {
             shared,
