@@ -21,6 +21,8 @@ use crate::answer::{self, Reply};
 use crate::downstream::connection::caller;
 use crate::errors::Refusal;
 use crate::exchange::{Exchange, Protocol};
+use crate::peers::probe;
+use crate::peers::visit::{Visit, Visitor, receive};
 use crate::pods::fleet::Fleet;
 use crate::request::body;
 use crate::request::head::Head;
@@ -102,7 +104,20 @@ impl Edge {
         let route = route(&method, uri.path())?;
         exchange.route = route.name();
         let fleet = self.fleet.load_full();
-        let principal = principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?;
+        let is_infer = matches!(route, Route::Grpc(GrpcMethod::ModelInfer)) && exchange.protocol == Protocol::Grpc;
+        let headers = &session.req_header().headers;
+        let principal = match receive(&self.shared, &fleet.snapshot, &caller, headers, is_infer)? {
+            None => principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?,
+            Some(Visitor::Forwarded { visit, principal, request_id }) => {
+                (exchange.visit, exchange.route) = (visit, "forwarded");
+                exchange.request_id = request_id.or(exchange.request_id.take());
+                principal
+            }
+            Some(Visitor::Prober) => {
+                (exchange.visit, exchange.route) = (Visit::Probe, "probe");
+                return probe::serve(&self.shared, session, exchange, &head, &fleet, trace).await.map(Some);
+            }
+        };
         exchange.principal = Some(principal.clone());
         let asking = Asking { head, fleet, principal, trace };
         match route {
