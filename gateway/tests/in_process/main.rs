@@ -12,6 +12,7 @@ mod overload;
 mod pods;
 mod results;
 mod routing;
+mod spillover;
 mod streams;
 mod support;
 mod threats;

@@ -1,6 +1,5 @@
 //! Requests that a region cannot serve are answered by another one; and nobody gets more by that than by asking there.
 
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +11,7 @@ use spillway_core::limit::Class;
 use spillway_core::units::Name;
 use spillway_proto::inference::ModelInferResponse;
 use spillway_runtime::forwarding::issue;
-use support::*;
+use crate::support::*;
 use tonic::Code;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
