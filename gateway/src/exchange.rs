@@ -23,6 +23,10 @@ use crate::errors::{Answer, HeadFault, Refusal};
 use crate::request::memory::{self, Memory, Part};
 use crate::results::{self, Kept, Said};
 use crate::shared::Shared;
+use crate::traffic::{Blame, Ended, Origin, blame};
+
+/// The route of requests for one prediction, in both protocols.
+const INFER: &str = "infer";
 
 /// What the client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +99,11 @@ pub struct Exchange {
     /// What the result cache had to do with it.
     pub cached: Said,
     pub outcome: Option<Outcome>,
+    pub origin: Origin,
+    /// A gateway of another region has it.
+    pub spilled: bool,
+    /// Why it was not answered, once that is known.
+    blame: Option<Blame>,
     /// It ends with the exchange.
     pub span: Option<Span>,
     kept: memory::Kept,
@@ -127,6 +136,9 @@ impl Exchange {
             limited: false,
             cached: Said::default(),
             outcome: None,
+            origin: Origin::default(),
+            spilled: false,
+            blame: None,
             span: None,
             kept: memory::Kept::default(),
         }
@@ -158,6 +170,7 @@ impl Exchange {
     pub fn refuse(&mut self, refusal: &Refusal) -> Answer {
         let answer = refusal.answer();
         self.shared.metrics.rejected(refusal.reason());
+        self.blame = Some(blame(refusal));
         if answer.status == StatusCode::FORBIDDEN {
             self.shared.audit.denied(|| denial(self, refusal, &answer));
         }
@@ -177,6 +190,7 @@ impl Exchange {
     }
 
     pub fn succeed(&mut self) {
+        self.blame = None;
         self.outcome = Some(Outcome { status: StatusCode::OK, grpc: Code::Ok, code: "".into() });
     }
 }
@@ -197,6 +211,10 @@ impl Drop for Exchange {
             Protocol::Grpc => grpc as u16,
         };
         shared.metrics.in_flight.dec();
+        if self.route == INFER {
+            let Self { origin, class, spilled, blame, .. } = *self;
+            shared.traffic.count(&Ended { origin, class, spilled, took, blame });
+        }
         shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64());
         shared.access_log.write(&Record {
             time_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),

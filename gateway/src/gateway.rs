@@ -135,6 +135,7 @@ impl Gateway {
             limits: settings.limits,
             metrics: Metrics::new(&registry),
             access_log,
+            traffic: Arc::default(),
             audit: audit.clone(),
             traces,
             workload: workload.clone(),
