@@ -8,7 +8,7 @@
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`plan`]: what is decided of all regions.
 //! * [`oip`]: gRPC messages and core's form.
-//! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
+//! * [`upstream`]: the way to one sidecar or peer. [`dial`]: the way to one of our gRPC services. [`store`]: the way to Redis.
 //! * [`vantage`]: what is seen of other regions from here.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
 //! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
@@ -20,6 +20,7 @@ pub mod access_log;
 pub mod admin;
 pub mod audit;
 pub mod authority;
+pub mod dial;
 pub mod drain;
 pub mod feature_changes;
 pub mod file;
