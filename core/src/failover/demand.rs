@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use super::weights::rate_of;
 
+/// A peak counts for as long as all slots together, up to one of them less.
 const SLOT: Duration = Duration::from_secs(10);
 const SLOTS: usize = 18;
 
-/// The demand of the last [`Demand::HELD`]. 450 bytes.
+/// The demand of the last three minutes. 450 bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Demand {
     /// Number of the slot since the clock's beginning, and the most that was asked in it, in requests/s.
@@ -23,9 +24,6 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// How long a peak counts, up to one slot of 10 s less.
-    pub const HELD: Duration = SLOT.saturating_mul(SLOTS as u32);
-
     /// Requests per second that clients ask of each region now, refused ones included; those that another
     /// region's gateway forwarded count there alone. None where it is not known.
     pub fn observe(&mut self, loads: impl IntoIterator<Item = Option<f64>>, now: Duration) {

@@ -182,12 +182,6 @@ impl Plan {
         self.regions.get(region).map_or(0.0, |allotment| allotment.weight)
     }
 
-    /// The least part of all traffic that moves when this plan follows `before`: what regions lose by it.
-    pub fn moved_since(&self, before: &Self) -> f64 {
-        let lost = |(name, allotment): (&Name, &Allotment)| (allotment.weight - self.weight(name)).max(0.0);
-        before.regions.iter().map(lost).sum()
-    }
-
     /// What a node asks of a plan that it is sent, beside the plan `served` now; `known` says which regions there are.
     /// All reasons at once (THREATS 62, 66, 67).
     pub fn check(&self, served: Option<u64>, known: impl Fn(&Name) -> bool) -> Result<(), Vec<UnfitPlan>> {

@@ -225,16 +225,6 @@ fn a_node_makes_the_plan_again_under_its_own_view_of_health() {
 }
 
 #[test]
-fn what_moves_is_what_regions_lose() {
-    let [even, tilted, lost] = [[1.0, 1.0], [3.0, 1.0], [0.0, 1.0]]
-        .map(|planned| plan_for(None, planned.map(|planned| region(planned, 100.0))));
-    assert_near(
-        &[tilted.moved_since(&even), lost.moved_since(&tilted), even.moved_since(&even), even.moved_since(&lost)],
-        &[0.25, 0.75, 0.0, 0.5],
-    );
-}
-
-#[test]
 fn t62_t67_a_plan_that_is_older_or_unusable_is_refused_with_all_reasons() {
     let good = Plan { version: 7, ..plan_for(None, [region(1.0, 1.0), region(1.0, 1.0)]) };
     let known = |_: &Name| true;

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use super::soft::Quality;
 use super::verdict::{Evidence, View};
+use crate::failover::Standing;
 
 /// Percent of a region's weight, step by step.
 const RAMP: [u8; 5] = [1, 5, 25, 50, 100];
@@ -48,10 +49,6 @@ pub struct RegionSettings {
     pub clean: u32,
     /// The time of a step of the ramp. 60 s.
     pub step_for: Duration,
-    /// The TTL of a region that is up. 30 s.
-    pub usual_ttl: Duration,
-    /// The TTL of all others. 5 s.
-    pub short_ttl: Duration,
 }
 
 impl Default for RegionSettings {
@@ -64,8 +61,6 @@ impl Default for RegionSettings {
             forgive_after: Duration::from_secs(1_800),
             clean: 12,
             step_for: Duration::from_secs(60),
-            usual_ttl: Duration::from_secs(30),
-            short_ttl: Duration::from_secs(5),
         }
     }
 }
@@ -130,6 +125,17 @@ pub enum Phase {
     Down,
     Probation,
     Ramp { percent: u8 },
+}
+
+impl Phase {
+    /// What it means for DNS answers.
+    pub fn standing(self) -> Standing {
+        match self {
+            Self::Up => Standing::Steady,
+            Self::Suspect | Self::Ramp { .. } => Standing::Unsteady,
+            Self::Down | Self::Probation => Standing::Out,
+        }
+    }
 }
 
 impl fmt::Display for Phase {
@@ -253,7 +259,7 @@ enum State {
 
 impl Region {
     /// Up, as planned.
-    pub fn new(settings: RegionSettings, now: Duration) -> Self {
+    pub(super) fn new(settings: RegionSettings, now: Duration) -> Self {
         Self {
             settings,
             state: State::Up,
@@ -268,7 +274,7 @@ impl Region {
     }
 
     /// As another leader left it. What was said of it has to be said again.
-    pub fn resume(settings: RegionSettings, record: Record, now: Duration) -> Self {
+    pub(super) fn resume(settings: RegionSettings, record: Record, now: Duration) -> Self {
         let state = match record.phase {
             Phase::Up => State::Up,
             Phase::Suspect => State::Suspect,
@@ -283,7 +289,7 @@ impl Region {
         Self { state, since, why: record.why, falls: record.falls, ..Self::new(settings, now) }
     }
 
-    pub fn record(&self, now: Duration) -> Record {
+    pub(super) fn record(&self, now: Duration) -> Record {
         let lasted = now.saturating_sub(self.since);
         Record { phase: self.phase(), why: self.why, lasted, falls: self.falls_at(now) }
     }
@@ -326,13 +332,8 @@ impl Region {
         }
     }
 
-    /// How long clients may keep an answer with this region in it.
-    pub fn ttl(&self) -> Duration {
-        if self.state == State::Up { self.settings.usual_ttl } else { self.settings.short_ttl }
-    }
-
     /// Hears what is said of it. It goes out from any weight only by [`Self::put_out`].
-    pub fn hear(&mut self, word: Word, now: Duration) -> Option<Move> {
+    pub(super) fn hear(&mut self, word: Word, now: Duration) -> Option<Move> {
         self.note(word, now);
         let well_for = self.well_since.map(|since| now.saturating_sub(since.max(self.since)));
         let was_well = |least: Duration| well_for.is_some_and(|time| time >= least);
@@ -361,30 +362,30 @@ impl Region {
     }
 
     /// Whether it should go out from the weight that it has, and why.
-    pub fn due(&self, now: Duration) -> Option<Cause> {
+    pub(super) fn due(&self, now: Duration) -> Option<Cause> {
         let may = matches!(self.state, State::Suspect | State::Ramp { .. }) && self.pin != Some(Pin::In);
         self.standing_verdict(now).filter(|_| may)
     }
 
     /// The verdict that has stood for `down_after`, whatever the phase.
-    pub fn standing_verdict(&self, now: Duration) -> Option<Cause> {
+    pub(super) fn standing_verdict(&self, now: Duration) -> Option<Cause> {
         let (cause, since) = self.verdict?;
         (now.saturating_sub(since) >= self.settings.down_after).then_some(cause)
     }
 
     /// Since when there is a verdict without a break.
-    pub fn verdict_since(&self) -> Option<Duration> {
+    pub(super) fn verdict_since(&self) -> Option<Duration> {
         self.verdict.map(|(_, since)| since)
     }
 
     /// It goes down for a verdict.
-    pub fn put_out(&mut self, cause: Cause, now: Duration) -> Move {
+    pub(super) fn put_out(&mut self, cause: Cause, now: Duration) -> Move {
         self.falls = self.falls_at(now).saturating_add(1);
         self.enter(State::Down { hold: self.settings.hold_down(self.falls) }, Why::Verdict(cause), now)
     }
 
     /// An operator wants it out until [`Self::unpin`]. It comes back by probation, without a hold-down.
-    pub fn drain(&mut self, now: Duration) -> Option<Move> {
+    pub(super) fn drain(&mut self, now: Duration) -> Option<Move> {
         self.pin = Some(Pin::Out);
         if let State::Down { .. } = self.state {
             return None;
@@ -394,18 +395,18 @@ impl Region {
     }
 
     /// An operator wants it in until [`Self::unpin`].
-    pub fn force_in(&mut self, now: Duration) -> Option<Move> {
+    pub(super) fn force_in(&mut self, now: Duration) -> Option<Move> {
         self.pin = Some(Pin::In);
         self.admit(Why::ForcedIn, now)
     }
 
     /// It follows what is said of it again.
-    pub fn unpin(&mut self) {
+    pub(super) fn unpin(&mut self) {
         self.pin = None;
     }
 
     /// Gives it its whole weight at once, under suspicion. None if it has it.
-    pub fn admit(&mut self, why: Why, now: Duration) -> Option<Move> {
+    pub(super) fn admit(&mut self, why: Why, now: Duration) -> Option<Move> {
         if let State::Up | State::Suspect = self.state {
             return None;
         }

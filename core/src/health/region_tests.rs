@@ -83,30 +83,33 @@ fn the_whole_way_out_and_back() {
 }
 
 #[test]
-fn weight_and_ttl_follow_the_phase() {
+fn weight_and_standing_follow_the_phase() {
     let mut told = Told::new();
-    let mut seen = vec![(told.region.phase(), told.region.share(), told.region.ttl().as_secs())];
+    let mut seen = vec![(told.region.phase(), told.region.share(), told.region.phase().standing())];
     told.down(2);
     for _ in 0..1_000 {
         told.up(1);
-        seen.push((told.region.phase(), told.region.share(), told.region.ttl().as_secs()));
+        seen.push((told.region.phase(), told.region.share(), told.region.phase().standing()));
     }
     seen.dedup();
     let expected = [
-        (Phase::Up, 1.0, 30),
-        (Phase::Down, 0.0, 5),
-        (Phase::Probation, 0.0, 5),
-        (ramp(1), 0.01, 5),
-        (ramp(5), 0.05, 5),
-        (ramp(25), 0.25, 5),
-        (ramp(50), 0.5, 5),
-        (ramp(100), 1.0, 5),
-        (Phase::Up, 1.0, 30),
+        (Phase::Up, 1.0, Standing::Steady),
+        (Phase::Down, 0.0, Standing::Out),
+        (Phase::Probation, 0.0, Standing::Out),
+        (ramp(1), 0.01, Standing::Unsteady),
+        (ramp(5), 0.05, Standing::Unsteady),
+        (ramp(25), 0.25, Standing::Unsteady),
+        (ramp(50), 0.5, Standing::Unsteady),
+        (ramp(100), 1.0, Standing::Unsteady),
+        (Phase::Up, 1.0, Standing::Steady),
     ];
     assert_eq!(seen, expected);
     let mut told = Told::new();
     told.tell(View::Doubtful, Quality::Fine, 1);
-    assert_eq!((told.region.phase(), told.region.share(), told.region.ttl().as_secs()), (Phase::Suspect, 1.0, 5));
+    assert_eq!(
+        (told.region.phase(), told.region.share(), told.region.phase().standing()),
+        (Phase::Suspect, 1.0, Standing::Unsteady)
+    );
 }
 
 #[test]
@@ -389,7 +392,7 @@ proptest! {
                 prop_assert_eq!((before, why), (region.share(), region.why()));
             }
             prop_assert!((0.0..=1.0).contains(&region.share()));
-            prop_assert_eq!(region.ttl() == settings.usual_ttl, region.phase() == Phase::Up);
+            prop_assert_eq!(region.phase().standing() == Standing::Out, region.share() == 0.0);
             match region.pin() {
                 Some(Pin::Out) => prop_assert_eq!(region.share(), 0.0),
                 Some(Pin::In) => prop_assert!(region.share() >= 1.0),
@@ -405,10 +408,10 @@ proptest! {
     }
 
     #[test]
-    fn any_settings_are_survived(times in any::<[Duration; 8]>(), clean: u32, steps in steps()) {
-        let [down_after, calm_after, hold_down, longest_hold_down, forgive_after, step_for, usual_ttl, short_ttl] = times;
+    fn any_settings_are_survived(times in any::<[Duration; 6]>(), clean: u32, steps in steps()) {
+        let [down_after, calm_after, hold_down, longest_hold_down, forgive_after, step_for] = times;
         let settings = RegionSettings {
-            down_after, calm_after, hold_down, longest_hold_down, forgive_after, clean, step_for, usual_ttl, short_ttl,
+            down_after, calm_after, hold_down, longest_hold_down, forgive_after, clean, step_for,
         };
         let mut region = Region::new(settings, START);
         for (step, wait) in steps {

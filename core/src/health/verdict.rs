@@ -178,22 +178,20 @@ impl Board {
     pub fn judge(&self, out: &BTreeSet<Name>, now: Duration) -> Judgement {
         let mut tallies: BTreeMap<&Name, Tally> = self.regions.iter().map(|name| (name, Tally::default())).collect();
         let mut isolated = BTreeSet::new();
+        let probe = &self.settings.probe;
         for (vantage, pairs) in &self.pairs {
-            let mut views: BTreeMap<&Name, Tally> = BTreeMap::new();
-            for (gateway, pair) in pairs {
-                let view = views.entry(&gateway.region).or_default();
-                view.add(pair.seen(&self.settings.probe, now), pair.clean());
-            }
-            let is_isolated = sees_nothing(&views, out);
+            let sights: Vec<Sight<'_>> =
+                pairs.iter().map(|(gateway, pair)| Sight::of(gateway, pair, probe, now)).collect();
+            let is_isolated = sees_nothing(&sights, out);
             if is_isolated {
                 isolated.insert(vantage.clone());
             }
-            for (region, view) in views {
-                if let Some(tally) = tallies.get_mut(region) {
-                    tally.configured += 1;
-                    if !is_isolated {
-                        tally.merge(view);
-                    }
+            // Gateways are sorted by region.
+            for of_region in sights.chunk_by(|one, next| one.region == next.region) {
+                let Some(tally) = of_region.first().and_then(|sight| tallies.get_mut(sight.region)) else { continue };
+                tally.configured += 1;
+                if !is_isolated {
+                    tally.add(of_region);
                 }
             }
         }
@@ -203,10 +201,25 @@ impl Board {
     }
 }
 
-fn sees_nothing(views: &BTreeMap<&Name, Tally>, out: &BTreeSet<Name>) -> bool {
-    let answered = views.values().any(|view| view.failing + view.failed < view.clean.len());
-    let silent = views.iter().filter(|(region, view)| !view.clean.is_empty() && !out.contains(**region)).count();
-    !answered && silent >= 2
+/// What one vantage sees of one gateway.
+struct Sight<'a> {
+    region: &'a Name,
+    seen: Seen,
+    /// Good probes in a row.
+    clean: u32,
+}
+
+impl<'a> Sight<'a> {
+    fn of(gateway: &'a Gateway, pair: &Pair, probe: &ProbeSettings, now: Duration) -> Self {
+        Self { region: &gateway.region, seen: pair.seen(probe, now), clean: pair.clean() }
+    }
+}
+
+fn sees_nothing(sights: &[Sight<'_>], out: &BTreeSet<Name>) -> bool {
+    let known = || sights.iter().filter(|sight| sight.seen != Seen::Unknown);
+    let mut silent = known().map(|sight| sight.region).filter(|region| !out.contains(*region));
+    let first = silent.next();
+    silent.any(|region| Some(region) != first) && known().all(|sight| sight.seen != Seen::Answering)
 }
 
 #[derive(Default)]
@@ -221,22 +234,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, seen: Seen, clean: u32) {
-        if seen != Seen::Unknown {
-            self.clean.push(clean);
-        }
-        self.failing += usize::from(seen == Seen::Failing);
-        self.failed += usize::from(seen == Seen::Failed);
-    }
-
-    /// Adds what one vantage sees.
-    fn merge(&mut self, view: Self) {
-        let known = view.clean.len();
+    /// Adds what one vantage sees of the region.
+    fn add(&mut self, sights: &[Sight<'_>]) {
+        let before = self.clean.len();
+        self.clean.extend(sights.iter().filter(|sight| sight.seen != Seen::Unknown).map(|sight| sight.clean));
+        let known = self.clean.len() - before;
+        let count = |seen| sights.iter().filter(|sight| sight.seen == seen).count();
+        let failed = count(Seen::Failed);
+        self.failing += count(Seen::Failing);
+        self.failed += failed;
         self.vantages += usize::from(known > 0);
-        self.against += usize::from(view.failed * 2 > known);
-        self.failing += view.failing;
-        self.failed += view.failed;
-        self.clean.extend(view.clean);
+        self.against += usize::from(failed * 2 > known);
     }
 
     fn evidence(mut self, least: usize) -> Evidence {

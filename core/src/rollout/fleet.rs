@@ -11,7 +11,7 @@ use crate::identity::{Role, SpiffeId};
 use crate::units::Name;
 
 /// Nodes that are known at once. More are not let in.
-pub const MOST_NODES: usize = 50_000;
+const MOST_NODES: usize = 50_000;
 
 /// How long a node that is away is remembered.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);

@@ -18,7 +18,7 @@ pub mod status;
 
 pub use change::{Change, Kind, NotNewer, Pace, Progress, RolloutSettings, Stage, Stop};
 pub use comparison::{ComparisonSettings, Sample, Worse};
-pub use fleet::{Ack, MOST_NODES};
+pub use fleet::Ack;
 pub use semantics::{Confirmed, Contents, Held, Offer, PoolContents, Unsafe, check};
 pub use stages::Rollout;
 pub use status::{Refusal, Status};

@@ -203,7 +203,7 @@ impl Rollout {
     }
 
     /// Nodes that serve what has not settled.
-    pub fn strays(&self) -> impl Iterator<Item = (&SpiffeId, u64)> {
+    pub(super) fn strays(&self) -> impl Iterator<Item = (&SpiffeId, u64)> {
         self.fleet.iter().filter(|(_, node)| node.serving > self.settled).map(|(id, node)| (id, node.serving))
     }
 
