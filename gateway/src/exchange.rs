@@ -25,6 +25,10 @@ use crate::pods::attempt::PodAnswer;
 use crate::request::memory::{self, Memory, Part};
 use crate::results::{self, Kept, Said};
 use crate::shared::Shared;
+use crate::traffic::{Blame, Ended, Origin, blame};
+
+/// The route of requests for one prediction, in both protocols.
+const INFER: &str = "infer";
 
 /// What the client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,6 +107,8 @@ pub struct Exchange {
     /// What the result cache had to do with it.
     pub cached: Said,
     pub outcome: Option<Outcome>,
+    /// Why it was not answered, once that is known.
+    blame: Option<Blame>,
     /// It ends with the exchange.
     pub span: Option<Span>,
     kept: memory::Kept,
@@ -137,6 +143,7 @@ impl Exchange {
             limited: false,
             cached: Said::default(),
             outcome: None,
+            blame: None,
             span: None,
             kept: memory::Kept::default(),
         }
@@ -171,6 +178,7 @@ impl Exchange {
             Visit::Probe => self.shared.peer_metrics.probed(Some(refusal.reason())),
             Visit::Client | Visit::Forwarded { .. } => self.shared.metrics.rejected(refusal.reason()),
         }
+        self.blame = Some(blame(refusal));
         if answer.status == StatusCode::FORBIDDEN {
             self.shared.audit.denied(|| denial(self, refusal, &answer));
         }
@@ -215,6 +223,7 @@ impl Exchange {
     }
 
     pub fn succeed(&mut self) {
+        self.blame = None;
         self.outcome = Some(Outcome { status: StatusCode::OK, grpc: Code::Ok, code: "".into() });
     }
 }
@@ -235,6 +244,15 @@ impl Drop for Exchange {
             Protocol::Grpc => grpc as u16,
         };
         shared.metrics.in_flight.dec();
+        let origin = match &self.visit {
+            Visit::Client => Origin::Client,
+            Visit::Forwarded { .. } => Origin::Peer,
+            Visit::Probe => Origin::Probe,
+        };
+        if self.route == INFER || origin == Origin::Peer {
+            let (class, spilled, blame) = (self.class, self.making.region.is_some(), self.blame);
+            shared.traffic.count(&Ended { origin, class, spilled, took, blame });
+        }
         match &self.visit {
             Visit::Client => shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64()),
             Visit::Forwarded { from, .. } => {

@@ -149,6 +149,7 @@ impl Gateway {
             limits: settings.limits,
             metrics: Metrics::new(&registry),
             access_log,
+            traffic: Arc::default(),
             audit: audit.clone(),
             traces,
             workload: workload.clone(),

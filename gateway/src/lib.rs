@@ -15,7 +15,8 @@
 //! * [`degrade`]: what is given when a model is in trouble. [`peers`]: other regions.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`explain`]: what a request would meet.
-//! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`clock`]: the time that decisions are made with.
+//! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`traffic`]: what the control plane is told of it.
+//! * [`clock`]: the time that decisions are made with.
 
 mod admission;
 mod answer;
@@ -40,6 +41,7 @@ mod results;
 mod settings;
 mod shared;
 mod stream;
+mod traffic;
 
 use std::io::Write;
 

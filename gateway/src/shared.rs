@@ -25,6 +25,7 @@ use crate::pods::book::Book;
 use crate::request::memory::Memory;
 use crate::results::Results;
 use crate::settings::Limits;
+use crate::traffic::Tally;
 
 pub struct Shared {
     pub region: Name,
@@ -34,6 +35,8 @@ pub struct Shared {
     pub limits: Limits,
     pub metrics: Metrics,
     pub access_log: AccessLog,
+    /// What the control plane is told.
+    pub traffic: Arc<Tally>,
     pub audit: Audit,
     pub traces: Traces,
     pub workload: Arc<Workload>,

@@ -9,6 +9,7 @@
 //! * [`plan`]: what is decided of all regions. [`link`]: the stream that both are pushed on.
 //! * [`oip`]: gRPC messages and core's form. [`forwarding`]: what gateways say of requests that they forward.
 //! * [`upstream`]: the way to one sidecar or peer. [`dial`]: the way to one of our gRPC services. [`store`]: the way to Redis.
+//! * [`vantage`]: what is seen of other regions from here.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
 //! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
 //! * [`admin`]: the port that they look at.
@@ -34,6 +35,7 @@ pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+pub mod vantage;
 
 #[cfg(test)]
 mod fixture;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spillway_core::deadline::{self, Asked, SHORTEST_USEFUL};
+use spillway_core::inference::synthetic::all_outputs;
 use spillway_core::inference::{InferRequest, InferResponse, Limits, Parameter, check};
 use spillway_core::resilience::Step;
 use spillway_core::units::Name;
@@ -22,7 +23,6 @@ use crate::join::{For, JoinError, Joined};
 use crate::metrics::{ByModel, ByReason, SidecarMetrics};
 use crate::model::ModelError;
 use crate::model::served::{Lookup, Models, ServedModel};
-use crate::model::start::all_outputs;
 use crate::record::{OK, Record, Recorder};
 
 /// Triton's parameter, in microseconds. Read here, and written anew by the backend.

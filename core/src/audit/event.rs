@@ -47,6 +47,10 @@ pub enum Event {
     IntentRefused { author: String, action: &'static str, problem: String },
     /// This control node leads by the election of this epoch, or does so no more.
     LeadershipChanged { epoch: u64, leads: bool },
+    /// A region was given traffic, or had it taken away, by its health or by an order.
+    RegionMoved { region: String, from: String, to: String, why: String },
+    /// A region should have gone out and stays: the last one, or too soon after another.
+    RegionWithheld { region: String, why: String },
     /// A process began to write here.
     Started { process: &'static str, id: String, version: &'static str },
     /// It stopped in good order.

@@ -7,12 +7,13 @@
 //! * [`tensor`]: datatypes, shapes, elements.
 //! * [`json`]: REST bodies, JSON and the binary tensor extension.
 //! * [`check`]: a request and its answer held against the model's manifest.
-//! * [`fixed`]: an answer that no model gave.
+//! * [`fixed`]: an answer that no model gave. [`synthetic`]: a request that nobody asked for.
 //! * [`Limits`]: what is refused before memory is spent.
 
 pub mod check;
 pub mod fixed;
 pub mod json;
+pub mod synthetic;
 pub mod tensor;
 
 use bytes::Bytes;

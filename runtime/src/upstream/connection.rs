@@ -36,6 +36,8 @@ struct Ready {
     sender: Sender,
     /// Our own generation that the handshake used.
     generation: u64,
+    /// Closed with the connection.
+    ended: watch::Receiver<()>,
 }
 
 /// A connect failed; until then no other is begun.
@@ -52,6 +54,16 @@ impl Slot {
         let is_ready = state.ready.as_ref().is_some_and(|ready| !ready.sender.is_closed());
         !is_ready && state.resting.as_ref().is_some_and(|resting| Instant::now() < resting.until)
     }
+
+    /// Lets go of the connection that is ready.
+    pub(super) fn forget(&self) {
+        self.0.lock().ready = None;
+    }
+
+    /// Closed when the connection that is ready has ended; none if none is.
+    pub(super) fn ended(&self) -> Option<watch::Receiver<()>> {
+        self.0.lock().ready.as_ref().map(|ready| ready.ended.clone())
+    }
 }
 
 type Connected = Result<Sender, Arc<ConnectError>>;
@@ -63,7 +75,7 @@ impl Inner {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len();
         let mut connecting = {
             let mut state = self.slots[index].0.lock();
-            if let Some(Ready { sender, generation }) = &state.ready {
+            if let Some(Ready { sender, generation, .. }) = &state.ready {
                 if *generation == self.workload.generation() && !sender.is_closed() {
                     return Ok(sender.clone());
                 }
@@ -98,11 +110,11 @@ impl Inner {
         let mut state = self.slots[index].0.lock();
         state.connecting = None;
         let connected = match connected {
-            Ok((sender, generation)) => {
+            Ok((sender, generation, ended)) => {
                 self.metrics.connected("connected");
                 tracing::debug!(address = %self.address, peer = %self.expected, "upstream connected");
                 state.resting = None;
-                state.ready = Some(Ready { sender: sender.clone(), generation });
+                state.ready = Some(Ready { sender: sender.clone(), generation, ended });
                 Ok(sender)
             }
             Err(error) => {
@@ -121,7 +133,7 @@ impl Inner {
         done.send_replace(Some(connected));
     }
 
-    async fn connect(&self) -> Result<(Sender, u64), ConnectError> {
+    async fn connect(&self) -> Result<(Sender, u64, watch::Receiver<()>), ConnectError> {
         let began = Instant::now();
         let stream = TcpStream::connect(self.address).await.map_err(ConnectError::Tcp)?;
         let round_trip = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -152,17 +164,19 @@ impl Inner {
             .await
             .map_err(ConnectError::Http)?;
         let address = self.address;
+        let (open, ended) = watch::channel(());
         // It ends when the last sender and stream are gone, when the peer closes, or when a ping stays
         // unanswered.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
+            drop(open);
         });
         // A call that is sent before the server has accepted our certificate would be lost with a
         // refusal, and nobody could say whether it was seen.
         heard.await.map_err(|_| ConnectError::Closed)?;
-        Ok((sender, generation))
+        Ok((sender, generation, ended))
     }
 
     /// Doubles with each failure up to the longest, less up to a tenth, so that many do not come back

@@ -21,6 +21,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -198,6 +200,24 @@ impl Upstream {
     /// Connects if there is no connection: for a health check or to be warm before the first call.
     pub async fn connect(&self) -> Result<(), UpstreamError> {
         self.0.sender().await.map(drop)
+    }
+
+    /// The next calls go over connections of their own; streams on those that are open go on to their ends.
+    pub fn forget(&self) {
+        self.0.slots.iter().for_each(Slot::forget);
+    }
+
+    /// Returns when one of the connections that are open now has ended, whoever ended it; at once if none is open.
+    pub async fn ended(&self) {
+        let mut open: FuturesUnordered<_> = self
+            .0
+            .slots
+            .iter()
+            .filter_map(Slot::ended)
+            // An error says that the other side is gone, which is what is waited for.
+            .map(|mut ended| async move { while ended.changed().await.is_ok() {} })
+            .collect();
+        open.next().await;
     }
 }
 

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use spillway_core::inference::{InferRequest, Limits, Parameters, RequestedOutput, Tensor, check};
-use spillway_core::resource::{self, Model, TensorSpec};
+use spillway_core::inference::check;
+use spillway_core::inference::synthetic::synthetic;
+use spillway_core::resource::{self, Model};
 use spillway_core::units::Name;
 use spillway_runtime::telemetry::TraceParent;
 
@@ -85,17 +85,8 @@ impl Backends {
 }
 
 async fn warm_up(backend: &dyn Backend, name: &Name, version: &Name, manifest: &Model) -> Result<(), ModelError> {
-    let inputs: Option<Vec<Tensor>> =
-        manifest.inputs.iter().map(|input| zeros(&input.tensor, manifest.warm_up.batch)).collect();
-    let inputs = inputs.ok_or_else(|| ModelError::Rejected("a tensor of the warm-up would be too large".into()))?;
-    let request = InferRequest {
-        model: name.to_string(),
-        version: version.to_string(),
-        id: "warm-up".into(),
-        parameters: Parameters::default(),
-        inputs,
-        outputs: all_outputs(manifest),
-    };
+    let request = synthetic(name.as_str(), version.as_str(), "warm-up", manifest)
+        .ok_or_else(|| ModelError::Rejected("a tensor of the warm-up would be too large".into()))?;
     for _ in 0..manifest.warm_up.requests {
         let call = Call { deadline: Instant::now() + WARM_UP_TIMEOUT, trace: TraceParent::none() };
         let answer = backend.infer(&request, &call).await?;
@@ -103,25 +94,4 @@ async fn warm_up(backend: &dyn Backend, name: &Name, version: &Name, manifest: &
         checked.map_err(|fault| ModelError::BadAnswer(fault.to_string()))?;
     }
     Ok(())
-}
-
-/// What a request asks for that names no outputs: those of the manifest, as more would be a wrong answer.
-pub fn all_outputs(manifest: &Model) -> Vec<RequestedOutput> {
-    let output = |spec: &TensorSpec| RequestedOutput { name: spec.name.clone(), parameters: Parameters::default() };
-    manifest.outputs.iter().map(output).collect()
-}
-
-/// A tensor of zeros, or of empty texts; `None` if it would be larger than any request may be.
-fn zeros(spec: &TensorSpec, batch: u32) -> Option<Tensor> {
-    let shape: Vec<i64> = spec.shape.iter().map(|&size| if size == -1 { i64::from(batch) } else { size }).collect();
-    // An empty element of BYTES is its length alone.
-    let width = spec.datatype.width().unwrap_or(size_of::<u32>());
-    let bytes = shape.iter().try_fold(width, |bytes, &size| bytes.checked_mul(usize::try_from(size).ok()?))?;
-    (bytes <= Limits::default().tensor).then(|| Tensor {
-        name: spec.name.clone(),
-        datatype: spec.datatype,
-        shape,
-        parameters: Parameters::default(),
-        data: Bytes::from(vec![0; bytes]),
-    })
 }
