@@ -190,7 +190,9 @@ fn t69_edns_of_another_version_is_badvers_and_says_ours() {
     let version = bytes.len() - 5;
     bytes[version] = 1;
     let message = Message::from_vec(&raw(zone(), Some(view()), &bytes, Via::Datagram).unwrap()).unwrap();
-    assert_eq!(shape(&message), (ResponseCode::BADVERS, 0, false));
+    // 16 is the code of BADSIG, too, and hickory reads that.
+    assert_eq!(u16::from(shape(&message).0), u16::from(ResponseCode::BADVERS));
+    assert!(message.answers.is_empty() && message.authorities.is_empty());
     assert_eq!(message.edns.unwrap().version(), 0);
 }
 
