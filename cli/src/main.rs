@@ -23,6 +23,8 @@ enum Command {
     Gateway(commands::process::Arguments),
     /// Run the sidecar of one model pod
     Sidecar(commands::process::Arguments),
+    /// Answer DNS for the service zone
+    Dns(commands::process::Arguments),
     /// Check resources; compile them into a snapshot
     Check(commands::check::Arguments),
     /// Check audit logs
@@ -46,6 +48,7 @@ fn main() -> std::process::ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Gateway(arguments) => commands::process::gateway(&arguments),
         Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
+        Command::Dns(arguments) => commands::process::dns(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Audit(arguments) => commands::audit::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),

@@ -15,10 +15,11 @@
 //! * [`query`], [`answer`], [`reply`]: from a message's bytes to those of its answer; no sockets, no clock.
 //! * [`server`]: the answers by UDP ([`datagrams`]) and TCP ([`streams`]), within bounds.
 //! * [`metrics`], [`shares`]: what operators see.
-//! * [`node`]: load, bind, run.
+//! * [`inputs`]: where resources, plan and health come from. [`node`]: load, bind, run.
 
 pub mod answer;
 mod datagrams;
+pub mod inputs;
 pub mod metrics;
 pub mod node;
 pub mod query;

@@ -3,7 +3,6 @@
 //! The rule: nothing listens before settings, identity and snapshot are accepted; nothing runs after the drain is over.
 //! It answers from the plan that it has and from what its own probes say, and goes on without the control plane.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,25 +10,23 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use spillway_core::failover::Standing;
-use spillway_core::health::{Vantage, VerdictSettings};
 use spillway_core::identity::Role;
 use spillway_core::limit::InvalidLimit;
 use spillway_core::units::Name;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::snapshot::{Refused, Subscription};
+use spillway_runtime::snapshot::Refused;
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::{IdentityError, Workload};
-use spillway_runtime::vantage::{Lookout, Prober, Sources};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::inputs::{Feeds, Inputs, take};
 use super::metrics::DnsMetrics;
 use super::server::{Server, Sockets};
 use super::settings::DnsSettings;
 use super::shares::{STEP, Shares};
-use super::view::View;
+use super::view::Place;
 
 /// How long the last lines may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -67,19 +64,11 @@ pub struct DnsNode {
     server: Arc<Server>,
     workload: Arc<Workload>,
     inputs: Inputs,
-    prober: Prober,
+    feeds: Feeds,
     audit: Audit,
     metrics: Metrics,
     settings: DnsSettings,
     drain: Drain,
-}
-
-/// What views are made of.
-#[derive(Clone)]
-struct Inputs {
-    snapshots: Arc<Subscription>,
-    /// Regions that are down as seen from here.
-    down: watch::Receiver<BTreeSet<Name>>,
 }
 
 /// Loads, binds, prints the one line that says where it listens, and serves until drained.
@@ -103,11 +92,9 @@ impl DnsNode {
         check_identity(&workload, &settings)?;
         let audit = Audit::start(settings.common.audit.as_ref(), "dns", &workload.id(), &metrics);
         let audit = audit.map_err(StartError::Audit)?;
-        let snapshots = Arc::new(Subscription::start(&settings.common.snapshot, &metrics, &audit)?);
-        workload.revoke(&snapshots.load().revoked);
+        let (inputs, feeds) = Inputs::load(&settings, &workload, &metrics, &audit)?;
+        workload.revoke(&inputs.snapshots.load().revoked);
         let server = Server::new(settings.zone.clone(), &settings.rate_limit, DnsMetrics::register(&metrics))?;
-        let (prober, lookout) = prober(&workload, &snapshots, &settings, &metrics);
-        let inputs = Inputs { snapshots, down: lookout.down };
         take(&server, &inputs.view());
         let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
         let readers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -126,7 +113,7 @@ impl DnsNode {
             server: Arc::new(server),
             workload,
             inputs,
-            prober,
+            feeds,
             audit,
             metrics,
             settings,
@@ -140,9 +127,7 @@ impl DnsNode {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self {
-            sockets, admin, server, workload, inputs, prober, audit, metrics, settings, drain, ..
-        } = self;
+        let Self { sockets, admin, server, workload, inputs, feeds, audit, metrics, settings, drain, .. } = self;
         let shares = Arc::new(Mutex::new(Shares::default()));
         let pages = Pages {
             actions: Vec::new(),
@@ -156,69 +141,14 @@ impl DnsNode {
         tasks.spawn(admin.serve(pages));
         tasks.spawn(Arc::clone(&workload).watch(audit.clone(), drain.clone()));
         tasks.spawn(workload.follow(Arc::clone(&inputs.snapshots), audit.clone(), drain.clone()));
-        tasks.spawn(Arc::clone(&inputs.snapshots).watch(drain.clone()));
-        tasks.spawn(prober.run(drain.clone()));
-        tasks.spawn(follow(inputs, Arc::clone(&server)));
+        feeds.start(&mut tasks, &inputs, &drain);
+        tasks.spawn(inputs.follow(Arc::clone(&server)));
         tasks.spawn(keep_shares(Arc::clone(&server), shares));
         sockets.serve(server, settings.tcp, drain.clone()).await;
         drain.finish().await;
         tasks.shutdown().await;
         // Bounded; a panic there has nothing left to harm.
         let _ = tokio::task::spawn_blocking(move || audit.stop(FLUSH)).await;
-    }
-}
-
-impl Inputs {
-    fn view(&self) -> View {
-        View::of(&self.snapshots.load(), None, &self.down.borrow())
-    }
-}
-
-/// What this node sees itself. It answers for all regions, and so has its own word on each.
-fn prober(
-    workload: &Arc<Workload>,
-    snapshots: &Arc<Subscription>,
-    settings: &DnsSettings,
-    metrics: &Metrics,
-) -> (Prober, Lookout) {
-    let snapshots = Arc::clone(snapshots);
-    let sources =
-        Sources { snapshot: Box::new(move || snapshots.current()), out: Box::new(BTreeSet::new) };
-    let us = Vantage::Control { region: None, node: settings.node.clone() };
-    Prober::new(Arc::clone(workload), us, sources, VerdictSettings::default(), metrics)
-}
-
-/// Makes a view whenever what it is made of changes.
-async fn follow(mut inputs: Inputs, server: Arc<Server>) {
-    let mut snapshots = inputs.snapshots.changed();
-    loop {
-        snapshots.mark_unchanged();
-        inputs.down.mark_unchanged();
-        take(&server, &inputs.view());
-        let changed = tokio::select! {
-            changed = snapshots.changed() => changed,
-            changed = inputs.down.changed() => changed,
-        };
-        if changed.is_err() {
-            // The prober has ended, and so will we.
-            return;
-        }
-    }
-}
-
-fn take(server: &Server, view: &View) {
-    if server.served().is_some_and(|served| served.view == *view) {
-        return;
-    }
-    let standings = |standing| {
-        let regions = view.regions.iter().filter(move |(_, place)| place.standing == standing);
-        regions.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
-    };
-    let (unsteady, out) = (standings(Standing::Unsteady), standings(Standing::Out));
-    if server.take(view.clone()) {
-        tracing::info!(serial = view.serial, regions = view.regions.len(), unsteady, out, "answers follow a new view");
-    } else {
-        tracing::error!(serial = view.serial, "a view without addresses; the last ones are answered");
     }
 }
 
@@ -260,7 +190,7 @@ fn config(settings: &DnsSettings, inputs: &Inputs, server: &Arc<Server>, shares:
         let answered = shares.lock().until(&counts);
         let view = served.as_ref().map(|served| &served.view);
         let total: f64 = view.iter().flat_map(|view| view.regions.values()).map(|place| place.weight).sum();
-        let region = |(name, place): (&Name, &super::view::Place)| {
+        let region = |(name, place): (&Name, &Place)| {
             let value = serde_json::json!({
                 "planned": if total > 0.0 { place.weight / total } else { 0.0 },
                 "answered": answered.get(name),
@@ -277,6 +207,7 @@ fn config(settings: &DnsSettings, inputs: &Inputs, server: &Arc<Server>, shares:
             "zone": settings.zone.zone.to_string(),
             "name": settings.zone.name.to_string(),
             "snapshot": {"version": inputs.snapshots.load().version},
+            "plan": {"version": inputs.plans.version()},
             "serial": view.map(|view| view.serial),
             "down": inputs.down.borrow().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "regions": regions,

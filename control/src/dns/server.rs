@@ -46,6 +46,8 @@ pub struct Server {
     pub metrics: DnsMetrics,
     /// None until the first view.
     served: ArcSwapOption<Served>,
+    /// The last view that was offered, as it was.
+    offered: Mutex<Option<View>>,
     limit: Limit,
 }
 
@@ -59,12 +61,19 @@ struct Limit {
 
 impl Server {
     pub fn new(zone: ZoneSettings, limit: &RateLimitSettings, metrics: DnsMetrics) -> Result<Self, InvalidLimit> {
-        Ok(Self { zone: Zone::of(zone), metrics, served: ArcSwapOption::empty(), limit: Limit::of(limit)? })
+        Ok(Self {
+            zone: Zone::of(zone),
+            metrics,
+            served: ArcSwapOption::empty(),
+            offered: Mutex::default(),
+            limit: Limit::of(limit)?,
+        })
     }
 
     /// Answers from this view from now on, or from the addresses of the last one if it has none (THREATS 66).
     /// Says whether it was taken as it is.
     pub fn take(&self, view: View) -> bool {
+        *self.offered.lock() = Some(view.clone());
         let last = self.served.load_full();
         let (view, is_kept) = match last.as_deref() {
             Some(last) => view.keeping(&last.view),
@@ -80,6 +89,11 @@ impl Server {
         self.metrics.serial.set(i64::try_from(view.serial).unwrap_or(i64::MAX));
         self.served.store(Some(Arc::new(Served::of(view, &self.zone))));
         !is_kept
+    }
+
+    /// Whether this very view was the last one to be taken.
+    pub fn offered(&self, view: &View) -> bool {
+        self.offered.lock().as_ref() == Some(view)
     }
 
     /// None until the first view.

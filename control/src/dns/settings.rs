@@ -5,6 +5,7 @@
 //! node: dns-0
 //! identity: {certificate: leaf.pem, key: leaf.key, trustBundle: bundle.pem}
 //! snapshot: snapshot.bin
+//! control: {servers: ['10.0.0.1:7443']}   # default: none; the file is followed and the Regions' weights hold
 //! listen: ['192.0.2.53:53']         # UDP and TCP
 //! zone: example.com
 //! name: infer.example.com           # default: the zone
