@@ -114,7 +114,10 @@ fn the_zone_has_its_soa_and_its_servers_with_their_addresses() {
     let message = of("example.com.", RecordType::SOA);
     let [record] = &message.answers[..] else { panic!("one record") };
     let RData::SOA(soa) = &record.data else { panic!("SOA") };
-    assert_eq!((soa.mname.to_ascii(), soa.rname.to_ascii()), ("ns1.example.com.".into(), "hostmaster.example.com.".into()));
+    assert_eq!(
+        (soa.mname.to_ascii(), soa.rname.to_ascii()),
+        ("ns1.example.com.".into(), "hostmaster.example.com.".into())
+    );
     assert_eq!((soa.serial, soa.minimum), (7, 30), "the plan's version");
     let message = of("example.com.", RecordType::NS);
     let names: Vec<String> = message.answers.iter().map(|record| record.data.to_string()).collect();
@@ -214,7 +217,11 @@ fn the_question_is_repeated_letter_by_letter() {
     let bytes = Ask::of("iNfEr.ExAmPlE.cOm.", RecordType::A).bytes();
     let answer = raw(zone(), Some(view()), &bytes, Via::Datagram).unwrap();
     assert_eq!(answer[12..bytes.len()], bytes[12..], "0x20");
-    assert!(Message::from_vec(&answer).unwrap().answers[0].name.eq_case(&hickory_proto::rr::Name::from_ascii("iNfEr.ExAmPlE.cOm.").unwrap()));
+    assert!(
+        Message::from_vec(&answer).unwrap().answers[0]
+            .name
+            .eq_case(&hickory_proto::rr::Name::from_ascii("iNfEr.ExAmPlE.cOm.").unwrap())
+    );
 }
 
 #[test]
@@ -232,7 +239,11 @@ fn the_client_subnet_comes_back_with_the_scope_of_the_answer() {
         let message = ask(&Ask::of(text, kind).subnet(address.parse().unwrap(), source));
         let edns = message.edns.unwrap();
         let Some(EdnsOption::Subnet(subnet)) = edns.option(EdnsCode::Subnet) else { panic!("{text}: no subnet") };
-        assert_eq!((subnet.addr(), subnet.source_prefix(), subnet.scope_prefix()), (address.parse().unwrap(), source, scope), "{text}");
+        assert_eq!(
+            (subnet.addr(), subnet.source_prefix(), subnet.scope_prefix()),
+            (address.parse().unwrap(), source, scope),
+            "{text}"
+        );
     }
     assert!(of("infer.example.com.", RecordType::A).edns.is_none(), "who does not speak EDNS hears none");
 }
@@ -248,12 +259,11 @@ fn t68_without_edns_fewer_addresses_are_given_and_none_is_cut() {
     view.regions.values_mut().for_each(|place| place.v6.clone_from(&v6));
     for kind in [RecordType::AAAA, RecordType::HTTPS] {
         let plain = Ask::of(zone.name.as_str(), kind);
-        let wide = Ask::of(zone.name.as_str(), kind).edns(65_535).subnet("2001:db8::".parse().unwrap(), 56).edns(65_535);
-        for (ask, via, most, least) in [
-            (&plain, Via::Datagram, 512, 9),
-            (&wide, Via::Datagram, 1_232, 28),
-            (&plain, Via::Stream, 65_535, 30),
-        ] {
+        let wide =
+            Ask::of(zone.name.as_str(), kind).edns(65_535).subnet("2001:db8::".parse().unwrap(), 56).edns(65_535);
+        for (ask, via, most, least) in
+            [(&plain, Via::Datagram, 512, 9), (&wide, Via::Datagram, 1_232, 28), (&plain, Via::Stream, 65_535, 30)]
+        {
             let answer = raw(zone.clone(), Some(view.clone()), &ask.bytes(), via).unwrap();
             assert!(answer.len() <= most, "{kind} {via:?}: {}", answer.len());
             let message = Message::from_vec(&answer).unwrap();
@@ -297,25 +307,36 @@ const MOST_ADDED: usize = 8 * 28;
 
 fn any_message() -> impl Strategy<Value = Vec<u8>> {
     let names = prop_oneof![
-        Just("infer.example.com."), Just("example.com."), Just("eu-west.example.com."), Just("ns1.example.com."),
-        Just("nobody.example.com."), Just("example.net."), Just("."),
+        Just("infer.example.com."),
+        Just("example.com."),
+        Just("eu-west.example.com."),
+        Just("ns1.example.com."),
+        Just("nobody.example.com."),
+        Just("example.net."),
+        Just("."),
     ];
     let kinds = prop_oneof![
-        Just(RecordType::A), Just(RecordType::AAAA), Just(RecordType::HTTPS), Just(RecordType::SOA),
-        Just(RecordType::NS), Just(RecordType::ANY), any::<u16>().prop_map(RecordType::from),
+        Just(RecordType::A),
+        Just(RecordType::AAAA),
+        Just(RecordType::HTTPS),
+        Just(RecordType::SOA),
+        Just(RecordType::NS),
+        Just(RecordType::ANY),
+        any::<u16>().prop_map(RecordType::from),
     ];
-    let query = (names, kinds, any::<Option<u16>>(), any::<Option<(u32, u8)>>()).prop_map(|(name, kind, payload, subnet)| {
-        let mut ask = Ask::of(name, kind);
-        if let Some((address, source)) = subnet {
-            let source = source % 33;
-            let mask = u32::MAX.checked_shl(32 - u32::from(source)).unwrap_or(0);
-            ask = ask.subnet(Ipv4Addr::from_bits(address & mask).into(), source);
-        }
-        if let Some(payload) = payload {
-            ask = ask.edns(payload);
-        }
-        ask.bytes()
-    });
+    let query =
+        (names, kinds, any::<Option<u16>>(), any::<Option<(u32, u8)>>()).prop_map(|(name, kind, payload, subnet)| {
+            let mut ask = Ask::of(name, kind);
+            if let Some((address, source)) = subnet {
+                let source = source % 33;
+                let mask = u32::MAX.checked_shl(32 - u32::from(source)).unwrap_or(0);
+                ask = ask.subnet(Ipv4Addr::from_bits(address & mask).into(), source);
+            }
+            if let Some(payload) = payload {
+                ask = ask.edns(payload);
+            }
+            ask.bytes()
+        });
     let damage = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     let damaged = (query.clone(), damage).prop_map(|(mut bytes, damage)| {
         for (place, octet) in damage {

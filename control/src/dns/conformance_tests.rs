@@ -132,7 +132,8 @@ async fn dnsperf_gets_all_of_its_answers() {
     let running = start(&unlimited());
     let folder = tempfile::tempdir().unwrap();
     let queries = folder.path().join("queries");
-    let lines = "infer.example.com A\ninfer.example.com AAAA\ninfer.example.com HTTPS\nus-east.example.com A\nexample.com NS\n";
+    let lines =
+        "infer.example.com A\ninfer.example.com AAAA\ninfer.example.com HTTPS\nus-east.example.com A\nexample.com NS\n";
     std::fs::write(&queries, lines).unwrap();
     for mode in ["udp", "tcp"] {
         let arguments = format!(

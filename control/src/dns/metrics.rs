@@ -70,7 +70,8 @@ impl DnsMetrics {
     pub fn register(metrics: &Metrics) -> Self {
         let queries: Family<Asked, Counter> =
             metrics.family("dns_queries", "Queries answered, by type asked and code answered");
-        let queries = KINDS.map(|kind| CODES.map(|rcode| queries.get_or_create(&Asked { r#type: kind, rcode }).clone()));
+        let queries =
+            KINDS.map(|kind| CODES.map(|rcode| queries.get_or_create(&Asked { r#type: kind, rcode }).clone()));
         let limited: Family<Action, Counter> =
             metrics.family("dns_limited", "Datagrams over their network's limit, by what became of them");
         let limited = |action| limited.get_or_create(&Action { action }).clone();

@@ -98,8 +98,11 @@ impl DnsNode {
         take(&server, &inputs.view());
         let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
         let readers = std::thread::available_parallelism().map_or(1, usize::from);
-        let sockets = Sockets::bind(&settings.listen, readers)
-            .map_err(|(address, source)| StartError::Bind { setting: "listen", address, source })?;
+        let sockets = Sockets::bind(&settings.listen, readers).map_err(|(address, source)| StartError::Bind {
+            setting: "listen",
+            address,
+            source,
+        })?;
         let admin = settings.common.admin;
         let admin_port = Admin::bind(&admin).await.map_err(bound("admin", admin.listen))?;
         let addresses = Addresses {
@@ -182,8 +185,7 @@ fn readiness(server: &Arc<Server>, drain: &Drain) -> Readiness {
 type Config = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 fn config(settings: &DnsSettings, inputs: &Inputs, server: &Arc<Server>, shares: &Arc<Mutex<Shares>>) -> Config {
-    let (settings, inputs, server, shares) =
-        (settings.clone(), inputs.clone(), Arc::clone(server), Arc::clone(shares));
+    let (settings, inputs, server, shares) = (settings.clone(), inputs.clone(), Arc::clone(server), Arc::clone(shares));
     Arc::new(move || {
         let served = server.served();
         let counts = server.metrics.answers();

@@ -1,9 +1,13 @@
 use std::path::Path;
 
 use hickory_proto::rr::RecordType;
+use prost::Message as _;
+use spillway_core::failover::{Plan, Region, Traffic};
 use spillway_core::identity::{SpiffeId, TrustDomain};
 use spillway_core::resource::parse;
 use spillway_runtime::authority::{Authority, LeafRequest};
+use spillway_runtime::link::ControlSettings;
+use spillway_runtime::plan::Published;
 use spillway_runtime::settings;
 use spillway_runtime::snapshot::seal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,7 +77,8 @@ async fn a_node_answers_its_snapshot_follows_it_and_shows_what_it_does() {
     assert_eq!(addresses_at(addresses.dns[0]).await, ["192.0.2.1"]);
     assert!(get(addresses.admin, "/readyz").await.starts_with("HTTP/1.1 200"));
     let config = get(addresses.admin, "/config").await;
-    for expected in ["\"zone\":\"infer.example.com\"", "\"planned\":1.0", "\"answered\":1.0", "\"standing\":\"steady\""] {
+    for expected in ["\"zone\":\"infer.example.com\"", "\"planned\":1.0", "\"answered\":1.0", "\"standing\":\"steady\""]
+    {
         assert!(config.contains(expected), "{expected} in {config}");
     }
     let metrics = get(addresses.admin, "/metrics").await;
@@ -93,6 +98,52 @@ async fn a_node_answers_its_snapshot_follows_it_and_shows_what_it_does() {
     })
     .await
     .unwrap();
+    drain.start();
+    timeout(WAIT, served).await.unwrap().unwrap();
+}
+
+/// What an earlier run took from the control plane, which is gone now.
+#[tokio::test]
+async fn t66_a_node_that_starts_without_its_control_plane_answers_the_plan_that_it_kept() {
+    let (folder, mut settings) = folder("dns-0");
+    settings.common.control = Some(ControlSettings { servers: vec!["127.0.0.1:1".into()] });
+    let region = |name: &str, gateway: &str| {
+        format!(
+            "apiVersion: spillway/v1\nkind: Region\nmetadata: {{name: {name}}}\nspec: {{trustDomain: spillway.test, \
+             gateways: [{{name: gw-0, address: '{gateway}'}}]}}\n"
+        )
+    };
+    let text = region("eu-west", "127.0.0.2:1") + "---\n" + &region("us-east", "127.0.0.3:1");
+    std::fs::write(folder.path().join("snapshot.bin"), seal(&parse(&text).unwrap(), 3)).unwrap();
+    let planned = |share| Region { planned: 50.0, share, capacity: None, load: None, overridden: None };
+    let (eu, us) = (Name::parse("eu-west").unwrap(), Name::parse("us-east").unwrap());
+    let regions = [(eu.clone(), planned(0.0)), (us.clone(), planned(1.0))].into();
+    let plan = Plan::of(41, &regions, &Traffic::default(), Duration::ZERO).unwrap();
+    let standings = [(eu, (Standing::Out, "probes".into())), (us, (Standing::Steady, String::new()))].into();
+    let sealed = spillway_runtime::plan::seal(&Published { epoch: 5, plan, standings });
+    std::fs::write(folder.path().join("plan"), sealed.encode_to_vec()).unwrap();
+
+    let drain = Drain::new(Duration::from_secs(1));
+    let began = std::time::Instant::now();
+    let node = DnsNode::bind(settings.clone(), drain.clone()).await.unwrap();
+    let addresses = node.addresses().clone();
+    let served = tokio::spawn(node.serve());
+    for _ in 0..20 {
+        assert_eq!(addresses_at(addresses.dns[0]).await, ["127.0.0.3"]);
+    }
+    println!("answers from disk after {:?}", began.elapsed());
+    assert!(get(addresses.admin, "/config").await.contains("\"plan\":{\"version\":41}"));
+    drain.start();
+    timeout(WAIT, served).await.unwrap().unwrap();
+
+    // Nothing was kept: it says that it is not ready, and nothing that is not so.
+    std::fs::remove_file(folder.path().join("snapshot.bin")).unwrap();
+    let drain = Drain::new(Duration::from_secs(1));
+    let node = DnsNode::bind(settings, drain.clone()).await.unwrap();
+    let addresses = node.addresses().clone();
+    let served = tokio::spawn(node.serve());
+    assert_eq!(addresses_at(addresses.dns[0]).await, [""; 0]);
+    assert!(get(addresses.admin, "/readyz").await.starts_with("HTTP/1.1 503"));
     drain.start();
     timeout(WAIT, served).await.unwrap().unwrap();
 }

@@ -103,7 +103,8 @@ async fn t68_a_network_over_its_limit_gets_half_of_the_rest_as_cut_answers_and_o
     let running = Running::start(zone(), &limited(1, 5), TcpSettings::default());
     running.server.take(view());
     let bytes = Ask::of("infer.example.com.", RecordType::A).bytes();
-    let (greedy, other) = (client([127, 1, 1, 1], running.address).await, client([127, 1, 2, 1], running.address).await);
+    let (greedy, other) =
+        (client([127, 1, 1, 1], running.address).await, client([127, 1, 2, 1], running.address).await);
     let (mut whole, mut cut, mut none) = (0, 0, 0);
     for _ in 0..15 {
         match ask(&greedy, &bytes).await {

@@ -203,7 +203,8 @@ fn read_zone(fields: &Fields<'_>) -> Option<ZoneSettings> {
         if server.name == name || server.name == zone {
             fault("nameServers", format!("{} is a name of the service", server.name));
         } else if below(&server.name) == server.addresses.is_empty() {
-            let expected = if below(&server.name) { "at least one address" } else { "no address: it is another zone's" };
+            let expected =
+                if below(&server.name) { "at least one address" } else { "no address: it is another zone's" };
             fault("nameServers", format!("{}: expected {expected}", server.name));
         }
     }

@@ -4,7 +4,8 @@ use super::*;
 
 const LEAST: &str = "region: eu-west\nnode: dns-0\nidentity: {certificate: c.pem, key: k.pem, trustBundle: b.pem}\n\
     snapshot: s.bin\nlisten: ['127.0.0.1:0']\nzone: example.com\ncontact: hostmaster.example.com\n";
-const SERVERS: &str = "nameServers: [{name: ns1.example.com, addresses: [192.0.2.53, '2001:db8::53']}, {name: ns.example.net}]\n";
+const SERVERS: &str =
+    "nameServers: [{name: ns1.example.com, addresses: [192.0.2.53, '2001:db8::53']}, {name: ns.example.net}]\n";
 
 fn read(rest: &str) -> Result<DnsSettings, Vec<String>> {
     parse(&format!("{LEAST}{rest}")).map_err(|faults| faults.iter().map(ToString::to_string).collect())

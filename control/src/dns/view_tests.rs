@@ -1,7 +1,6 @@
-
 use proptest::prelude::*;
 use spillway_core::failover::{Plan, Region as Planned, Traffic};
-use spillway_core::resource::{parse, Resource};
+use spillway_core::resource::{Resource, parse};
 
 use super::*;
 use crate::dns::fixture::{addresses, name, place, view, zone};
@@ -57,7 +56,10 @@ fn without_a_plan_the_regions_own_weights_hold() {
     let view = View::of(&two(), None, &down(&[]));
     assert_eq!((view.serial, parts(&view)), (5, [(0.8, Steady), (0.2, Steady)]));
     let eu = &view.regions[&name("eu")];
-    assert_eq!((eu.v4.clone(), eu.v6.clone(), eu.port), (addresses(&["192.0.2.1"]), addresses(&["2001:db8::1"]), 8_443));
+    assert_eq!(
+        (eu.v4.clone(), eu.v6.clone(), eu.port),
+        (addresses(&["192.0.2.1"]), addresses(&["2001:db8::1"]), 8_443)
+    );
     let seen = View::of(&two(), None, &down(&["eu"]));
     assert_eq!(parts(&seen), [(0.8, Out), (0.2, Steady)], "answers leave out what is out");
 }
@@ -130,7 +132,8 @@ fn t66_ipv4_is_not_lost_and_ipv6_may_be() {
 #[test]
 fn names_of_regions_are_their_own_and_the_first_has_a_name_that_two_want() {
     let zone = Zone::of(zone());
-    let regions = ["EU", "eu", "ap.south", "under_score"].map(|region| (name(region), place(1.0, Steady, &["192.0.2.1"])));
+    let regions =
+        ["EU", "eu", "ap.south", "under_score"].map(|region| (name(region), place(1.0, Steady, &["192.0.2.1"])));
     let served = Served::of(View { serial: 1, regions: regions.into() }, &zone);
     let find = |text: &str| served.region(&zone.name_of(text).unwrap());
     assert_eq!(find("eu"), Some(Some(&name("EU"))));
