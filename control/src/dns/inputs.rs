@@ -1,0 +1,167 @@
+//! What a DNS node knows: resources and plan, from the control plane or from a file, and what its own probes see.
+//!
+//! The rule: each is the last good one, whoever is gone. A view is made anew whenever one of them changes.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use spillway_core::failover::Standing;
+use spillway_core::health::{Vantage, VerdictSettings};
+use spillway_core::units::Name;
+use spillway_runtime::audit::Audit;
+use spillway_runtime::drain::Drain;
+use spillway_runtime::link::{Intake, Link, SightingLog};
+use spillway_runtime::plan::Plans;
+use spillway_runtime::snapshot::{Refused, Subscription};
+use spillway_runtime::telemetry::Metrics;
+use spillway_runtime::tls::Workload;
+use spillway_runtime::vantage::{Lookout, Nudges, Prober, Sources};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::server::Server;
+use super::settings::DnsSettings;
+use super::view::View;
+
+/// What views are made of. Cheap to clone.
+#[derive(Clone)]
+pub struct Inputs {
+    pub snapshots: Arc<Subscription>,
+    pub plans: Arc<Plans>,
+    /// Regions that are down as seen from here.
+    pub down: watch::Receiver<BTreeSet<Name>>,
+}
+
+/// What keeps them fresh.
+pub struct Feeds {
+    prober: Prober,
+    nudges: Nudges,
+    seen: broadcast::Receiver<spillway_proto::control::Sighting>,
+    /// None: the snapshot's file is followed.
+    link: Option<Link>,
+    region: Name,
+}
+
+impl Inputs {
+    /// Takes up what is in the files. Blocks on them.
+    pub fn load(
+        settings: &DnsSettings,
+        workload: &Arc<Workload>,
+        metrics: &Metrics,
+        audit: &Audit,
+    ) -> Result<(Self, Feeds), Refused> {
+        let path: &Path = &settings.common.snapshot;
+        let (snapshots, plans, link) = match &settings.common.control {
+            Some(control) => {
+                let intake = Intake::resume(path, metrics, audit);
+                let (snapshots, plans) = (intake.snapshots(), intake.plans());
+                let link = Link::new(control.clone(), Arc::clone(workload), intake, None, metrics);
+                (snapshots, plans, Some(link))
+            }
+            None => (Arc::new(Subscription::start(path, metrics, audit)?), Arc::new(Plans::none()), None),
+        };
+        // It answers for all regions, and so has a word of its own on each.
+        let us = Vantage::Control { region: None, node: settings.node.clone() };
+        let sources = Sources {
+            snapshot: Box::new({
+                let snapshots = Arc::clone(&snapshots);
+                move || snapshots.current()
+            }),
+            out: Box::new({
+                let plans = Arc::clone(&plans);
+                move || planned_out(&plans)
+            }),
+        };
+        let (prober, Lookout { sightings, down, nudges }) =
+            Prober::new(Arc::clone(workload), us, sources, VerdictSettings::default(), metrics);
+        let feeds = Feeds { prober, nudges, seen: sightings, link, region: settings.region.clone() };
+        Ok((Self { snapshots, plans, down }, feeds))
+    }
+
+    pub fn view(&self) -> View {
+        View::of(&self.snapshots.load(), self.plans.current().as_deref(), &self.down.borrow())
+    }
+
+    /// Gives the server a view whenever what it is made of changes.
+    pub async fn follow(mut self, server: Arc<Server>) {
+        let (mut snapshots, mut plans) = (self.snapshots.changed(), self.plans.changed());
+        loop {
+            snapshots.mark_unchanged();
+            plans.mark_unchanged();
+            self.down.mark_unchanged();
+            take(&server, &self.view());
+            let changed = tokio::select! {
+                changed = snapshots.changed() => changed,
+                changed = plans.changed() => changed,
+                changed = self.down.changed() => changed,
+            };
+            if changed.is_err() {
+                // The prober has ended, and so will we.
+                return;
+            }
+        }
+    }
+}
+
+impl Feeds {
+    /// Runs them as tasks of the node's.
+    pub fn start(self, tasks: &mut JoinSet<()>, inputs: &Inputs, drain: &Drain) {
+        tasks.spawn(self.prober.run(drain.clone()));
+        match self.link {
+            Some(link) => {
+                tasks.spawn(tell(self.seen, link.sightings(), self.region));
+                tasks.spawn(hear(link.pulses(), self.nudges));
+                tasks.spawn(link.follow(drain.clone()));
+            }
+            None => {
+                tasks.spawn(Arc::clone(&inputs.snapshots).watch(drain.clone()));
+            }
+        }
+    }
+}
+
+/// Has the server answer a view that is new.
+pub fn take(server: &Server, view: &View) {
+    if server.offered(view) {
+        return;
+    }
+    let standings = |standing| {
+        let regions = view.regions.iter().filter(move |(_, place)| place.standing == standing);
+        regions.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
+    };
+    let (unsteady, out) = (standings(Standing::Unsteady), standings(Standing::Out));
+    if server.take(view.clone()) {
+        tracing::info!(serial = view.serial, regions = view.regions.len(), unsteady, out, "answers follow a new view");
+    } else {
+        tracing::error!(serial = view.serial, "a view lacks addresses; the last ones are answered");
+    }
+}
+
+/// Tells the control plane what probes see, but of the own region: who stands beside it is no witness.
+async fn tell(mut seen: broadcast::Receiver<spillway_proto::control::Sighting>, log: SightingLog, region: Name) {
+    loop {
+        match seen.recv().await {
+            Ok(sighting) if sighting.region == region.as_str() => {}
+            Ok(sighting) => log.record([sighting]),
+            // What was seen a minute ago says nothing of now.
+            Err(RecvError::Lagged(_)) => seen = seen.resubscribe(),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Probes soon what others say may be gone.
+async fn hear(mut pulses: watch::Receiver<spillway_proto::control::Pulse>, nudges: Nudges) {
+    while pulses.changed().await.is_ok() {
+        let nudged = pulses.borrow_and_update().nudged.clone();
+        nudged.iter().for_each(|gateway| nudges.hear(gateway));
+    }
+}
+
+fn planned_out(plans: &Plans) -> BTreeSet<Name> {
+    let Some(published) = plans.current() else { return BTreeSet::new() };
+    let out = published.standings.iter().filter(|(_, (standing, _))| *standing == Standing::Out);
+    out.map(|(name, _)| name.clone()).collect()
+}
