@@ -37,6 +37,8 @@ pub struct Shared {
     pub audit: Audit,
     pub traces: Traces,
     pub workload: Arc<Workload>,
+    /// What the control plane decided of all regions.
+    pub plans: Arc<Plans>,
     pub membership: Arc<Membership>,
     /// What is known of the pods.
     pub book: Book,
@@ -53,7 +55,6 @@ pub struct Shared {
     pub rests: Rests,
     pub peer_metrics: PeerMetrics,
     pub plan_metrics: PlanMetrics,
-    pub plans: Arc<Plans>,
 }
 
 impl Shared {

@@ -12,6 +12,7 @@
 //! A node says `Heartbeat` every 5 s, and hears a `Pulse` as often: a stream that is open at one end alone is noticed
 //! after three missed ones, and another stands within 15 s.
 //!
+//! * [`Source`]: what a process begins with, with a control plane or without.
 //! * `delta`, `refusal`: pure. [`Intake`]: what is judged, kept and served.
 //! * `session`: one stream. `sightings`: what waits to be sent.
 
@@ -24,6 +25,7 @@ mod refusal;
 mod session;
 mod settings;
 mod sightings;
+mod source;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +40,7 @@ pub use intake::Intake;
 pub use refusal::{Reason, Refusal};
 pub use settings::ControlSettings;
 pub use sightings::SightingLog;
+pub use source::{Feed, Source};
 
 use crate::drain::Drain;
 use crate::snapshot::Subscription;

@@ -246,7 +246,7 @@ fn mutation(good: &Content, number: u32, random: &mut StdRng) -> (&'static str, 
         12 => ("a share that is none", with_plan(&|plan| plan.regions[1].share = odd)),
         13 => ("a region that is not known", with_plan(&|plan| plan.regions[0].region = "ap".into())),
         14 => {
-            let (version, epoch) = if random.random() { (random.random_range(0..5), 5) } else { (5, older / 2) };
+            let (version, epoch) = if random.random() { (random.random_range(1..4), 5) } else { (5, older / 2) };
             ("an older plan", raw(ToNode::Plan(plan(version, epoch, &regions))))
         }
         _ => {

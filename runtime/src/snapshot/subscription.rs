@@ -114,7 +114,8 @@ impl Subscription {
 
     /// Whether nothing is served yet: no push has come.
     pub fn is_empty(&self) -> bool {
-        self.load().version == 0
+        // One that was compiled has a region.
+        self.load().regions.is_empty()
     }
 
     /// Serves a pushed Snapshot, which was checked; the SHA-256 is that of the file it was written to.
