@@ -24,7 +24,6 @@ use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::link::{Source, TrafficSource};
-use spillway_runtime::plan::Plans;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
@@ -173,7 +172,6 @@ impl Gateway {
             rests: Rests::default(),
             peer_metrics: PeerMetrics::new(&registry),
             plan_metrics: PlanMetrics::new(&registry),
-            plans: Arc::new(Plans::none()),
         });
         let sockets = bind(settings.listen, settings.threads.get()).map_err(failed("listen"))?;
         let admin = Admin::bind(&settings.common.admin).await.map_err(failed("admin"))?;

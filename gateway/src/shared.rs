@@ -58,7 +58,6 @@ pub struct Shared {
     pub rests: Rests,
     pub peer_metrics: PeerMetrics,
     pub plan_metrics: PlanMetrics,
-    pub plans: Arc<Plans>,
 }
 
 impl Shared {
