@@ -1,7 +1,7 @@
 //! The process: load, bind, run, drain.
 //!
 //! ```text
-//! control runtime (the caller's): admin, snapshot and certificate files, members, health checks, drain
+//! control runtime (the caller's): admin, snapshot, control plane, certificate files, members, health checks, drain
 //! worker threads, one runtime each: accept, serve, own connections to the pods
 //! ```
 
@@ -18,10 +18,12 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
 use spillway_core::identity::Role;
 use spillway_core::units::Name;
+use spillway_proto::control;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::link::{Source, TrafficSource};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
@@ -104,9 +106,14 @@ impl Gateway {
         let failed = |what| move |problem| StartError::Io { what, problem };
         let audit = Audit::start(settings.common.audit.as_ref(), "gateway", &workload.id(), &registry);
         let audit = audit.map_err(failed("audit"))?;
-        let subscription = Arc::new(Subscription::start(&settings.common.snapshot, &registry, &audit)?);
+        let source = Source::open(&settings.common, &registry, &audit)?;
+        let subscription = source.snapshots.clone();
         if !subscription.load().regions.contains_key(&settings.region) {
-            return Err(StartError::UnknownRegion(settings.region));
+            // What the control plane pushes may have it.
+            if settings.common.control.is_none() {
+                return Err(StartError::UnknownRegion(settings.region));
+            }
+            tracing::warn!(region = %settings.region, "there is no such Region yet");
         }
         workload.revoke(&subscription.load().revoked);
         let traces = match &settings.common.otlp {
@@ -139,6 +146,7 @@ impl Gateway {
             audit: audit.clone(),
             traces,
             workload: workload.clone(),
+            plans: source.plans.clone(),
             membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
             book: Book::new(clock, PodMetrics::new(&registry)),
             degradation: Degradation::new(&registry, clock, &subscription.load()),
@@ -170,9 +178,11 @@ impl Gateway {
             workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
         }
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
-        tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
-        tokio::spawn(subscription.clone().watch(drain.clone()));
+        tokio::spawn(workload.clone().follow(subscription.clone(), audit, drain.clone()));
+        let feed = source.feed(workload.clone(), Some(Arc::new(Uncounted)), &registry);
+        tokio::spawn(feed.follow(drain.clone()));
         tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
+        let snapshots = subscription.clone();
         tokio::spawn(shared.membership.clone().follow(subscription, drain.clone()));
         tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(health::sweep(shared.clone()));
@@ -181,7 +191,7 @@ impl Gateway {
         if let Some(channels) = channels {
             tokio::spawn(channels.follow(results, registry.clone(), drain));
         }
-        tokio::spawn(admin.serve(pages(&settings, &shared, registry)));
+        tokio::spawn(admin.serve(pages(&settings, &shared, snapshots, registry)));
         tracing::info!(%https, admin = %admin_address, region = %settings.region, name = %settings.name, "serving");
         Ok(Self { https, admin: admin_address, shared, workers })
     }
@@ -216,8 +226,25 @@ fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(),
     Err(StartError::NotThisGateway { found: id.to_string(), region, name })
 }
 
-fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -> Pages {
+/// Nothing is told of requests yet.
+struct Uncounted;
+
+impl TrafficSource for Uncounted {
+    fn since_last(&self) -> control::Traffic {
+        control::Traffic::default()
+    }
+}
+
+fn pages(
+    settings: &GatewaySettings,
+    shared: &Arc<Shared>,
+    snapshots: Arc<Subscription>,
+    registry: Registry,
+) -> Pages {
     let readiness = Readiness::default();
+    readiness.check("snapshot", move || {
+        if snapshots.is_empty() { Err("the first push of the control plane is waited for".into()) } else { Ok(()) }
+    });
     let pods = shared.clone();
     readiness.check("pods", move || {
         if pods.book.any_serving() { Ok(()) } else { Err("no pod of this region answers its health check".into()) }
@@ -246,6 +273,7 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, registry: Registry) -
         let mut config = config.clone();
         if let Some(fleet) = live.book.newest() {
             config["snapshotVersion"] = fleet.snapshot.version.into();
+            config["planVersion"] = live.plans.version().into();
             config["pods"] = serde_json::to_value(fleet.view(live.clock.now())).unwrap_or_default();
         }
         config["admission"] = serde_json::to_value(live.admission.view()).unwrap_or_default();
@@ -312,9 +340,20 @@ impl Worker {
             drain: drain.clone(),
             places,
         };
-        let accept = Arc::new(door).serve(listener);
+        let mut first = shared.membership.subscribe();
+        let accept = async {
+            // Until there is something to go by, clients wait in the backlog rather than be taken for strangers.
+            let serves = tokio::select! {
+                found = first.wait_for(|members| !members.snapshot.regions.is_empty()) => found.is_ok(),
+                () = drain.draining() => false,
+            };
+            if serves {
+                Arc::new(door).serve(listener).await;
+            }
+            drain.stopped().await;
+        };
         tokio::select! {
-            () = async { accept.await; drain.stopped().await } => {}
+            () = accept => {}
             // Ends only with the process: the membership outlives the workers.
             () = follow => {}
         }

@@ -7,6 +7,7 @@ use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::plan::Plans;
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
@@ -35,6 +36,8 @@ pub struct Shared {
     pub audit: Audit,
     pub traces: Traces,
     pub workload: Arc<Workload>,
+    /// What the control plane decided of all regions.
+    pub plans: Arc<Plans>,
     pub membership: Arc<Membership>,
     /// What is known of the pods.
     pub book: Book,

@@ -16,6 +16,7 @@ use spillway_core::units::{ByteSize, InvalidUnit, parse_duration};
 use crate::access_log::AccessLogSettings;
 use crate::admin::AdminSettings;
 use crate::audit::AuditSettings;
+use crate::link::ControlSettings;
 use crate::telemetry::OtlpSettings;
 use crate::tls::IdentitySettings;
 
@@ -81,8 +82,10 @@ pub fn parse<T: FromNode>(text: &str) -> Result<T, Vec<Fault>> {
 pub struct CommonSettings {
     /// `identity`: who we are.
     pub identity: IdentitySettings,
-    /// `snapshot`: the file to serve from.
+    /// `snapshot`: the file to serve from. With `control`, where what was pushed is kept, and not followed.
     pub snapshot: PathBuf,
+    /// `control`: the control plane; absent: there is none.
+    pub control: Option<ControlSettings>,
     /// `admin`: the admin port; default a free port on loopback.
     pub admin: AdminSettings,
     /// `accessLog`: a path, or `-` for stdout; absent: none is written.
@@ -100,6 +103,7 @@ impl CommonSettings {
     pub fn read(fields: &Fields<'_>) -> Option<Self> {
         let identity = required(fields, "identity");
         let snapshot = required(fields, "snapshot");
+        let control = optional(fields, "control");
         let admin = or_default(fields, "admin", AdminSettings::default);
         let access_log = optional(fields, "accessLog");
         let audit = optional(fields, "audit");
@@ -114,6 +118,7 @@ impl CommonSettings {
         Some(Self {
             identity: identity?,
             snapshot: snapshot?,
+            control: control?,
             admin: admin?,
             access_log: access_log?,
             audit: audit?,

@@ -16,6 +16,7 @@ use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::link::{Feed, Source};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::{Metrics, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
@@ -84,6 +85,7 @@ pub struct Sidecar {
     triton: Option<triton::Server>,
     workload: Arc<Workload>,
     snapshots: Arc<Subscription>,
+    feed: Feed,
     audit: Audit,
     metrics: Metrics,
     settings: SidecarSettings,
@@ -111,8 +113,9 @@ impl Sidecar {
         check_identity(&workload, &settings)?;
         let audit = Audit::start(settings.common.audit.as_ref(), "sidecar", &workload.id(), &metrics);
         let audit = audit.map_err(StartError::Audit)?;
-        let snapshots = Arc::new(Subscription::start(&settings.common.snapshot, &metrics, &audit)?);
-        if !snapshots.load().pools.contains_key(&settings.pool) {
+        let source = Source::open(&settings.common, &metrics, &audit)?;
+        let snapshots = Arc::clone(&source.snapshots);
+        if !snapshots.is_empty() && !snapshots.load().pools.contains_key(&settings.pool) {
             tracing::warn!(pool = %settings.pool, "the snapshot has no such pool; no model is served");
         }
         workload.revoke(&snapshots.load().revoked);
@@ -156,6 +159,7 @@ impl Sidecar {
             grpc: server.address().map_err(bound("listen", settings.listen))?,
             admin: admin_port.address().map_err(bound("admin", admin.listen))?,
         };
+        let feed = source.feed(Arc::clone(&workload), None, &metrics);
         Ok(Self {
             addresses,
             server,
@@ -165,6 +169,7 @@ impl Sidecar {
             triton,
             workload,
             snapshots,
+            feed,
             audit,
             metrics,
             settings,
@@ -179,7 +184,7 @@ impl Sidecar {
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
         let Self {
-            server, admin, inference, load, triton, workload, snapshots, audit, metrics, settings, drain, ..
+            server, admin, inference, load, triton, workload, snapshots, feed, audit, metrics, settings, drain, ..
         } = self;
         let (models, fallbacks) = (Arc::clone(&inference.models), Arc::clone(inference.fallbacks.models()));
         let (reporter, health) = health_reporter();
@@ -203,7 +208,7 @@ impl Sidecar {
         }
         let pages = Pages {
             actions: Vec::new(),
-            readiness: readiness(&models, &drain),
+            readiness: readiness(&models, &snapshots, &drain),
             config: config(&settings, &snapshots, &inference),
             metrics,
             drain: drain.clone(),
@@ -213,8 +218,8 @@ impl Sidecar {
         tasks.spawn(admin.serve(pages));
         tasks.spawn(Arc::clone(&workload).watch(audit.clone(), drain.clone()));
         tasks.spawn(Arc::clone(&workload).follow(Arc::clone(&snapshots), audit.clone(), drain.clone()));
-        tasks.spawn(Arc::clone(&snapshots).watch(drain.clone()));
-        tasks.spawn(report_health(Arc::clone(&inference), reporter, drain.clone()));
+        tasks.spawn(feed.follow(drain.clone()));
+        tasks.spawn(report_health(Arc::clone(&inference), Arc::clone(&snapshots), reporter, drain.clone()));
         tasks.spawn(report_fallbacks(Arc::clone(&inference)));
         if let Some(triton) = triton {
             tasks.spawn(load.follow(triton));
@@ -253,9 +258,12 @@ fn check_identity(workload: &Workload, settings: &SidecarSettings) -> Result<(),
     }
 }
 
-fn readiness(models: &Arc<Models>, drain: &Drain) -> Readiness {
+fn readiness(models: &Arc<Models>, snapshots: &Arc<Subscription>, drain: &Drain) -> Readiness {
     let readiness = Readiness::default();
-    let (models, drain) = (Arc::clone(models), drain.clone());
+    let (models, snapshots, drain) = (Arc::clone(models), Arc::clone(snapshots), drain.clone());
+    readiness.check("snapshot", move || {
+        if snapshots.is_empty() { Err("the first push of the control plane is waited for".into()) } else { Ok(()) }
+    });
     readiness.check("models", move || if models.ready() { Ok(()) } else { Err(models.waiting_for()) });
     readiness.check("serving", move || if drain.is_serving() { Ok(()) } else { Err("draining".into()) });
     readiness
@@ -289,7 +297,12 @@ fn config(settings: &SidecarSettings, snapshots: &Arc<Subscription>, inference: 
 }
 
 /// Tells gRPC health what the models say: the empty name for the pod, each model by its name.
-async fn report_health(inference: Arc<Inference>, mut reporter: HealthReporter, drain: Drain) {
+async fn report_health(
+    inference: Arc<Inference>,
+    snapshots: Arc<Subscription>,
+    mut reporter: HealthReporter,
+    drain: Drain,
+) {
     let status = |ready: bool| if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     let mut changes = inference.models.changes();
     let mut known: Vec<Name> = Vec::new();
@@ -305,7 +318,8 @@ async fn report_health(inference: Arc<Inference>, mut reporter: HealthReporter, 
             reporter.set_service_status(name.as_str(), status(serving && *ready)).await;
             inference.metrics.model_ready.get_or_create(&ByModel { model: name.to_string() }).set(i64::from(*ready));
         }
-        reporter.set_service_status("", status(serving && inference.models.ready())).await;
+        let ready = !snapshots.is_empty() && inference.models.ready();
+        reporter.set_service_status("", status(serving && ready)).await;
         known = states.into_iter().map(|(name, _)| name).collect();
         tokio::select! {
             // Never fails: the models, which we hold, are the sender.

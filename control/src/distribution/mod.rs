@@ -1,7 +1,48 @@
 //! The streams to all nodes: what each is to serve, and what it says of itself.
+//!
+//! The rule: the leader alone decides who gets which version, and every push carries its epoch. Any control node takes
+//! any stream: one that follows passes it on to the leader, and without a leader it gives what has settled. A node that
+//! is slow is cut off, never waited for.
+//!
+//! ```text
+//!                       ┌ leading: hub, whose rollout goes on ─┬─▶ reports, for verdicts
+//! stream ─▶ service ─▶ ─┼ following: relay ─▶ leader's service ┘
+//!                       └ alone: hub, whose rollout stands still
+//! ```
+//!
+//! When the role changes, all streams end; nodes come again, to whichever control node, and lose nothing by it.
+//!
+//! * `shelf`: versions at hand, and what is sent of them. `hub`: who is there and gets what; no I/O.
+//! * `service`: one stream. `relay`: the same, to the leader. `lead`: the role as it is, and the leader's tasks.
 
+mod hub;
+mod lead;
+mod relay;
+mod service;
+mod settings;
+mod shelf;
+mod status;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use spillway_core::identity::SpiffeId;
+use spillway_core::units::Name;
 use spillway_proto::control;
+use spillway_proto::control::distribution_server::DistributionServer;
+use spillway_runtime::link::MOST_MESSAGE;
+use spillway_runtime::tls::Workload;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+
+pub use settings::DistributionSettings;
+pub use status::DistributionStatus;
+
+use crate::intent::Version;
+use crate::store::{Fence, Leader, Store, StoreError};
+use lead::Role;
+use service::Service;
 
 /// What nodes say, for [`crate::verdicts`].
 #[derive(Debug)]
@@ -13,3 +54,79 @@ pub enum Report {
     Heartbeat(SpiffeId, control::Heartbeat),
     Sightings(SpiffeId, Vec<control::Sighting>),
 }
+
+/// What this control node is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    Leading(Fence),
+    Following(Leader),
+    /// Nobody is known to lead.
+    #[default]
+    Alone,
+}
+
+/// Where versions come from.
+#[async_trait]
+pub trait Library: Send + Sync {
+    /// The number of the newest version, 0 for none; tells of each new one.
+    fn newest(&self) -> watch::Receiver<u64>;
+
+    async fn version(&self, number: u64) -> Result<Option<Arc<Version>>, StoreError>;
+}
+
+/// What the distribution goes by, and whom it tells.
+pub struct Surroundings {
+    /// Our own name.
+    pub node: Name,
+    pub workload: Arc<Workload>,
+    pub store: Store,
+    pub library: Arc<dyn Library>,
+    pub standing: watch::Receiver<Standing>,
+    /// The newest plan: the leader's own, or else the store's.
+    pub plan: watch::Receiver<Option<Arc<control::SealedPlan>>>,
+    /// `region/gateway` that somebody was just refused by.
+    pub nudges: broadcast::Sender<String>,
+    /// Filled by the leader alone. Where it stays full, heartbeats are lost.
+    pub reports: mpsc::Sender<Report>,
+}
+
+/// The distribution of one control node. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Distribution(Arc<Inner>);
+
+struct Inner {
+    settings: DistributionSettings,
+    around: Surroundings,
+    role: ArcSwap<Role>,
+    /// From which the hubs' time counts.
+    began: Instant,
+}
+
+impl Distribution {
+    pub fn new(settings: DistributionSettings, around: Surroundings) -> Self {
+        let role = ArcSwap::from_pointee(Role::none());
+        Self(Arc::new(Inner { settings, around, role, began: Instant::now() }))
+    }
+
+    /// The gRPC service. Each request needs an `Arc<Peer>` among its extensions: whom the connection is with.
+    pub fn service(&self) -> DistributionServer<Service> {
+        DistributionServer::new(Service::new(self.clone()))
+            .max_decoding_message_size(MOST_MESSAGE)
+            .max_encoding_message_size(MOST_MESSAGE)
+    }
+
+    /// Where the fleet is. Of the leader it is whole; of others, what their own streams say.
+    pub fn status(&self) -> DistributionStatus {
+        let role = self.0.role.load();
+        role.hub().map(|hub| hub.lock().status(self.now())).unwrap_or_default()
+    }
+
+    fn now(&self) -> std::time::Duration {
+        self.0.began.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
