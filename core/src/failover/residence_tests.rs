@@ -13,7 +13,11 @@ fn peer(region: &str) -> Peer {
     Peer { region: name(region), serves: true, healthy: true, headroom: Some(100.0), cost: 1.0, round_trip }
 }
 
-fn ask<'a>(may_leave: &MayLeave, peers: &'a [Peer], change: impl Fn(&mut Stranded<'_>)) -> Result<Vec<&'a str>, NoPeer> {
+fn ask<'a>(
+    may_leave: &MayLeave,
+    peers: &'a [Peer],
+    change: impl Fn(&mut Stranded<'_>),
+) -> Result<Vec<&'a str>, NoPeer> {
     let home = name("home");
     let (left, expected) = (MS * 100, MS * 10);
     let mut request = Stranded { region: &home, forwarded: false, may_leave, left, expected, key: 7 };
@@ -123,8 +127,13 @@ fn any_peer() -> impl Strategy<Value = Peer> {
     let number = || prop_oneof![Just(0.0), Just(1.0), prop::num::f64::ANY];
     let round_trip = proptest::option::of((0_u32..200).prop_map(|time| MS * time));
     (region, any::<bool>(), any::<bool>(), proptest::option::of(number()), number(), round_trip).prop_map(
-        |(region, serves, healthy, headroom, cost, round_trip)| {
-            Peer { region: name(region), serves, healthy, headroom, cost, round_trip }
+        |(region, serves, healthy, headroom, cost, round_trip)| Peer {
+            region: name(region),
+            serves,
+            healthy,
+            headroom,
+            cost,
+            round_trip,
         },
     )
 }

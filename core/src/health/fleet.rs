@@ -256,7 +256,8 @@ impl Fleet {
 
     /// Whether all regions that are in are lost, so that nothing can be done.
     pub fn is_helpless(&self, now: Duration) -> bool {
-        !self.members.is_empty() && self.members.values().filter(|member| member.is_in()).all(|member| member.is_lost(now))
+        !self.members.is_empty()
+            && self.members.values().filter(|member| member.is_in()).all(|member| member.is_lost(now))
     }
 
     pub fn region(&self, name: &Name) -> Option<&Region> {

@@ -88,7 +88,8 @@ fn in_ten_minutes_one_region_goes() {
     assert_eq!(told.withheld("b"), Some(Withheld::Hold { until: START + 612 * SECOND }));
     assert_eq!(told.tell([DOWN, DOWN, UP], 3), [Phase::Down, Phase::Down, Phase::Up]);
     assert_eq!(told.withheld("b"), None);
-    let expected = [(11, "a", Phase::Suspect), (11, "b", Phase::Suspect), (12, "a", Phase::Down), (612, "b", Phase::Down)];
+    let expected =
+        [(11, "a", Phase::Suspect), (11, "b", Phase::Suspect), (12, "a", Phase::Down), (612, "b", Phase::Down)];
     assert_eq!(told.moves, expected.map(|(at, region, phase)| (at, region.to_owned(), phase)));
     let withheld = told.events.iter().filter(|event| matches!(event.what, What::Withheld(..)));
     assert_eq!(withheld.count(), 1, "it is said once");

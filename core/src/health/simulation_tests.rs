@@ -28,7 +28,7 @@ impl Random {
     }
 
     fn happens(&mut self, probability: f64) -> bool {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64 < probability
+        ((self.next() >> 11) as f64) < probability * (1_u64 << 53) as f64
     }
 }
 
@@ -177,7 +177,11 @@ impl World {
             self.moves.push((self.now, event.region, moved));
             if let (Phase::Up | Phase::Suspect, Phase::Down) = (moved.from, moved.to) {
                 let hold = self.settings.hold;
-                assert!(self.last_out.is_none_or(|last| self.now - last >= hold), "two within the hold: {:?}", self.moves);
+                assert!(
+                    self.last_out.is_none_or(|last| self.now - last >= hold),
+                    "two within the hold: {:?}",
+                    self.moves
+                );
                 self.last_out = Some(self.now);
             }
         }
@@ -362,14 +366,20 @@ fn two_failed_probes_and_a_good_one_move_no_weight() {
     for (seed, life) in (0..100).flat_map(|seed| [(seed, Life::Killed), (seed, Life::Silent)]) {
         let mut world = production(2, seed);
         world.lives[0] = life;
-        while !world.vantages.iter().any(|from| {
-            world.board.pair(from, &world.gateways[0]).is_some_and(|pair| pair.failures() == 2)
-        }) {
+        while !world
+            .vantages
+            .iter()
+            .any(|from| world.board.pair(from, &world.gateways[0]).is_some_and(|pair| pair.failures() == 2))
+        {
             world.step();
         }
         world.lives[0] = Life::Well;
         world.run(60 * SECOND);
-        assert!(world.moves.iter().all(|(_, _, moved)| matches!(moved.to, Phase::Up | Phase::Suspect)), "{:?}", world.moves);
+        assert!(
+            world.moves.iter().all(|(_, _, moved)| matches!(moved.to, Phase::Up | Phase::Suspect)),
+            "{:?}",
+            world.moves
+        );
     }
 }
 

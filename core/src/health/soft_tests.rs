@@ -113,7 +113,11 @@ fn few_requests_are_judged_together() {
     let mut watch = watch();
     let sparse = |at: u64| Sample { slow: u64::from(at.is_multiple_of(10)), ..second(at, 2) };
     (0..300).for_each(|at| watch.observe(sparse(at)));
-    assert_eq!(watch.quality(START + 300 * SECOND), Quality::Slow, "one of each 20, not one of some 2 and none of others");
+    assert_eq!(
+        watch.quality(START + 300 * SECOND),
+        Quality::Slow,
+        "one of each 20, not one of some 2 and none of others"
+    );
 }
 
 #[test]

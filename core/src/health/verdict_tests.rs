@@ -17,7 +17,11 @@ fn gateway(text: &str) -> Gateway {
 
 /// `a/1`, or a control node that stands in no region: `c1`.
 fn vantage(text: &str) -> Vantage {
-    if text.contains('/') { Vantage::Gateway(gateway(text)) } else { Vantage::Control { region: None, node: name(text) } }
+    if text.contains('/') {
+        Vantage::Gateway(gateway(text))
+    } else {
+        Vantage::Control { region: None, node: name(text) }
+    }
 }
 
 fn board(vantages: &[&str], gateways: &[&str]) -> Board {
@@ -157,7 +161,7 @@ fn unknown_is_not_down() {
     let at = |seconds| board.judge(&BTreeSet::new(), NOW + seconds * SECOND).regions["a"];
     assert_eq!(at(15).view, View::Down);
     assert_eq!((at(16).view, at(16).known), (View::Unknown, 0));
-    assert_eq!(view(&super::tests::board(&[], &["a/1"]), "a"), View::Unknown);
+    assert_eq!(view(&self::board(&[], &["a/1"]), "a"), View::Unknown);
 }
 
 #[test]

@@ -144,8 +144,7 @@ fn emptied(now: &Contents, then: &Contents, confirmed: &Confirmed) -> Vec<Unsafe
     let had = |pool: &Name| now.pools.get(pool).is_some_and(|pool| pool.has_pods);
     let pools = then.pools.iter().filter(|(name, pool)| !pool.has_pods && had(name));
     let unconfirmed = pools.filter(|(name, _)| !confirmed.pools.contains(*name));
-    let mut faults: Vec<Unsafe> =
-        unconfirmed.map(|(pool, _)| Unsafe::EmptiedPool { pool: pool.clone() }).collect();
+    let mut faults: Vec<Unsafe> = unconfirmed.map(|(pool, _)| Unsafe::EmptiedPool { pool: pool.clone() }).collect();
     let (before, after) = (now.staffed_regions(), then.staffed_regions());
     let regions = before.difference(&after).filter(|region| !confirmed.regions.contains(**region));
     faults.extend(regions.map(|region| Unsafe::EmptiedRegion { region: (*region).clone() }));

@@ -29,8 +29,7 @@ fn confirmed(regions: &[&str], pools: &[&str]) -> Confirmed {
 /// Why version 8 with these contents is not taken in place of version 7 with those.
 fn reasons(now: &str, then: &str, confirmed: &Confirmed) -> Vec<String> {
     let (now, then) = (contents(now), contents(then));
-    let offer =
-        Offer { version: 8, epoch: 3, size: ByteSize(100), resync: false, contents: &then, confirmed };
+    let offer = Offer { version: 8, epoch: 3, size: ByteSize(100), resync: false, contents: &then, confirmed };
     let held = Held { serving: Some((7, &now)), epoch: 3 };
     let faults = check(&offer, &held, MOST_BYTES).err().unwrap_or_default();
     faults.iter().map(ToString::to_string).collect()
@@ -102,8 +101,7 @@ fn t60_t61_versions_and_epochs_never_go_back() {
     let world = contents(WORLD);
     let none = Confirmed::default();
     let refused = |version, epoch, resync| {
-        let offer =
-            Offer { version, epoch, size: ByteSize(1), resync, contents: &world, confirmed: &none };
+        let offer = Offer { version, epoch, size: ByteSize(1), resync, contents: &world, confirmed: &none };
         check(&offer, &Held { serving: Some((7, &world)), epoch: 3 }, MOST_BYTES).err().unwrap_or_default()
     };
     let older = |offered| Unsafe::Older { offered, serving: 7 };
