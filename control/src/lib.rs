@@ -11,8 +11,8 @@
 //! * [`verdicts`]: from what vantages see to the plan.
 //! * [`dns`]: the plan as answers.
 
-pub mod dns;
 pub mod distribution;
+pub mod dns;
 pub mod intent;
 pub mod store;
 pub mod verdicts;

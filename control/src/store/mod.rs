@@ -7,17 +7,98 @@
 //!
 //! ```text
 //! intent/current          number of the newest version
-//! intent/versions/N       header of version N; its content in parts, intent/versions/N/P, of at most 1 MiB
+//! intent/versions/N       header of version N
+//! intent/content/N/P      its content, in parts of at most 1 MiB
 //! rollout                 the version that everyone may have
 //! overrides/REGION        an operator's order
 //! plan                    the plan, and what the next leader must know of each region
 //! ```
 
+mod settings;
+mod sqlite;
+
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use spillway_core::units::Name;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+
+pub use self::settings::{EtcdSettings, StoreSettings};
+use self::sqlite::Sqlite;
+
+/// The longest that any call takes.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+/// Keys and values of one commit: etcd takes 1.5 MiB in a request unless told otherwise.
+pub const MOST_BYTES: usize = (1 << 20) + (256 << 10);
+/// Writes of one commit, and its conditions: etcd takes 128 unless told otherwise.
+pub const MOST_WRITES: usize = 100;
+
+/// Where intent, orders and the plan are kept. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub enum Store {
+    Sqlite(Sqlite),
+}
+
+impl Store {
+    /// Opens what the settings name. A store that does not answer now is no fault of theirs.
+    pub async fn open(settings: &StoreSettings) -> Result<Self, OpenError> {
+        match settings {
+            StoreSettings::Sqlite(path) => Ok(Self::Sqlite(Sqlite::open(path).await?)),
+            StoreSettings::Etcd(_) => Err(OpenError::Etcd),
+        }
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<Value>, StoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.get(key).await,
+        }
+    }
+
+    /// All keys that begin so, in their order.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<(String, Value)>, StoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.list(prefix).await,
+        }
+    }
+
+    /// Does all writes if all conditions hold and the fence's election is the newest; the commit's revision.
+    pub async fn commit(&self, fence: &Fence, conditions: &[Condition], writes: Vec<Write>) -> Result<u64, StoreError> {
+        let bytes = writes.iter().map(Write::size).sum();
+        if bytes > MOST_BYTES {
+            return Err(StoreError::TooLarge(bytes));
+        }
+        if writes.len().max(conditions.len()) > MOST_WRITES {
+            return Err(StoreError::TooMany(writes.len().max(conditions.len())));
+        }
+        match self {
+            Self::Sqlite(sqlite) => sqlite.commit(fence, conditions, writes).await,
+        }
+    }
+
+    /// Tells that something under the prefix may have changed: its number rises. Who is told reads again. It goes on
+    /// through losses of the store, and tells once more after each.
+    pub fn watch(&self, prefix: &str) -> watch::Receiver<u64> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.watch(prefix),
+        }
+    }
+
+    /// Stands for election, and returns when it is won. `address` is where the node's gRPC services are.
+    /// Fails where trying again is the caller's affair, after a while.
+    pub async fn campaign(&self, node: &Name, address: &str) -> Result<Leadership, StoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.campaign(node, address).await,
+        }
+    }
+
+    pub async fn leader(&self) -> Result<Option<Leader>, StoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.leader().await,
+        }
+    }
+}
 
 /// A value and the revision of the commit that wrote it last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +120,21 @@ pub enum Condition {
 pub enum Write {
     Put(String, Bytes),
     Delete(String),
+}
+
+impl Write {
+    pub(crate) fn key(&self) -> &str {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) => key,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Put(key, value) => key.len() + value.len(),
+            Self::Delete(key) => key.len(),
+        }
+    }
 }
 
 /// Proof of an election that was won. Later elections have higher epochs.
@@ -63,6 +159,33 @@ pub struct Leader {
 pub struct Leadership {
     pub fence: Fence,
     pub lost: watch::Receiver<bool>,
+    /// Ends with this value, and who keeps it up gives it back.
+    held: oneshot::Sender<()>,
+}
+
+impl Leadership {
+    pub fn is_lost(&self) -> bool {
+        *self.lost.borrow()
+    }
+
+    /// Lets another node lead, and returns when it may: at most [`DEADLINE`] later.
+    pub async fn resign(self) {
+        let Self { mut lost, held, .. } = self;
+        drop(held);
+        // An end of the sender is the end that is waited for, too.
+        let _ = tokio::time::timeout(DEADLINE, lost.wait_for(|lost| *lost)).await;
+    }
+}
+
+/// The settings are at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{}: is no store of a control node", path.display())]
+    Sqlite { path: PathBuf, source: rusqlite::Error },
+    #[error("etcd is not spoken yet")]
+    Etcd,
+    #[error("opening it came to no end")]
+    Lost(#[source] tokio::task::JoinError),
 }
 
 /// Why the store did not do what was asked.
@@ -80,6 +203,8 @@ pub enum StoreError {
     Conflict(String),
     #[error("{0} bytes are too many for one commit")]
     TooLarge(usize),
+    #[error("{0} writes and conditions are too many for one commit")]
+    TooMany(usize),
     #[error("'{key}' holds something unreadable")]
     Corrupt { key: String },
 }
