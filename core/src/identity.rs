@@ -100,6 +100,8 @@ pub enum ExpectedPeer {
         region: Name,
         pool: Name,
     },
+    /// Whichever control node it is.
+    ControlOf { trust_domain: TrustDomain },
 }
 
 impl ExpectedPeer {
@@ -109,6 +111,9 @@ impl ExpectedPeer {
             Self::SidecarOf { trust_domain, region, pool } => {
                 let in_pool = matches!(&id.role, Role::Sidecar { region: r, pool: p, .. } if r == region && p == pool);
                 in_pool && id.trust_domain == *trust_domain
+            }
+            Self::ControlOf { trust_domain } => {
+                matches!(id.role, Role::Control { .. }) && id.trust_domain == *trust_domain
             }
         }
     }
@@ -127,6 +132,7 @@ impl fmt::Display for ExpectedPeer {
             Self::SidecarOf { trust_domain, region, pool } => {
                 write!(f, "spiffe://{trust_domain}/region/{region}/sidecar/{pool}/*")
             }
+            Self::ControlOf { trust_domain } => write!(f, "spiffe://{trust_domain}/region/*/control/*"),
         }
     }
 }
@@ -224,6 +230,10 @@ mod tests {
         ] {
             assert!(!any.includes(&id(stranger)), "{stranger}");
         }
+        let control = ExpectedPeer::ControlOf { trust_domain: pod.trust_domain.clone() };
+        assert_eq!(control.to_string(), "spiffe://td/region/*/control/*");
+        assert!(control.includes(&id("td/region/eu/control/one")) && control.includes(&id("td/region/us/control/two")));
+        assert!(!control.includes(&id("other/region/eu/control/one")) && !control.includes(&pod));
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //!
 //! * [`settings`]: a process's own file.
 //! * [`tls`]: who we are, who may talk to us, replaced while serving.
-//! * [`authority`]: certificates for development and tests.
+//! * [`authority`]: who makes certificates, in a folder. [`renewal`]: a process's own, made anew while it runs.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`plan`]: what is decided of all regions.
 //! * [`oip`]: gRPC messages and core's form.
-//! * [`upstream`]: the way to one sidecar or peer. [`store`]: the way to Redis.
+//! * [`upstream`]: the way to one sidecar or peer. [`dial`]: the way to one of our gRPC services. [`store`]: the way to Redis.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
 //! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
 //! * [`admin`]: the port that they look at.
@@ -19,11 +19,13 @@ pub mod access_log;
 pub mod admin;
 pub mod audit;
 pub mod authority;
+pub mod dial;
 pub mod drain;
 pub mod feature_changes;
 pub mod file;
 pub mod oip;
 pub mod plan;
+pub mod renewal;
 pub mod settings;
 pub mod snapshot;
 pub mod store;

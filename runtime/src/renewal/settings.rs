@@ -1,0 +1,111 @@
+//! `identity.renew`: who makes our certificate anew.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use spillway_core::units::{DnsName, InvalidUnit, parse_duration};
+
+use crate::settings::{Field, Fields, FromNode, optional};
+
+/// How often a new trust bundle is asked for.
+const EVERY: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(3_600);
+const MOST_SERVERS: usize = 16;
+
+/// Whom to ask for certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenewalSettings {
+    /// `servers`: the control nodes, `host:port`, 1 to 16.
+    pub servers: Vec<String>,
+    /// `first`: where the first certificate comes from; absent: it is put there by others.
+    pub first: Option<FirstSettings>,
+    /// `every`: how often the trust bundle is asked for, at most 1h; default 5m.
+    pub every: Duration,
+}
+
+/// How a process that has no certificate gets one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstSettings {
+    /// `servers`: the control nodes' ports for newcomers, `host:port`, 1 to 16.
+    pub servers: Vec<String>,
+    /// `token`: the file of the one-time token.
+    pub token: PathBuf,
+}
+
+impl FromNode for RenewalSettings {
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        const EXPECTED: InvalidUnit = InvalidUnit("more than 0 and at most 1h");
+        let fields = field.map();
+        let servers = servers(&fields);
+        let first = optional(&fields, "first");
+        let every = match fields.optional("every") {
+            Some(field) => field.parse(|text| match parse_duration(text)? {
+                time if !time.is_zero() && time <= LONGEST => Ok(time),
+                _ => Err(EXPECTED),
+            }),
+            None => Some(EVERY),
+        };
+        fields.finish();
+        Some(Self { servers: servers?, first: first?, every: every? })
+    }
+}
+
+impl FromNode for FirstSettings {
+    fn from_node(field: &Field<'_>) -> Option<Self> {
+        let fields = field.map();
+        let servers = servers(&fields);
+        let token = fields.required("token").and_then(|field| PathBuf::from_node(&field));
+        fields.finish();
+        Some(Self { servers: servers?, token: token? })
+    }
+}
+
+fn servers(fields: &Fields<'_>) -> Option<Vec<String>> {
+    let field = fields.required("servers")?;
+    let items = field.items();
+    if items.is_empty() || items.len() > MOST_SERVERS {
+        field.fault("expected 1 to 16 servers");
+        return None;
+    }
+    items.iter().map(|item| item.parse(server)).collect()
+}
+
+fn server(text: &str) -> Result<String, InvalidUnit> {
+    const EXPECTED: InvalidUnit = InvalidUnit("a host and a port, such as control-0.example.net:9443");
+    if text.parse::<std::net::SocketAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
+    DnsName::host(host).map_err(|_| EXPECTED)?;
+    port.parse::<u16>().map_err(|_| EXPECTED)?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::parse;
+
+    #[test]
+    fn servers_are_hosts_and_ports_and_the_first_certificate_needs_a_token() {
+        let all = "servers: [control-0.example.net:9443, '[::1]:9443']\nevery: 1m\n\
+                   first: {servers: ['127.0.0.1:9444'], token: /run/token}\n";
+        let settings: RenewalSettings = parse(all).unwrap();
+        assert_eq!((settings.servers.len(), settings.every), (2, Duration::from_secs(60)));
+        assert_eq!(settings.first.unwrap().token, PathBuf::from("/run/token"));
+        assert_eq!(parse::<RenewalSettings>("servers: ['127.0.0.1:1']").unwrap().every, EVERY);
+        for bad in [
+            "{}",
+            "servers: []",
+            "servers: [control]",
+            "servers: ['control:port']",
+            "servers: ['https://control:9443']",
+            "servers: ['a:1']\nevery: 0s",
+            "servers: ['a:1']\nevery: 2h",
+            "servers: ['a:1']\nfirst: {servers: ['a:2']}",
+            "servers: ['a:1']\ntoken: here",
+        ] {
+            assert!(parse::<RenewalSettings>(bad).is_err(), "{bad}");
+        }
+    }
+}
