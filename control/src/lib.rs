@@ -10,7 +10,9 @@
 //! * [`distribution`]: the streams to all nodes, and who gets which version when.
 //! * [`verdicts`]: from what vantages see to the plan.
 //! * [`dns`]: the plan as answers.
+//! * [`authority`]: certificates for workloads.
 
+pub mod authority;
 pub mod distribution;
 pub mod dns;
 pub mod intent;

@@ -81,7 +81,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn last_part(id: &SpiffeId) -> String {
     match &id.role {
-        Role::Gateway { name, .. } | Role::Control { name, .. } | Role::Client { name, .. } => name.to_string(),
+        Role::Gateway { name, .. }
+        | Role::Control { name, .. }
+        | Role::Client { name, .. }
+        | Role::Operator { name } => name.to_string(),
         Role::Sidecar { pod, .. } => pod.to_string(),
     }
 }

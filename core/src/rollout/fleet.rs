@@ -140,11 +140,11 @@ impl Node {
     }
 }
 
-/// The region of a node; none for a client.
+/// The region of a node; none for a client or an operator.
 pub(super) fn region_of(id: &SpiffeId) -> Option<&Name> {
     match &id.role {
         Role::Gateway { region, .. } | Role::Sidecar { region, .. } | Role::Control { region, .. } => Some(region),
-        Role::Client { .. } => None,
+        Role::Client { .. } | Role::Operator { .. } => None,
     }
 }
 

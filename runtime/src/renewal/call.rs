@@ -29,18 +29,23 @@ pub(super) struct Servers<'a> {
 
 impl Servers<'_> {
     pub async fn issue(&self, request: IssueRequest) -> Result<IssueResponse, RenewalError> {
-        self.ask(async |client| client.issue(request.clone()).await).await
+        let call = |mut client: AuthorityClient<Channel>| {
+            let request = request.clone();
+            async move { client.issue(request).await }
+        };
+        self.ask(call).await
     }
 
     pub async fn bundle(&self) -> Result<String, RenewalError> {
-        self.ask(async |client| client.bundle(BundleRequest {}).await).await.map(|bundle| bundle.roots)
+        let call = |mut client: AuthorityClient<Channel>| async move { client.bundle(BundleRequest {}).await };
+        self.ask(call).await.map(|bundle| bundle.roots)
     }
 
     /// The first answer. A node that says no has answered; one that cannot tell has not.
-    async fn ask<T>(
-        &self,
-        call: impl AsyncFn(&mut AuthorityClient<Channel>) -> Result<Response<T>, Status>,
-    ) -> Result<T, RenewalError> {
+    async fn ask<T, F>(&self, call: impl Fn(AuthorityClient<Channel>) -> F) -> Result<T, RenewalError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let count = self.servers.len();
         let first = (self.draw * count as f64) as usize;
         let mut problem = None;
@@ -54,8 +59,8 @@ impl Servers<'_> {
                     continue;
                 }
             };
-            let mut client = AuthorityClient::new(channel).max_decoding_message_size(MOST_BYTES);
-            match tokio::time::timeout(ANSWER, call(&mut client)).await {
+            let client = AuthorityClient::new(channel).max_decoding_message_size(MOST_BYTES);
+            match tokio::time::timeout(ANSWER, call(client)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) if is_denial(&status) => {
                     return Err(RenewalError::Denied(status.message().to_owned()));

@@ -29,7 +29,7 @@ use spillway_proto::control::IssueRequest;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-pub use self::settings::{FirstSettings, RenewalSettings};
+pub use self::settings::{BootstrapSettings, RenewalSettings};
 
 use self::call::Servers;
 use self::files::NextKey;
@@ -89,18 +89,18 @@ pub async fn prepare(
     renew: Option<&RenewalSettings>,
     role: &Role,
 ) -> Result<(), RenewalError> {
-    let Some(RenewalSettings { first, .. }) = renew else { return Ok(()) };
+    let Some(RenewalSettings { bootstrap, .. }) = renew else { return Ok(()) };
     let files = identity.clone();
     let present = aside(move || {
         files::recover(&files)?;
         Ok(is_valid(&files, SystemTime::now()))
     })
     .await?;
-    let Some(first) = first.as_ref().filter(|_| !present) else { return Ok(()) };
+    let Some(bootstrap) = bootstrap.as_ref().filter(|_| !present) else { return Ok(()) };
     let began = Instant::now();
     let mut failures = 0;
     loop {
-        match first_certificate(identity, first, role).await {
+        match first_certificate(identity, bootstrap, role).await {
             Ok(life) => {
                 tracing::info!(not_after = not_after(&life), "the first certificate has come");
                 return Ok(());
@@ -119,10 +119,10 @@ pub async fn prepare(
 
 async fn first_certificate(
     identity: &IdentitySettings,
-    first: &FirstSettings,
+    bootstrap: &BootstrapSettings,
     role: &Role,
 ) -> Result<Life, RenewalError> {
-    let (files, token) = (identity.clone(), first.token.clone());
+    let (files, token) = (identity.clone(), bootstrap.token.clone());
     let (key, token, bundle) = aside(move || {
         let token = std::fs::read_to_string(&token).map_err(|error| crate::file::with_path(&token, &error))?;
         let bundle = std::fs::read(&files.trust_bundle)
@@ -132,7 +132,7 @@ async fn first_certificate(
     .await?;
     let newcomer = Newcomer::new(&bundle)?;
     let id = SpiffeId { trust_domain: newcomer.trust_domain().clone(), role: role.clone() };
-    let servers = Servers { servers: &first.servers, config: newcomer.client_config(), draw: rand::random() };
+    let servers = Servers { servers: &bootstrap.servers, config: newcomer.client_config(), draw: rand::random() };
     obtain(identity, &servers, key, &id, token).await
 }
 

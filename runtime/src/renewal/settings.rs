@@ -17,16 +17,16 @@ const MOST_SERVERS: usize = 16;
 pub struct RenewalSettings {
     /// `servers`: the control nodes, `host:port`, 1 to 16.
     pub servers: Vec<String>,
-    /// `first`: where the first certificate comes from; absent: it is put there by others.
-    pub first: Option<FirstSettings>,
+    /// `bootstrap`: where the first certificate comes from; absent: it is put there by others.
+    pub bootstrap: Option<BootstrapSettings>,
     /// `every`: how often the trust bundle is asked for, at most 1h; default 5m.
     pub every: Duration,
 }
 
 /// How a process that has no certificate gets one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FirstSettings {
-    /// `servers`: the control nodes' ports for newcomers, `host:port`, 1 to 16.
+pub struct BootstrapSettings {
+    /// `servers`: the control nodes' ports for those without a certificate, `host:port`, 1 to 16.
     pub servers: Vec<String>,
     /// `token`: the file of the one-time token.
     pub token: PathBuf,
@@ -37,7 +37,7 @@ impl FromNode for RenewalSettings {
         const EXPECTED: InvalidUnit = InvalidUnit("more than 0 and at most 1h");
         let fields = field.map();
         let servers = servers(&fields);
-        let first = optional(&fields, "first");
+        let bootstrap = optional(&fields, "bootstrap");
         let every = match fields.optional("every") {
             Some(field) => field.parse(|text| match parse_duration(text)? {
                 time if !time.is_zero() && time <= LONGEST => Ok(time),
@@ -46,11 +46,11 @@ impl FromNode for RenewalSettings {
             None => Some(EVERY),
         };
         fields.finish();
-        Some(Self { servers: servers?, first: first?, every: every? })
+        Some(Self { servers: servers?, bootstrap: bootstrap?, every: every? })
     }
 }
 
-impl FromNode for FirstSettings {
+impl FromNode for BootstrapSettings {
     fn from_node(field: &Field<'_>) -> Option<Self> {
         let fields = field.map();
         let servers = servers(&fields);
@@ -89,10 +89,10 @@ mod tests {
     #[test]
     fn servers_are_hosts_and_ports_and_the_first_certificate_needs_a_token() {
         let all = "servers: [control-0.example.net:9443, '[::1]:9443']\nevery: 1m\n\
-                   first: {servers: ['127.0.0.1:9444'], token: /run/token}\n";
+                   bootstrap: {servers: ['127.0.0.1:9444'], token: /run/token}\n";
         let settings: RenewalSettings = parse(all).unwrap();
         assert_eq!((settings.servers.len(), settings.every), (2, Duration::from_secs(60)));
-        assert_eq!(settings.first.unwrap().token, PathBuf::from("/run/token"));
+        assert_eq!(settings.bootstrap.unwrap().token, PathBuf::from("/run/token"));
         assert_eq!(parse::<RenewalSettings>("servers: ['127.0.0.1:1']").unwrap().every, EVERY);
         for bad in [
             "{}",
@@ -102,7 +102,7 @@ mod tests {
             "servers: ['https://control:9443']",
             "servers: ['a:1']\nevery: 0s",
             "servers: ['a:1']\nevery: 2h",
-            "servers: ['a:1']\nfirst: {servers: ['a:2']}",
+            "servers: ['a:1']\nbootstrap: {servers: ['a:2']}",
             "servers: ['a:1']\ntoken: here",
         ] {
             assert!(parse::<RenewalSettings>(bad).is_err(), "{bad}");

@@ -164,6 +164,11 @@ impl Arrivals {
 }
 
 impl Arrival {
+    /// Whom the connection is counted for.
+    pub fn holder(&self) -> IpAddr {
+        holder(self.address.ip())
+    }
+
     /// Does the server's handshake. The connection is work until the second value is dropped.
     pub async fn greet(self, workload: &Workload, offer: Offer) -> Result<(Accepted<TcpStream>, Work), AcceptError> {
         let Self { stream, work, handshake, .. } = self;
