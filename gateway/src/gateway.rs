@@ -22,6 +22,7 @@ use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
@@ -66,6 +67,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub enum StartError {
     #[error("identity")]
     Identity(#[from] IdentityError),
+    #[error("identity.renew")]
+    Renewal(#[from] RenewalError),
     #[error("identity: the certificate is '{found}', but the settings say gateway '{name}' of region '{region}'")]
     NotThisGateway { found: String, region: Name, name: Name },
     #[error("snapshot")]
@@ -98,6 +101,7 @@ impl Gateway {
     /// within a tokio runtime, which is used for what is not traffic.
     pub async fn start(settings: GatewaySettings, drain: Drain) -> Result<Self, StartError> {
         let registry = Registry::new("gateway");
+        prepare(&settings.common.identity, settings.common.renew.as_ref(), &role(&settings)).await?;
         let workload = Workload::load(&settings.common.identity)?;
         workload.register(&registry);
         check_identity(&settings, &workload)?;
@@ -169,6 +173,10 @@ impl Gateway {
             workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
         }
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
+        if let Some(renew) = &settings.common.renew {
+            let identity = settings.common.identity.clone();
+            tokio::spawn(Renewal::new(identity, renew.clone(), workload.clone(), &registry).run(drain.clone()));
+        }
         tokio::spawn(workload.follow(subscription.clone(), audit, drain.clone()));
         tokio::spawn(subscription.clone().watch(drain.clone()));
         tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
@@ -205,10 +213,13 @@ impl Gateway {
     }
 }
 
+fn role(settings: &GatewaySettings) -> Role {
+    Role::Gateway { region: settings.region.clone(), name: settings.name.clone() }
+}
+
 fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(), StartError> {
-    let expected = Role::Gateway { region: settings.region.clone(), name: settings.name.clone() };
     let id = workload.id();
-    if id.role == expected {
+    if id.role == role(settings) {
         return Ok(());
     }
     let (region, name) = (settings.region.clone(), settings.name.clone());

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use spillway_core::authority::request::{Grant, judge};
+use spillway_core::authority::request::{Denied, Grant, Names, judge};
 use spillway_core::authority::rotation::{Pace, Stage};
 use spillway_core::identity::{Role, SpiffeId};
 use spillway_proto::control::{IssueRequest, IssueResponse};
@@ -192,7 +192,7 @@ impl Authority {
         };
         // Who has a certificate does not become somebody else by a token.
         if peer.is_some_and(|peer| peer.id != grant.id) {
-            return Err(spillway_core::authority::request::Denied::OtherIdentity.into());
+            return Err(Denied::OtherIdentity.into());
         }
         if self.workload.revokes(&grant.id) {
             return Err(Refusal::Revoked);
@@ -230,7 +230,7 @@ impl Authority {
         if grant.id.trust_domain != self.workload.id().trust_domain {
             return Err(Refusal::Argument(format!("'{}' is of another trust domain", grant.id)));
         }
-        if grant.names.len() > spillway_core::authority::request::Names::MOST {
+        if grant.names.len() > Names::MOST {
             return Err(Refusal::Argument("a leaf carries at most 64 names".into()));
         }
         let now = SystemTime::now();
@@ -313,13 +313,11 @@ impl Authority {
 
     async fn read_folder(&self) {
         let signers = read_folder(&self.settings, &self.workload).await;
-        if signers.faults != self.signers.load().faults {
+        let before = self.signers.load();
+        if signers.faults != before.faults {
             tell(&signers);
         }
-        // A folder that is being replaced is empty for a moment.
-        if signers.first().is_some() {
-            self.signers.store(Arc::new(signers));
-        }
+        self.signers.store(Arc::new(signers.or_before(&before)));
     }
 
     async fn read_store(&self) -> Result<(), StoreError> {
@@ -393,7 +391,7 @@ impl Authority {
 /// What a peer may have again: what its certificate says.
 fn granted(peer: &Peer) -> Result<Grant, Refusal> {
     let leaf = peer.chain.first().ok_or(Refusal::NoProof)?;
-    let names = names_of(leaf).ok_or(spillway_core::authority::request::Denied::OtherNames)?;
+    let names = names_of(leaf).ok_or(Denied::OtherNames)?;
     Ok(Grant { id: peer.id.clone(), names })
 }
 

@@ -63,6 +63,17 @@ impl Signers {
         signers
     }
 
+    /// With what could be read before: while files are replaced, they do not fit for a moment.
+    pub fn or_before(mut self, before: &Self) -> Self {
+        if !self.faults.is_empty() {
+            for (root, signer) in &before.by_root {
+                self.by_root.entry(*root).or_insert_with(|| signer.clone());
+            }
+            self.first = before.first.or(self.first);
+        }
+        self
+    }
+
     pub fn get(&self, root: RootId) -> Option<&Arc<Signer>> {
         self.by_root.get(&root)
     }
@@ -131,5 +142,9 @@ mod tests {
         assert_eq!(signers.find("", first).unwrap().root_id(), next);
         assert_eq!(signers.find(&next.to_string()[..12], first).unwrap().root_id(), next);
         assert!(signers.find("zz", first).is_none());
+        // Its key is replaced, its certificate is not yet.
+        std::fs::write(folder.path().join("next/intermediate.key"), "").unwrap();
+        let during = Signers::read(folder.path(), &ours);
+        assert_eq!((during.roots().count(), during.or_before(&signers).roots().count()), (1, 2));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::Request;
 use http_body_util::BodyExt;
@@ -77,10 +77,12 @@ async fn an_authority_that_is_away_for_half_of_a_life_is_not_noticed() {
     let mut stand = Stand::start(life, SECOND).await;
     let traffic = Traffic::start(&stand, life).await;
     eventually("both have renewed", || traffic.gateway.renewed() >= 1 && traffic.sidecar.renewed() >= 1).await;
-    let renewed = (traffic.gateway.renewed(), traffic.sidecar.renewed());
-    // Just before the next are due: the worst moment.
-    tokio::time::sleep(4 * SECOND).await;
+    // Just before the next one is due: the worst moment.
+    let due = |node: &Node| node.workload.life().first_attempt(0.0);
+    let first = due(&traffic.gateway).min(due(&traffic.sidecar)) - SECOND / 10;
+    tokio::time::sleep(first.duration_since(SystemTime::now()).unwrap()).await;
     stand.port.close().await;
+    let renewed = (traffic.gateway.renewed(), traffic.sidecar.renewed());
     tokio::time::sleep(life / 2).await;
     let unreachable = "spillway_identity_renewals_total{outcome=\"unreachable\"}";
     assert!(traffic.gateway.count(unreachable) > 0 && traffic.sidecar.count(unreachable) > 0, "it was missed");

@@ -179,6 +179,12 @@ impl Drop for Node {
     }
 }
 
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.drain.stop();
+    }
+}
+
 /// A control node's port: mTLS, and the peer beside each request.
 pub struct Port {
     pub address: SocketAddr,

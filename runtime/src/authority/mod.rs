@@ -61,6 +61,8 @@ pub enum AuthorityError {
     OtherKey(PathBuf),
     #[error("'{0}' does not belong to the authority's trust domain")]
     TrustDomain(Box<SpiffeId>),
+    #[error("the root's key is not here")]
+    NoRootKey,
     #[error("the authority's certificates expire before the leaf would begin")]
     Expired,
     #[error("the certificate cannot be made")]
@@ -80,6 +82,17 @@ impl Authority {
         let not_after = intermediate.not_after();
         let (root, root_key) = (root.certificate().to_owned(), Some(root.key_pem()));
         Ok(Self { trust_domain, root, root_key, root_id, intermediate, not_after })
+    }
+
+    /// The same root with a new intermediate (1 year). Needs the root's key.
+    pub fn with_new_intermediate(self) -> Result<Self, AuthorityError> {
+        let key = self.root_key.as_ref().ok_or(AuthorityError::NoRootKey)?;
+        let now = SystemTime::now();
+        let root_end = signer::read(&self.root).map_or(now, |facts| facts.not_after);
+        let root = Signer::new(self.root.clone(), KeyPair::from_pem(key)?, root_end)?;
+        let not_after = root_end.min(now + YEAR);
+        let intermediate = root.sign_intermediate(&self.trust_domain, now, not_after)?;
+        Ok(Self { intermediate, not_after, ..self })
     }
 
     /// Reads `root.pem` and `intermediate.{pem,key}`, and `root.key` if it is there.

@@ -51,11 +51,16 @@ fn an_authority_without_its_roots_key_issues_and_one_with_a_strangers_root_is_no
     let folder = tempfile::tempdir().unwrap();
     let made = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
     made.save(folder.path()).unwrap();
+    let renewed = Authority::load(folder.path()).unwrap().with_new_intermediate().unwrap();
+    assert_eq!((renewed.root_id(), renewed.root_key.is_some()), (made.root_id(), true));
+    assert_ne!(renewed.intermediate.key_pem(), made.intermediate.key_pem());
+    renewed.save(folder.path()).unwrap();
     std::fs::remove_file(folder.path().join("root.key")).unwrap();
     let loaded = Authority::load(folder.path()).unwrap();
     assert_eq!(loaded.root_id(), made.root_id());
     let request = LeafRequest::new(id("spiffe://spillway.test/tenant/acme/client/web"), YEAR);
     assert!(loaded.issue(&request).is_ok());
+    assert!(matches!(loaded.with_new_intermediate(), Err(AuthorityError::NoRootKey)));
     let other = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
     std::fs::write(folder.path().join("root.pem"), other.trust_bundle()).unwrap();
     assert!(matches!(Authority::load(folder.path()), Err(AuthorityError::OtherRoot(_))));

@@ -34,8 +34,9 @@ pub use self::settings::{BootstrapSettings, RenewalSettings};
 use self::call::Servers;
 use self::files::NextKey;
 use crate::drain::Drain;
+use crate::file::with_path;
 use crate::telemetry::{Chain, Metrics};
-use crate::tls::{IdentityError, IdentitySettings, Newcomer, Workload, examine};
+use crate::tls::{IdentityError, IdentitySettings, Newcomer, PeerError, Workload, examine};
 
 /// How long a process that has no certificate tries to get one before it gives up to who started it.
 const FIRST: Duration = Duration::from_secs(60);
@@ -124,9 +125,9 @@ async fn first_certificate(
 ) -> Result<Life, RenewalError> {
     let (files, token) = (identity.clone(), bootstrap.token.clone());
     let (key, token, bundle) = aside(move || {
-        let token = std::fs::read_to_string(&token).map_err(|error| crate::file::with_path(&token, &error))?;
+        let token = std::fs::read_to_string(&token).map_err(|error| with_path(&token, &error))?;
         let bundle = std::fs::read(&files.trust_bundle)
-            .map_err(|error| crate::file::with_path(&files.trust_bundle, &error))?;
+            .map_err(|error| with_path(&files.trust_bundle, &error))?;
         Ok((NextKey::make(&files)?, token.trim().to_owned(), bundle))
     })
     .await?;
@@ -157,15 +158,13 @@ async fn obtain(
     Ok(life)
 }
 
-/// Whether a certificate lies there that has not expired. Whether it is good otherwise is for [`Workload::load`].
+/// Whether certificate and key lie there, not expired. Whether they are good otherwise is for [`Workload::load`].
 fn is_valid(identity: &IdentitySettings, now: SystemTime) -> bool {
     let read = |path| std::fs::read(path).ok();
     let files = (read(&identity.certificate), read(&identity.key), read(&identity.trust_bundle));
-    let (Some(certificate), Some(key), Some(bundle)) = files else { return identity.certificate.exists() };
-    let expired = |error: &IdentityError| {
-        matches!(error, IdentityError::Certificate(crate::tls::PeerError::Expired))
-    };
-    !examine(&[certificate, key, bundle], now).is_err_and(|error| expired(&error))
+    let (Some(certificate), Some(key), Some(bundle)) = files else { return false };
+    let expired = |error| matches!(error, IdentityError::Certificate(PeerError::Expired));
+    !examine(&[certificate, key, bundle], now).is_err_and(expired)
 }
 
 /// Keeps a process's certificate and trust bundle fresh.
@@ -286,7 +285,7 @@ impl Renewal {
         let bundle = self.servers().bundle().await?;
         let files = self.identity.clone();
         let (certificate, key, bundle) = aside(move || {
-            let read = |path: &std::path::Path| std::fs::read(path).map_err(|error| crate::file::with_path(path, &error));
+            let read = |path: &std::path::Path| std::fs::read(path).map_err(|error| with_path(path, &error));
             Ok((read(&files.certificate)?, read(&files.key)?, bundle))
         })
         .await?;
