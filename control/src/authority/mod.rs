@@ -13,6 +13,7 @@
 //! without a store; what writes to the store is for the leader. Keys of authorities stay in the folder, and roots' keys
 //! need not be there at all.
 
+mod limit;
 mod metrics;
 mod newcomers;
 mod refusal;
@@ -45,6 +46,7 @@ pub use self::refusal::{BadToken, Refusal};
 pub use self::service::Service;
 pub use self::settings::AuthoritySettings;
 
+use self::limit::Limit;
 use self::metrics::AuthorityMetrics;
 use self::roots::Roots;
 use self::signers::Signers;
@@ -55,6 +57,10 @@ use crate::store::{Condition, Fence, Store, StoreError, Write};
 const TICK: Duration = Duration::from_millis(500);
 /// How often the folder is read: files that are replaced there are taken after this.
 const FOLDER: Duration = Duration::from_secs(5);
+/// Certificates of one identity, and of all. A fleet of 10,000 nodes asks once in four seconds, or all together
+/// after a long night.
+const OF_ONE: limit::Pace = limit::Pace { a_second: 1, at_once: 20 };
+const OF_ALL: limit::Pace = limit::Pace { a_second: 200, at_once: 1_000 };
 /// A token lives so long unless its maker says otherwise, and at most so long.
 const TOKEN_LIFE: Duration = Duration::from_secs(3_600);
 const LONGEST_TOKEN_LIFE: Duration = Duration::from_secs(86_400);
@@ -76,6 +82,7 @@ pub struct Authority {
     signers: ArcSwap<Signers>,
     /// `None`: it is not known which roots are trusted now.
     roots: ArcSwapOption<Roots>,
+    limit: Limit,
     audit: Audit,
     metrics: AuthorityMetrics,
 }
@@ -112,6 +119,7 @@ impl Authority {
             workload,
             store,
             leading,
+            limit: Limit::new(OF_ONE, OF_ALL),
             audit,
             metrics: AuthorityMetrics::register(metrics),
         };
@@ -193,6 +201,9 @@ impl Authority {
         // Who has a certificate does not become somebody else by a token.
         if peer.is_some_and(|peer| peer.id != grant.id) {
             return Err(Denied::OtherIdentity.into());
+        }
+        if !self.limit.admits(&grant.id) {
+            return Err(Refusal::Busy);
         }
         if self.workload.revokes(&grant.id) {
             return Err(Refusal::Revoked);

@@ -4,20 +4,17 @@
 //! and of all, calls of a connection, its time. Of what the authority does only what a token proves is done.
 
 use std::convert::Infallible;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use parking_lot::Mutex;
-use spillway_core::limit::{Class, Decision, Gcra, Key, Rate, Reserves, Table, TableBounds};
 use spillway_runtime::drain::Drain;
 use spillway_runtime::tls::{Arrival, Arrivals, Handshakes};
 use tokio::net::TcpListener;
@@ -26,10 +23,11 @@ use tonic::codegen::Service as _;
 use tonic::service::Routes;
 
 use super::Authority;
+use super::limit::{Limit, Pace};
 
-/// Connections a second, and at once, of one address and of all. A handshake and a signature take about 2 ms.
-const OF_ONE: (u64, u32) = (5, 50);
-const OF_ALL: (u64, u32) = (50, 200);
+/// Connections of one address and of all. A handshake and a signature take about 2 ms.
+const OF_ONE: Pace = Pace { a_second: 5, at_once: 50 };
+const OF_ALL: Pace = Pace { a_second: 50, at_once: 200 };
 /// Who has a token calls once.
 const CALLS: usize = 4;
 const STREAMS: u32 = 4;
@@ -56,7 +54,7 @@ impl Newcomers {
     /// Accepts until draining.
     pub async fn serve(self, authority: Arc<Authority>, drain: Drain) {
         let routes = Routes::new(authority.service()).prepare();
-        let limit = Limit::new();
+        let limit = Limit::new(OF_ONE, OF_ALL);
         let arrivals = Arrivals::new(self.listener, Handshakes::default(), drain.clone());
         let refused = |reason| authority.metrics.connection_refused(reason);
         let serve = |arrival: Arrival| {
@@ -100,73 +98,5 @@ async fn connection(authority: Arc<Authority>, arrival: Arrival, routes: Routes,
         _ = connection => {}
         () = tokio::time::sleep(LONGEST) => {}
         () = drain.stopped() => {}
-    }
-}
-
-/// How often connections are taken.
-struct Limit {
-    seed: RandomState,
-    began: Instant,
-    of_one: Gcra,
-    of_all: Gcra,
-    state: Mutex<State>,
-}
-
-struct State {
-    addresses: Table,
-    /// The bucket of addresses that found no room, and that of all.
-    overflow: u64,
-    all: u64,
-}
-
-impl Limit {
-    fn new() -> Self {
-        let bucket = |(tokens, burst): (u64, u32)| {
-            let rate = Rate { tokens, per: Duration::from_secs(1) };
-            Gcra::new(rate, burst, Reserves::default()).expect("a rate and a burst above 0")
-        };
-        let state = State { addresses: Table::new(TableBounds::default()), overflow: 0, all: 0 };
-        Self {
-            seed: RandomState::new(),
-            began: Instant::now(),
-            of_one: bucket(OF_ONE),
-            of_all: bucket(OF_ALL),
-            state: Mutex::new(state),
-        }
-    }
-
-    fn admits(&self, from: IpAddr) -> bool {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let hash = u128::from(self.seed.hash_one(from)) << 64 | u128::from(self.seed.hash_one((from, 1)));
-        let mut state = self.state.lock();
-        let State { addresses, overflow, all } = &mut *state;
-        let key = Key { hash, owner: 0 };
-        let own = addresses.decide(key, &self.of_one, now, 1, Class::Critical, overflow);
-        if !matches!(own.decision, Decision::Admitted { .. }) {
-            return false;
-        }
-        match self.of_all.decide(*all, now, 1, Class::Critical) {
-            Decision::Admitted { state, .. } => {
-                *all = state;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_uses_up_its_own_connections_and_all_together_theirs() {
-        let limit = Limit::new();
-        let from = |last: u8| IpAddr::from([192, 0, 2, last]);
-        let admitted = |last: u8| (0..100).filter(|_| limit.admits(from(last))).count();
-        assert!((50..55).contains(&admitted(1)));
-        assert!((50..55).contains(&admitted(2)), "another address has its own");
-        let rest: usize = (3..100).map(admitted).sum();
-        assert!((100..150).contains(&rest), "{rest}");
     }
 }

@@ -26,7 +26,7 @@ const PREFIX: &str = "tokens/";
 /// How long who redeemed a token may ask again.
 pub const RETRY: Duration = Duration::from_secs(60);
 /// Tokens that are open or were used, until their time is over.
-const MOST: usize = 10_000;
+const MOST: usize = 2_000;
 /// A token is 256 random bits.
 const BYTES: usize = 32;
 /// How often a commit is tried that somebody else's came before.

@@ -10,7 +10,7 @@ use spillway_runtime::dial::dial_as;
 use spillway_runtime::tls::{Newcomer, examine};
 use tonic::Code;
 
-use super::stand::{GATEWAY, HOUR, SECOND, SIDECAR, Stand, id};
+use super::stand::{GATEWAY, HOUR, OPERATOR, SECOND, SIDECAR, Stand, id};
 
 fn csr(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
     let mut params = CertificateParams::default();
@@ -121,4 +121,45 @@ async fn who_has_no_certificate_and_no_token_gets_nothing() {
     let order = CreateTokenRequest { id: GATEWAY.into(), ..CreateTokenRequest::default() };
     assert_eq!(client.create_token(order.clone()).await.unwrap_err().code(), Code::Unauthenticated);
     assert_eq!(client.create_token(order).await.unwrap_err().code(), Code::ResourceExhausted, "four calls, no more");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_lead_issues_by_certificates_and_not_by_tokens() {
+    let stand = Stand::start(HOUR, HOUR).await;
+    let order = CreateTokenRequest { id: SIDECAR.into(), ..CreateTokenRequest::default() };
+    let mut operator = stand.client(&stand.issued(OPERATOR)).await;
+    let token = operator.create_token(order.clone()).await.unwrap().into_inner().token;
+    stand.leading.send_replace(None);
+    let refused = operator.create_token(order).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "not-leading"));
+    let key = KeyPair::generate().unwrap();
+    let by_certificate = |uri| IssueRequest {
+        csr: csr(&key, |params| names(params, uri, &[])).into(),
+        token: String::new(),
+        life_seconds: 0,
+    };
+    let mut gateway = stand.client(&stand.issued(GATEWAY)).await;
+    gateway.issue(by_certificate(GATEWAY)).await.unwrap();
+    // Who has a certificate becomes nobody else by a token, and does not use it up.
+    let with_token = IssueRequest { token, ..by_certificate(SIDECAR) };
+    assert_eq!(gateway.issue(with_token.clone()).await.unwrap_err().message(), "other-identity");
+    let mut sidecar = stand.client(&stand.issued(SIDECAR)).await;
+    assert_eq!(sidecar.issue(with_token).await.unwrap_err().message(), "not-leading");
+}
+
+#[tokio::test]
+async fn one_identity_cannot_keep_the_authority_busy_and_others_go_on() {
+    let stand = Stand::start(HOUR, HOUR).await;
+    let key = KeyPair::generate().unwrap();
+    let request = IssueRequest { csr: csr(&key, |_| {}).into(), token: String::new(), life_seconds: 0 };
+    let mut gateway = stand.client(&stand.issued(GATEWAY)).await;
+    let mut refused = 0;
+    for _ in 0..40 {
+        if let Err(status) = gateway.issue(request.clone()).await {
+            assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "busy"));
+            refused += 1;
+        }
+    }
+    assert!(refused >= 10, "{refused}");
+    stand.client(&stand.issued(SIDECAR)).await.issue(request).await.unwrap();
 }

@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use spillway_control::authority::{Authority, AuthoritySettings, Newcomers};
-use spillway_control::store::{Leadership, Store, StoreSettings};
+use spillway_control::store::{Fence, Leadership, Store, StoreSettings};
 use spillway_core::identity::{ExpectedPeer, SpiffeId, TrustDomain};
 use spillway_core::units::Name;
 use spillway_proto::control::authority_client::AuthorityClient;
@@ -55,8 +55,8 @@ pub struct Stand {
     pub newcomers: SocketAddr,
     pub drain: Drain,
     pub audit: PathBuf,
+    pub leading: watch::Sender<Option<Fence>>,
     _leadership: Leadership,
-    _leading: watch::Sender<Option<spillway_control::store::Fence>>,
 }
 
 impl Stand {
@@ -97,8 +97,8 @@ impl Stand {
             port,
             newcomers: newcomers_at,
             drain,
+            leading: leading_now,
             _leadership: leadership,
-            _leading: leading_now,
         }
     }
 
