@@ -105,7 +105,9 @@ pub enum ExpectedPeer {
         pool: Name,
     },
     /// Whichever control node it is.
-    ControlOf { trust_domain: TrustDomain },
+    ControlOf {
+        trust_domain: TrustDomain,
+    },
 }
 
 impl ExpectedPeer {

@@ -205,9 +205,11 @@ impl Sidecar {
             let service = FeatureService::new(Arc::clone(features), workload.id(), Arc::new(move || current.current()));
             routes = routes.add_service(service.into_server());
         }
-        let renewal = settings.common.renew.clone().map(|renew| {
-            Renewal::new(settings.common.identity.clone(), renew, Arc::clone(&workload), &metrics)
-        });
+        let renewal = settings
+            .common
+            .renew
+            .clone()
+            .map(|renew| Renewal::new(settings.common.identity.clone(), renew, Arc::clone(&workload), &metrics));
         let pages = Pages {
             actions: Vec::new(),
             readiness: readiness(&models, &drain),

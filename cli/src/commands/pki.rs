@@ -129,7 +129,8 @@ fn show(rotation: &Rotation) {
     println!("stage  {}", rotation.stage);
     println!("signs  {}", rotation.signs);
     if !rotation.other.is_empty() {
-        let next = Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_millis(rotation.next_stage_unix_ms.max(0) as u64));
+        let next =
+            Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_millis(rotation.next_stage_unix_ms.max(0) as u64));
         println!("other  {}\nnext   {next}", rotation.other);
     }
     for root in &rotation.ready {

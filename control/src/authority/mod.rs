@@ -340,7 +340,9 @@ impl Authority {
             None if self.roots.load().is_none() => {
                 // Nothing was agreed on yet: it begins with the folder itself.
                 let signers = self.signers.load();
-                self.roots.store(signers.first().map(|first| Roots::first(first.root_id(), first.trust_bundle())).map(Arc::new));
+                self.roots.store(
+                    signers.first().map(|first| Roots::first(first.root_id(), first.trust_bundle())).map(Arc::new),
+                );
             }
             None => {}
         }
@@ -365,7 +367,8 @@ impl Authority {
     /// Writes what is agreed on from now on.
     async fn agree(&self, fence: &Fence, mut roots: Roots, by: Option<&SpiffeId>) -> Result<(), StoreError> {
         let key = roots::KEY.to_owned();
-        let condition = roots.revision.map_or_else(|| Condition::Absent(key.clone()), |at| Condition::At(key.clone(), at));
+        let condition =
+            roots.revision.map_or_else(|| Condition::Absent(key.clone()), |at| Condition::At(key.clone(), at));
         let write = Write::Put(key, roots.encode());
         roots.revision = Some(self.store.commit(fence, &[condition], vec![write]).await?);
         let rotation = *roots.rotation();

@@ -109,13 +109,7 @@ pub(super) async fn find(store: &Store, token: &str, asker: &[u8; 32], now: Syst
 
 impl Found {
     /// Binds the token to this key. Of many at once, one wins.
-    pub async fn redeem(
-        self,
-        store: &Store,
-        fence: &Fence,
-        asker: &[u8; 32],
-        now: SystemTime,
-    ) -> Result<(), Refusal> {
+    pub async fn redeem(self, store: &Store, fence: &Fence, asker: &[u8; 32], now: SystemTime) -> Result<(), Refusal> {
         let Self { key, mut record, mut revision, .. } = self;
         for _ in 0..ATTEMPTS {
             if record.used.is_some() {

@@ -52,7 +52,10 @@ async fn a_token_is_used_once_and_may_be_asked_again_by_the_same_key_for_a_momen
     assert_eq!((token.len(), token == stand.token(HOUR).await), (64, false));
     let second = Duration::from_secs(1);
     let grant = stand.used(&token, &ASKER, second).await.unwrap();
-    assert_eq!((grant.id.to_string().as_str(), grant.names.len()), ("spiffe://spillway.test/region/eu/gateway/gw-0", 2));
+    assert_eq!(
+        (grant.id.to_string().as_str(), grant.names.len()),
+        ("spiffe://spillway.test/region/eu/gateway/gw-0", 2)
+    );
     assert_eq!(reason(stand.used(&token, &OTHER, second).await), "token-used");
     assert_eq!(reason(stand.used(&token, &ASKER, second + RETRY).await), "granted");
     assert_eq!(reason(stand.used(&token, &ASKER, 2 * second + RETRY).await), "token-used");
@@ -101,7 +104,10 @@ async fn who_leads_no_more_makes_and_redeems_none_and_ended_ones_are_swept() {
     stand.token(HOUR).await;
     let keys = stand.store.list(PREFIX).await.unwrap();
     assert!(keys.len() == 2 && keys.iter().all(|(name, _)| *name != key(&ended)));
-    assert!(keys.iter().all(|(name, value)| !name.contains(&open) && !String::from_utf8_lossy(&value.bytes).contains(&open)));
+    assert!(
+        keys.iter()
+            .all(|(name, value)| !name.contains(&open) && !String::from_utf8_lossy(&value.bytes).contains(&open))
+    );
     let old = stand.leadership.fence.clone();
     drop(stand.leadership);
     stand.leadership = loop {

@@ -32,7 +32,8 @@ impl Traffic {
             let _port = port;
             let mut failed = Vec::new();
             while stopped.load(Ordering::Relaxed) == 0 {
-                let call = upstream.call_by(Request::post("/").body(OipBody::empty()).unwrap(), Instant::now() + 2 * SECOND);
+                let call =
+                    upstream.call_by(Request::post("/").body(OipBody::empty()).unwrap(), Instant::now() + 2 * SECOND);
                 match call.await {
                     Ok(response) if response.status().is_success() => {
                         if let Err(error) = response.into_body().collect().await {
@@ -62,7 +63,8 @@ impl Traffic {
 async fn t49_leaves_of_four_seconds_are_renewed_many_times_and_no_request_fails() {
     let stand = Stand::start(4 * SECOND, SECOND).await;
     let traffic = Traffic::start(&stand, 4 * SECOND).await;
-    eventually("both have renewed six times", || traffic.gateway.renewed() >= 6 && traffic.sidecar.renewed() >= 6).await;
+    eventually("both have renewed six times", || traffic.gateway.renewed() >= 6 && traffic.sidecar.renewed() >= 6)
+        .await;
     let refused = "spillway_identity_reloads_total{outcome=\"refused\"}";
     assert_eq!((traffic.gateway.count(refused), traffic.sidecar.count(refused)), (0, 0), "a half pair was never read");
     let (gateway, sidecar) = (traffic.gateway.renewed(), traffic.sidecar.renewed());
@@ -88,8 +90,10 @@ async fn an_authority_that_is_away_for_half_of_a_life_is_not_noticed() {
     assert!(traffic.gateway.count(unreachable) > 0 && traffic.sidecar.count(unreachable) > 0, "it was missed");
     assert_eq!((traffic.gateway.renewed(), traffic.sidecar.renewed()), renewed);
     stand.port = Port::open(&stand.authority, &stand.workload, stand.port.address).await;
-    eventually("both have renewed again", || traffic.gateway.renewed() > renewed.0 && traffic.sidecar.renewed() > renewed.1)
-        .await;
+    eventually("both have renewed again", || {
+        traffic.gateway.renewed() > renewed.0 && traffic.sidecar.renewed() > renewed.1
+    })
+    .await;
     let served = traffic.finish().await;
     println!("{served} requests, the authority away for {:?} of a life of {life:?}, 0 failed", life / 2);
 }

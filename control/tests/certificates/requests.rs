@@ -49,7 +49,8 @@ async fn t52_who_asks_for_more_than_its_own_is_denied_and_audited() {
         (b"garbage".to_vec(), 0, "malformed"),
         (Vec::new(), 0, "malformed"),
     ] {
-        let refused = client.issue(IssueRequest { csr: csr.into(), token: String::new(), life_seconds }).await.unwrap_err();
+        let refused =
+            client.issue(IssueRequest { csr: csr.into(), token: String::new(), life_seconds }).await.unwrap_err();
         assert_eq!(refused.message(), reason);
         assert!(matches!(refused.code(), Code::PermissionDenied | Code::InvalidArgument), "{refused}");
         assert!(stand.counted(&format!("spillway_authority_refused_total{{reason=\"{reason}\"}}")), "{reason}");

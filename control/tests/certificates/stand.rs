@@ -152,8 +152,7 @@ pub struct Node {
 
 impl Node {
     pub fn start(identity: IdentitySettings, renewal: RenewalSettings) -> Self {
-        let (workload, metrics, drain) =
-            (Workload::load(&identity).unwrap(), Metrics::new("node"), Drain::new(SECOND));
+        let (workload, metrics, drain) = (Workload::load(&identity).unwrap(), Metrics::new("node"), Drain::new(SECOND));
         workload.register(&metrics);
         let renewal = Renewal::new(identity.clone(), renewal, workload.clone(), &metrics);
         tokio::spawn(renewal.run(drain.clone()));

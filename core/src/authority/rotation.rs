@@ -85,9 +85,15 @@ impl Pace {
 pub enum Stage {
     Settled,
     /// `next` is trusted and does not sign yet.
-    Announced { next: RootId, since: SystemTime },
+    Announced {
+        next: RootId,
+        since: SystemTime,
+    },
     /// `previous` is trusted and signs no more.
-    Signing { previous: RootId, since: SystemTime },
+    Signing {
+        previous: RootId,
+        since: SystemTime,
+    },
 }
 
 impl Stage {

@@ -6,7 +6,8 @@
 use std::net::IpAddr;
 
 use rcgen::{
-    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SignatureAlgorithm, SubjectPublicKeyInfo,
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SignatureAlgorithm,
+    SubjectPublicKeyInfo,
 };
 use sha2::{Digest, Sha256};
 use spillway_core::authority::request::{Asked, Names};
@@ -160,12 +161,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 
 /// Anything but what keys of workloads are used for; signing others has a reason of its own.
 fn is_other_usage(usage: &KeyUsage) -> bool {
-    let others = [
-        usage.non_repudiation(),
-        usage.data_encipherment(),
-        usage.encipher_only(),
-        usage.decipher_only(),
-    ];
+    let others = [usage.non_repudiation(), usage.data_encipherment(), usage.encipher_only(), usage.decipher_only()];
     others.contains(&true)
 }
 

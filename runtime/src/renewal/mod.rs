@@ -126,8 +126,7 @@ async fn first_certificate(
     let (files, token) = (identity.clone(), bootstrap.token.clone());
     let (key, token, bundle) = aside(move || {
         let token = std::fs::read_to_string(&token).map_err(|error| with_path(&token, &error))?;
-        let bundle = std::fs::read(&files.trust_bundle)
-            .map_err(|error| with_path(&files.trust_bundle, &error))?;
+        let bundle = std::fs::read(&files.trust_bundle).map_err(|error| with_path(&files.trust_bundle, &error))?;
         Ok((NextKey::make(&files)?, token.trim().to_owned(), bundle))
     })
     .await?;
@@ -303,9 +302,7 @@ impl Renewal {
 }
 
 /// Does what blocks on the file system.
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
     spawn_blocking(work).await.unwrap_or_else(|lost| Err(std::io::Error::other(lost)))
 }
 

@@ -64,7 +64,11 @@ impl Newcomer {
 }
 
 /// Does the handshake of a server with a client that shows no certificate. They speak h2.
-pub(super) async fn greet_newcomer<S>(workload: &Workload, stream: S, within: Duration) -> Result<TlsStream<S>, AcceptError>
+pub(super) async fn greet_newcomer<S>(
+    workload: &Workload,
+    stream: S,
+    within: Duration,
+) -> Result<TlsStream<S>, AcceptError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
