@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::failover::MayLeave;
 use crate::identity::Revoked;
 use crate::resource::{
     AccessPolicy, Backend, Fault, FeatureGroup, MissingFeature, Model, Pool, Region, Resource, Spec, Tenant, TensorSpec,
@@ -138,7 +139,14 @@ impl Snapshot {
             }
         };
         match &resource.spec {
-            Spec::Region(_) | Spec::FeatureGroup(_) | Spec::Tenant(_) | Spec::Revocation(_) => {}
+            Spec::FeatureGroup(_) | Spec::Revocation(_) => {}
+            Spec::Region(region) => self.check_gateways(&resource.name, region, &mut fault),
+            Spec::Tenant(tenant) => {
+                let MayLeave::To(regions) = &tenant.may_leave_region else { return };
+                for region in regions.iter().filter(|region| !self.regions.contains_key(*region)) {
+                    missing("Region", region, "spec.mayLeaveRegion".into(), &mut fault);
+                }
+            }
             Spec::Pool(pool) => {
                 if !self.regions.contains_key(&pool.region) {
                     missing("Region", &pool.region, "spec.region".into(), &mut fault);
@@ -154,6 +162,19 @@ impl Snapshot {
             Spec::Model(model) => {
                 self.check_model(model, &missing, &mut fault);
                 self.check_fallback(&resource.name, model, &missing, &mut fault);
+            }
+        }
+    }
+
+    /// Whoever dials an address expects one gateway there.
+    fn check_gateways(&self, name: &Name, region: &Region, fault: &mut dyn FnMut(String, String)) {
+        for (index, gateway) in region.gateways.iter().enumerate() {
+            let has = |(_, other): &(&Name, &Arc<Region>)| {
+                other.gateways.iter().any(|taken| taken.address == gateway.address)
+            };
+            if let Some((other, _)) = self.regions.iter().filter(|(other, _)| *other != name).find(has) {
+                let problem = format!("the region '{other}' has the address {} too; expected one", gateway.address);
+                fault(format!("spec.gateways[{index}].address"), problem);
             }
         }
     }

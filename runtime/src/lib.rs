@@ -6,14 +6,14 @@
 //! * [`tls`]: who we are, who may talk to us, replaced while serving.
 //! * [`authority`]: who makes certificates, in a folder. [`renewal`]: a process's own, made anew while it runs.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
-//! * [`plan`]: what is decided of all regions.
+//! * [`plan`]: what is decided of all regions. [`link`]: the stream that both are pushed on.
 //! * [`oip`]: gRPC messages and core's form.
 //! * [`upstream`]: the way to one sidecar or peer. [`dial`]: the way to one of our gRPC services. [`store`]: the way to Redis.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
 //! * [`telemetry`], [`access_log`]: what operators see. [`audit`]: what auditors do.
 //! * [`admin`]: the port that they look at.
 //! * [`drain`]: the end of a process.
-//! * [`file`]: files that change under us.
+//! * [`file`]: files that change under us. [`generations`]: files of which two are kept.
 
 pub mod access_log;
 pub mod admin;
@@ -23,6 +23,8 @@ pub mod dial;
 pub mod drain;
 pub mod feature_changes;
 pub mod file;
+pub mod generations;
+pub mod link;
 pub mod oip;
 pub mod plan;
 pub mod renewal;

@@ -2,6 +2,8 @@
 //!
 //! The rule: as with the Snapshot, it is taken whole or not at all, and versions only rise.
 
+mod plans;
+
 use std::collections::BTreeMap;
 
 use prost::Message;
@@ -11,6 +13,9 @@ use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_proto::control::plan::Basis as BasisCode;
 use spillway_proto::control::region_plan::Standing as StandingCode;
+
+pub use plans::Plans;
+pub(crate) use plans::{KeptPlan, MOST_BYTES as MOST_PLAN_BYTES};
 
 /// A plan and what is said beside it.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +121,7 @@ pub fn decode(plan: control::Plan) -> Result<Published, Unreadable> {
             shed,
             capacity_factor: region.capacity_factor,
         };
-        if regions.insert(name.clone(), allotment).is_some() {
+        if !is_possible(&allotment) || regions.insert(name.clone(), allotment).is_some() {
             return Err(wrong());
         }
         standings.insert(name, (standing, region.why));
@@ -143,4 +148,20 @@ pub fn decode(plan: control::Plan) -> Result<Published, Unreadable> {
 
 fn classes(shares: &[f64]) -> Option<[f64; 4]> {
     shares.try_into().ok()
+}
+
+/// Whether all but the weight, which [`Plan::check`] judges, is what a region can have: what a node makes of the plan
+/// under its own view of health is only as sound as that.
+fn is_possible(allotment: &Allotment) -> bool {
+    let Allotment { terms, weight: _, load, shed, capacity_factor } = allotment;
+    let share = |share: &f64| (0.0..=1.0).contains(share);
+    let amount = |amount: &f64| amount.is_finite() && *amount >= 0.0;
+    let shares = [terms.planned, terms.share, shed.share];
+    let amounts = [Some(*capacity_factor), *load, terms.capacity];
+    shares.iter().chain(&shed.classes).all(share) && amounts.iter().flatten().all(amount)
+}
+
+/// The version that a sealed plan says it has; 0 if it cannot be read.
+pub fn version_of(sealed: &control::SealedPlan) -> u64 {
+    control::Plan::decode(sealed.plan.clone()).map_or(0, |plan| plan.version)
 }

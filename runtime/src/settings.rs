@@ -16,6 +16,7 @@ use spillway_core::units::{ByteSize, InvalidUnit, parse_duration};
 use crate::access_log::AccessLogSettings;
 use crate::admin::AdminSettings;
 use crate::audit::AuditSettings;
+use crate::link::ControlSettings;
 use crate::renewal::RenewalSettings;
 use crate::telemetry::OtlpSettings;
 use crate::tls::IdentitySettings;
@@ -84,8 +85,10 @@ pub struct CommonSettings {
     pub identity: IdentitySettings,
     /// `identity.renew`: who makes our certificate anew; absent: whoever else writes its files.
     pub renew: Option<RenewalSettings>,
-    /// `snapshot`: the file to serve from.
+    /// `snapshot`: the file to serve from. With `control`, where what was pushed is kept, and not followed.
     pub snapshot: PathBuf,
+    /// `control`: the control plane; absent: there is none.
+    pub control: Option<ControlSettings>,
     /// `admin`: the admin port; default a free port on loopback.
     pub admin: AdminSettings,
     /// `accessLog`: a path, or `-` for stdout; absent: none is written.
@@ -103,6 +106,7 @@ impl CommonSettings {
     pub fn read(fields: &Fields<'_>) -> Option<Self> {
         let identity = read_identity(fields);
         let snapshot = required(fields, "snapshot");
+        let control = optional(fields, "control");
         let admin = or_default(fields, "admin", AdminSettings::default);
         let access_log = optional(fields, "accessLog");
         let audit = optional(fields, "audit");
@@ -119,6 +123,7 @@ impl CommonSettings {
             identity,
             renew,
             snapshot: snapshot?,
+            control: control?,
             admin: admin?,
             access_log: access_log?,
             audit: audit?,

@@ -1,7 +1,14 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use spillway_core::resource::parse;
+
 use super::*;
+use crate::audit::Audit;
+use crate::drain::Drain;
 use crate::file::write_atomic;
 use crate::fixture::eventually;
-use spillway_core::resource::parse;
+use crate::telemetry::Metrics;
 
 const RESOURCES: &str = "\
 apiVersion: spillway/v1

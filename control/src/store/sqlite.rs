@@ -163,7 +163,7 @@ impl Sqlite {
             }
             sender.send_replace(true);
         });
-        Ok(Leadership { fence: Fence { epoch, key: "".into() }, lost, held })
+        Ok(Leadership { fence: Fence { epoch, key: "".into() }, lost, until: None, held })
     }
 
     pub async fn leader(&self) -> Result<Option<Leader>, StoreError> {

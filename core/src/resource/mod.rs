@@ -10,6 +10,7 @@ mod feature_group;
 mod model;
 mod pool;
 pub mod reader;
+mod region;
 mod revocation;
 mod tenant;
 mod traffic;
@@ -17,14 +18,14 @@ pub mod yaml;
 
 pub use access_policy::{AccessPolicy, Action, Pattern, Subject};
 pub use feature_group::{Consistency, FeatureGroup, FieldDefinition, FieldValue, Scope};
-pub use model::{Backend, FeatureRef, InputBinding, MissingFeature, Model, TensorSpec, WarmUp};
+pub use model::{Backend, FeatureRef, InputBinding, MissingFeature, Model, TensorSpec, Tier, WarmUp};
 pub use pool::{DnsSource, Pod, PodSource, Pool};
 pub use reader::Fault;
+pub use region::{GatewayAddress, Region};
 pub use revocation::Revocation;
 pub use tenant::{Per, RateLimit, Scope as LimitScope, Tenant, Unit};
 pub use traffic::{Cost, Degradation, Traffic};
 
-use crate::identity::TrustDomain;
 use crate::units::Name;
 use reader::{Faults, Field};
 use yaml::{Node, Value};
@@ -52,13 +53,6 @@ pub enum Spec {
     Tenant(Tenant),
     AccessPolicy(AccessPolicy),
     Revocation(Revocation),
-}
-
-/// A place that serves by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// The trust domain that its workloads and clients belong to.
-    pub trust_domain: TrustDomain,
 }
 
 impl Spec {
@@ -170,7 +164,7 @@ fn finish(
 /// `None` only after a fault was added.
 fn read_spec(kind: &str, spec: &Field<'_>, faults: &Faults) -> Option<Spec> {
     match kind {
-        "Region" => read_region(spec).map(Spec::Region),
+        "Region" => region::read(spec).map(Spec::Region),
         "Pool" => pool::read(spec).map(Spec::Pool),
         "Model" => model::read(spec).map(Box::new).map(Spec::Model),
         "FeatureGroup" => feature_group::read(spec).map(Spec::FeatureGroup),
@@ -184,16 +178,6 @@ fn read_spec(kind: &str, spec: &Field<'_>, faults: &Faults) -> Option<Spec> {
             None
         }
     }
-}
-
-fn read_region(spec: &Field<'_>) -> Option<Region> {
-    let fields = spec.map();
-    let trust_domain = fields.required("trustDomain").and_then(|field| {
-        let text = field.text()?;
-        TrustDomain::parse(text).map_err(|fault| field.fault(fault.to_string())).ok()
-    });
-    fields.finish();
-    Some(Region { trust_domain: trust_domain? })
 }
 
 fn peek<'a>(node: &'a Node, path: &[&str]) -> Option<&'a str> {

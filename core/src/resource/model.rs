@@ -28,7 +28,18 @@ pub struct Model {
     pub outputs: Vec<TensorSpec>,
     pub missing_feature: MissingFeature,
     pub warm_up: WarmUp,
+    pub tier: Tier,
     pub traffic: Traffic,
+}
+
+/// How much depends on a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// A region that cannot serve it is down: probes ask it.
+    One,
+    #[default]
+    Two,
+    Three,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +178,9 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Model> {
         fields.finish();
         Some(WarmUp { requests: u32::try_from(requests?).ok()?, batch: u32::try_from(batch?).ok()? })
     });
+    let tier = fields
+        .optional("tier")
+        .map_or(Some(Tier::Two), |field| field.choice(&[("1", Tier::One), ("2", Tier::Two), ("3", Tier::Three)]));
     let traffic = traffic::read(&fields, &outputs);
     fields.finish();
     Some(Model {
@@ -184,6 +198,7 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Model> {
         outputs,
         missing_feature: missing_feature?,
         warm_up: warm_up?,
+        tier: tier?,
         traffic: traffic?,
     })
 }

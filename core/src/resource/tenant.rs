@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use super::access_policy::Pattern;
 use super::reader::{Field, Fields};
+use super::yaml::Value;
+use crate::failover::MayLeave;
 use crate::limit::{self, Class, Gcra, InvalidLimit, Quota, QuotaSettings, Reserves};
 use crate::units::{Name, Rate};
 
@@ -22,6 +24,8 @@ pub struct Tenant {
     pub in_flight: Option<usize>,
     /// Whether the `Cache-Control` of a request is honoured; default not.
     pub honours_cache_control: bool,
+    /// Where its requests may be answered beside the region that they were sent to; default nowhere.
+    pub may_leave_region: MayLeave,
 }
 
 /// One token bucket, or one for each model or entity.
@@ -103,6 +107,7 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Tenant> {
     let honours = fields
         .optional("cacheControl")
         .map_or(Some(false), |field| field.choice(&[("honour", true), ("ignore", false)]));
+    let may_leave = fields.optional("mayLeaveRegion").map_or(Some(MayLeave::No), |field| read_may_leave(&field));
     fields.finish();
     Some(Tenant {
         description,
@@ -114,6 +119,7 @@ pub(super) fn read(spec: &Field<'_>) -> Option<Tenant> {
             None => None,
         },
         honours_cache_control: honours?,
+        may_leave_region: may_leave?,
     })
 }
 
@@ -130,6 +136,19 @@ fn read_priority(fields: &Fields<'_>) -> Option<(Class, Class)> {
         return None;
     }
     Some((default, highest))
+}
+
+fn read_may_leave(field: &Field<'_>) -> Option<MayLeave> {
+    if !matches!(field.node.value, Value::List(_)) {
+        return field
+            .choice(&[("true", true), ("false", false)])
+            .map(|may| if may { MayLeave::Anywhere } else { MayLeave::No });
+    }
+    let items = field.items();
+    if items.is_empty() {
+        field.fault("names no region; expected some, or true or false");
+    }
+    Some(MayLeave::To(items.iter().filter_map(|item| item.parse(Name::parse)).collect()))
 }
 
 fn read_limits(fields: &Fields<'_>) -> Vec<RateLimit> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::failover::MayLeave;
 use crate::limit::Class;
 use crate::snapshot::Snapshot;
 use crate::units::DnsName;
@@ -7,7 +8,14 @@ const GOOD: &str = r#"
 apiVersion: spillway/v1
 kind: Region
 metadata: { name: eu-west }
-spec: { trustDomain: spillway.test }
+spec:
+  trustDomain: spillway.test
+  gateways:
+    - { name: gw-0, address: "192.0.2.7:443" }
+    - { name: gw-1, address: "[2001:db8::7]:443" }
+  weight: 60
+  capacity: 500/s
+  cost: 1.5
 ---
 apiVersion: spillway/v1
 kind: Pool
@@ -36,6 +44,7 @@ spec:
   pools: [scorers]
   versions: [1]
   backend: onnx
+  tier: 1
   deadline: 200ms
   maxDeadline: 5s
   entityInput: site_id
@@ -65,6 +74,7 @@ spec:
   priority: { default: normal, highest: high }
   inFlight: 50
   cacheControl: honour
+  mayLeaveRegion: [eu-west]
   limits:
     - { name: all, per: tenant, rate: 1000/s, burst: 200, scope: region }
     - { name: rows, per: model, models: ["phis*"], of: cost, rate: 90/m }
@@ -118,7 +128,7 @@ fn traffic_is_read_as_it_is_written_and_has_defaults() {
     assert!(tenant.limits[1].applies_to("phishing") && !tenant.limits[1].applies_to("eta"));
     assert_eq!((snapshot.revoked.serials.len(), snapshot.revoked.ids.len()), (1, 1));
 
-    let bare = GOOD.split("  cost:").next().unwrap().to_owned()
+    let bare = GOOD.split("  cost: {").next().unwrap().to_owned()
         + "---\n"
         + GOOD.split("score: [0.5] }\n---\n").nth(1).unwrap();
     let resources = parse(&bare).unwrap();
@@ -172,6 +182,19 @@ fn each_wrong_value_names_its_field() {
         ("weight: 25", "weight: 101", "spec.pods[1].weight"),
         ("  pods:", "  dns: {srv: _oip._tcp.scorers}\n  pods:", "spec.dns"),
         ("trustDomain: spillway.test", "trustDomain: Spillway", "spec.trustDomain"),
+        ("name: gw-1", "name: gw-0", "spec.gateways[1]"),
+        ("[2001:db8::7]:443", "192.0.2.7:443", "spec.gateways[1]"),
+        ("192.0.2.7:443", "192.0.2.7", "spec.gateways[0].address"),
+        ("192.0.2.7:443", "192.0.2.7:0", "spec.gateways[0].address"),
+        ("192.0.2.7:443", "0.0.0.0:443", "spec.gateways[0].address"),
+        ("weight: 60", "weight: -1", "spec.weight"),
+        ("weight: 60", "weight: inf", "spec.weight"),
+        ("capacity: 500/s", "capacity: 500", "spec.capacity"),
+        ("cost: 1.5", "cost: NaN", "spec.cost"),
+        ("tier: 1", "tier: 0", "spec.tier"),
+        ("mayLeaveRegion: [eu-west]", "mayLeaveRegion: yes", "spec.mayLeaveRegion"),
+        ("mayLeaveRegion: [eu-west]", "mayLeaveRegion: []", "spec.mayLeaveRegion"),
+        ("mayLeaveRegion: [eu-west]", "mayLeaveRegion: [eu/west]", "spec.mayLeaveRegion[0]"),
         ("name: score,", "name: \"\",", "spec.outputs[0].name"),
         ("cost: { request: 2, row: 1 }", "cost: { request: -1 }", "spec.cost.request"),
         ("ttl: 5m", "ttl: 0s", "spec.cache"),
@@ -209,6 +232,50 @@ fn each_wrong_value_names_its_field() {
         let faults = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
         assert!(faults.iter().any(|fault| fault.field == field && fault.line > 0), "{to}: {faults:#?}");
     }
+}
+
+#[test]
+fn a_region_says_how_it_is_reached_and_what_it_may_take() {
+    let region = |spec: &str| {
+        let text = format!("apiVersion: spillway/v1\nkind: Region\nmetadata: {{name: eu}}\nspec: {spec}\n");
+        let Spec::Region(region) = parse(&text).unwrap().remove(0).spec else { panic!("a Region") };
+        region
+    };
+    let bare = region("{trustDomain: spillway.test}");
+    assert_eq!((bare.gateways.len(), bare.weight, bare.capacity, bare.cost), (0, 100.0, None, 1.0));
+    let snapshot = Snapshot::compile(7, &parse(GOOD).unwrap()).unwrap();
+    let full = &snapshot.regions["eu-west"];
+    let gateways: Vec<String> = full.gateways.iter().map(|at| format!("{} {}", at.name, at.address)).collect();
+    assert_eq!(gateways, ["gw-0 192.0.2.7:443", "gw-1 [2001:db8::7]:443"]);
+    assert_eq!((full.weight, full.capacity.unwrap().per_second(), full.cost), (60.0, 500.0, 1.5));
+    assert_eq!(snapshot.models["phishing"].tier, Tier::One);
+    let standby = region("{trustDomain: spillway.test, weight: -0, cost: 0}");
+    assert!(standby.weight.is_sign_positive() && standby.cost == 0.0);
+
+    let many: Vec<String> = (1..=65).map(|n| format!("{{name: g{n}, address: \"192.0.2.{n}:443\"}}")).collect();
+    let text = format!(
+        "apiVersion: spillway/v1\nkind: Region\nmetadata: {{name: eu}}\nspec: {{trustDomain: td, gateways: [{}]}}\n",
+        many.join(", ")
+    );
+    assert_eq!(parse(&text).unwrap_err()[0].field, "spec.gateways");
+    let other = GOOD.split("---").next().unwrap().replace("name: eu-west", "name: us-east");
+    let faults = Snapshot::compile(1, &parse(&format!("{GOOD}---{other}")).unwrap()).unwrap_err();
+    assert!(faults.iter().all(|fault| fault.problem.contains("has the address") && fault.line > 0), "{faults:#?}");
+    assert_eq!(faults.len(), 4, "{faults:#?}");
+}
+
+#[test]
+fn a_tenant_leaves_its_region_only_where_it_is_said_to() {
+    let tenant = |spec: &str| {
+        let text = format!("apiVersion: spillway/v1\nkind: Tenant\nmetadata: {{name: acme}}\nspec: {spec}\n");
+        let Spec::Tenant(tenant) = parse(&text).unwrap().remove(0).spec else { panic!("a Tenant") };
+        tenant.may_leave_region
+    };
+    assert_eq!(tenant("{}"), MayLeave::No);
+    assert_eq!(tenant("{mayLeaveRegion: false}"), MayLeave::No);
+    assert_eq!(tenant("{mayLeaveRegion: true}"), MayLeave::Anywhere);
+    let named = MayLeave::To(["us", "ap"].map(|name| Name::parse(name).unwrap()).into());
+    assert_eq!(tenant("{mayLeaveRegion: [us, ap]}"), named);
 }
 
 #[test]
@@ -251,6 +318,7 @@ fn references_that_do_not_resolve_are_faults() {
     for (from, to, field, says) in [
         ("pools: [scorers]", "pools: [gone]", "spec.pools[0]", "no Pool 'gone'"),
         ("region: eu-west", "region: gone", "spec.region", "no Region 'gone'"),
+        ("mayLeaveRegion: [eu-west]", "mayLeaveRegion: [gone, eu-west]", "spec.mayLeaveRegion", "no Region 'gone'"),
         ("tenant: acme }", "tenant: gone }", "spec.subjects[0].tenant", "no Tenant 'gone'"),
         ("site.https", "site.gone", "spec.inputs[0].features[1]", "no field 'gone'"),
         ("site.https", "gone.https", "spec.inputs[0].features[1]", "no FeatureGroup 'gone'"),
@@ -270,7 +338,7 @@ fn references_that_do_not_resolve_are_faults() {
 #[test]
 fn a_fallback_is_another_onnx_model_with_the_same_tensors_and_none_of_its_own() {
     let with = |fallback: &str| {
-        let small = GOOD.split("kind: Model").nth(1).unwrap().split("  cost:").next().unwrap();
+        let small = GOOD.split("kind: Model").nth(1).unwrap().split("  cost: {").next().unwrap();
         let small = small.replace("name: phishing", "name: small");
         let primary = GOOD.replacen("levels: [1, 3, 4]", &format!("levels: [1, 2]\n    fallback: {fallback}"), 1);
         format!("{primary}\n---\napiVersion: spillway/v1\nkind: Model{small}")

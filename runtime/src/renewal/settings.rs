@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use spillway_core::units::{DnsName, InvalidUnit, parse_duration};
+use spillway_core::units::{InvalidUnit, parse_duration};
 
 use crate::settings::{Field, Fields, FromNode, optional};
+use crate::store::settings::host_and_port;
 
 /// How often a new trust bundle is asked for.
 const EVERY: Duration = Duration::from_secs(300);
@@ -72,12 +73,7 @@ fn servers(fields: &Fields<'_>) -> Option<Vec<String>> {
 
 fn server(text: &str) -> Result<String, InvalidUnit> {
     const EXPECTED: InvalidUnit = InvalidUnit("a host and a port, such as control-0.example.net:9443");
-    if text.parse::<std::net::SocketAddr>().is_ok() {
-        return Ok(text.to_owned());
-    }
-    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-    DnsName::host(host).map_err(|_| EXPECTED)?;
-    port.parse::<u16>().map_err(|_| EXPECTED)?;
+    host_and_port(text).ok_or(EXPECTED)?;
     Ok(text.to_owned())
 }
 
