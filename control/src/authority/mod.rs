@@ -337,14 +337,13 @@ impl Authority {
                 let roots = Roots::read(&value.bytes, value.revision);
                 self.take(roots.ok_or_else(|| StoreError::Corrupt { key: roots::KEY.into() })?);
             }
-            None if self.roots.load().is_none() => {
-                // Nothing was agreed on yet: it begins with the folder itself.
+            None => {
+                // Nothing was agreed on yet: it begins with what this node knew, or with the folder itself.
                 let signers = self.signers.load();
-                self.roots.store(
-                    signers.first().map(|first| Roots::first(first.root_id(), first.trust_bundle())).map(Arc::new),
-                );
+                let known = self.roots.load_full().map(|roots| roots.unwritten());
+                let folder = || signers.first().map(|first| Roots::first(first.root_id(), first.trust_bundle()));
+                self.roots.store(known.or_else(folder).map(Arc::new));
             }
-            None => {}
         }
         Ok(())
     }

@@ -48,6 +48,11 @@ impl Roots {
         whole.then_some(Self { agreed, revision: Some(revision) })
     }
 
+    /// The same where the store has lost it.
+    pub fn unwritten(&self) -> Self {
+        Self { revision: None, ..self.clone() }
+    }
+
     pub fn encode(&self) -> Bytes {
         serde_json::to_vec(&self.agreed).expect("texts, numbers and times after 1970 are JSON").into()
     }

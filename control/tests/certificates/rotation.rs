@@ -83,3 +83,16 @@ async fn an_announced_root_can_be_withdrawn_and_nobody_but_operators_rotates() {
     assert_eq!(stand.audited(&["\"event\":\"denied\"", "not-an-operator", "gw-0"]).await, 1);
     assert_eq!(stand.audited(&["\"event\":\"roots-changed\"", "\"stage\":\"announced\"", "operator/ada"]).await, 1);
 }
+
+#[tokio::test]
+async fn a_node_that_starts_anew_goes_on_with_the_roots_of_the_store() {
+    let stand = Stand::start(HOUR, HOUR).await;
+    let next = Signer::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
+    next.save(stand.folder.path().join("authority/next")).unwrap();
+    rotate(&stand, Act::Announce, "").await.unwrap();
+    let again = stand.open_again(true).await;
+    assert_eq!(again.bundle().unwrap(), stand.authority.bundle().unwrap());
+    // Without the store it cannot know which of the two is trusted, and says nothing rather than something wrong.
+    let alone = stand.open_again(false).await;
+    assert_eq!(alone.bundle().unwrap_err().reason(), "no-signer");
+}

@@ -55,6 +55,8 @@ pub struct Stand {
     pub newcomers: SocketAddr,
     pub drain: Drain,
     pub audit: PathBuf,
+    settings: AuthoritySettings,
+    store: Store,
     pub leading: watch::Sender<Option<Fence>>,
     _leadership: Leadership,
 }
@@ -76,7 +78,8 @@ impl Stand {
         let settings = AuthoritySettings { folder: at("authority"), life, notice, bootstrap: None };
         let audit_settings = parse(&at("audit.log").display().to_string()).unwrap();
         let audit = Audit::start(Some(&audit_settings), "control", &workload.id(), &metrics).unwrap();
-        let opened = Authority::open(settings, workload.clone(), store, leading, audit.clone(), &metrics);
+        let opened =
+            Authority::open(settings.clone(), workload.clone(), store.clone(), leading, audit.clone(), &metrics);
         let authority = opened.await.unwrap();
         tokio::spawn(authority.clone().watch(drain.clone()));
         tokio::spawn(workload.clone().watch(audit, drain.clone()));
@@ -97,9 +100,27 @@ impl Stand {
             port,
             newcomers: newcomers_at,
             drain,
+            settings,
+            store,
             leading: leading_now,
             _leadership: leadership,
         }
+    }
+
+    /// A node that starts anew with the same folder, and with the store or while it does not answer.
+    pub async fn open_again(&self, store_answers: bool) -> Arc<Authority> {
+        let (settings, mut store) = (self.settings.clone(), self.store.clone());
+        if !store_answers {
+            let IdentitySettings { certificate, key, trust_bundle } = self.issued(GATEWAY);
+            let [certificate, key, bundle] = [certificate, key, trust_bundle].map(|path| path.display().to_string());
+            let identity = format!("{{certificate: '{certificate}', key: '{key}', trustBundle: '{bundle}'}}");
+            let away = format!("etcd: {{endpoints: ['https://127.0.0.1:1'], identity: {identity}}}");
+            store = Store::open(&parse(&away).unwrap()).await.unwrap();
+        }
+        let (_, leading) = watch::channel(None);
+        let metrics = Metrics::new("control");
+        let opened = Authority::open(settings, self.workload.clone(), store, leading, Audit::off(), &metrics);
+        opened.await.unwrap()
     }
 
     /// Files of an identity that the folder's authority made, for an hour.

@@ -24,7 +24,7 @@ pub struct RootId(pub [u8; 32]);
 impl RootId {
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 32];
-        let digits: Vec<u8> = text.bytes().map(|byte| hex(byte)).collect::<Option<_>>()?;
+        let digits: Vec<u8> = text.bytes().map(hex).collect::<Option<_>>()?;
         if digits.len() != 64 {
             return None;
         }

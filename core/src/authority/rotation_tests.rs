@@ -86,9 +86,9 @@ proptest! {
         let mut rotation = Rotation::settled(root(0));
         let mut now = at(0);
         // Since when each root is trusted without a break, and when it signed last.
-        let mut trusted_since = vec![None; 4];
+        let mut trusted_since = [None; 4];
         trusted_since[0] = Some(SystemTime::UNIX_EPOCH);
-        let mut signed_last = vec![None; 4];
+        let mut signed_last = [None; 4];
         for act in acts {
             let minutes = match act {
                 Act::Announce(which) => {

@@ -45,6 +45,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// How long a new certificate may lie there until it is in use.
 const TAKEN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
+/// The rest after a success, as if after so many failures: a minute.
+const SETTLED: u32 = 6;
 
 /// Why there is no new certificate or bundle. The last good one stays.
 #[derive(Debug, thiserror::Error)]
@@ -216,6 +218,8 @@ impl Renewal {
                 self.renewals.get_or_create(&Outcome { outcome: label }).inc();
                 let Err(error) = outcome else {
                     tracing::info!(not_after = not_after(&self.workload.life()), "certificate renewed");
+                    // To a clock that is far ahead every leaf is old: it asks once a minute, not all the time.
+                    tokio::time::sleep(self.workload.life().rest(SETTLED, 1.0)).await;
                     break;
                 };
                 let rest = life.rest(failures, rand::random());

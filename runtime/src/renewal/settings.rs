@@ -73,7 +73,7 @@ fn servers(fields: &Fields<'_>) -> Option<Vec<String>> {
 
 fn server(text: &str) -> Result<String, InvalidUnit> {
     const EXPECTED: InvalidUnit = InvalidUnit("a host and a port, such as control-0.example.net:9443");
-    host_and_port(text).ok_or(EXPECTED)?;
+    host_and_port(text).filter(|(host, _)| !host.contains('/')).ok_or(EXPECTED)?;
     Ok(text.to_owned())
 }
 
