@@ -43,7 +43,7 @@ pub enum Role {
     Control { region: Name, name: Name },
     /// `/tenant/<t>/client/<n>`
     Client { tenant: Name, name: Name },
-    /// `/operator/<n>`: a person, or what acts for one.
+    /// `/operator/<n>`
     Operator { name: Name },
 }
 
@@ -251,7 +251,7 @@ mod tests {
             "spiffe://spillway.test/region/eu-west/sidecar/scorers/pod-0",
             "spiffe://spillway.test/region/eu-west/control/c1",
             "spiffe://spillway.test/tenant/acme/client/web",
-            "spiffe://spillway.test/operator/ada",
+            "spiffe://spillway.test/operator/alice",
         ] {
             assert_eq!(SpiffeId::parse(id).unwrap().to_string(), id);
         }
@@ -278,6 +278,10 @@ mod tests {
             "spiffe://td/tenant/a/client/b#x",
             "spiffe://td/tenant/a/client",
             "spiffe://td/tenant/a/admin/b",
+            "spiffe://td/operator",
+            "spiffe://td/operator/",
+            "spiffe://td/operator/a/b",
+            "spiffe://td/region/eu/operator/a",
             " spiffe://td/tenant/a/client/b",
         ] {
             assert!(SpiffeId::parse(id).is_err(), "{id:?}");

@@ -15,7 +15,8 @@ use spillway_proto::control::{RotateRequest, Rotation};
 use spillway_runtime::audit::Timestamp;
 use spillway_runtime::authority::{Authority, LeafRequest};
 
-use crate::authority::Target;
+use crate::authority::ask;
+use crate::control::Target;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -61,7 +62,8 @@ struct Rotate {
 struct Issue {
     /// The folder of the authority
     dir: PathBuf,
-    /// The one identity, such as spiffe://spillway.test/tenant/acme/client/web
+    /// The one identity, such as spiffe://spillway.test/tenant/acme/client/web or
+    /// spiffe://spillway.test/operator/alice
     id: String,
     /// Name of the two files [default: the last part of the id]
     #[arg(long)]
@@ -118,11 +120,10 @@ fn rotate_roots(rotate: &Rotate) -> Result<Rotation> {
         (None, false) => Act::Show,
     };
     let request = RotateRequest { act: act.into(), root: rotate.to.clone().unwrap_or_default() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(rotate.target.ask(|mut client| {
+    ask(&rotate.target, |mut client| {
         let request = request.clone();
         async move { client.rotate(request).await }
-    }))
+    })
 }
 
 fn show(rotation: &Rotation) {

@@ -8,7 +8,8 @@ use anyhow::Result;
 use spillway_core::units::parse_duration;
 use spillway_proto::control::CreateTokenRequest;
 
-use crate::authority::Target;
+use crate::authority::ask;
+use crate::control::Target;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -47,11 +48,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         addresses: create.address.iter().map(ToString::to_string).collect(),
         life_seconds: create.life.as_secs().max(1),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let created = runtime.block_on(create.target.ask(|mut client| {
+    let created = ask(&create.target, |mut client| {
         let request = request.clone();
         async move { client.create_token(request).await }
-    }))?;
+    })?;
     println!("{}", created.token);
     Ok(ExitCode::SUCCESS)
 }

@@ -51,6 +51,7 @@ use self::metrics::AuthorityMetrics;
 use self::roots::Roots;
 use self::signers::Signers;
 use self::tokens::Order;
+use crate::intent::Operators;
 use crate::store::{Condition, Fence, Store, StoreError, Write};
 
 /// How often the leader looks whether a stage's time is over.
@@ -76,6 +77,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Authority {
     settings: AuthoritySettings,
+    operators: Operators,
     workload: Arc<Workload>,
     store: Store,
     leading: watch::Receiver<Option<Fence>>,
@@ -85,6 +87,12 @@ pub struct Authority {
     limit: Limit,
     audit: Audit,
     metrics: AuthorityMetrics,
+}
+
+/// Who may come in by a certificate: workloads and operators. Clients are tenants', and their certificates their own
+/// affair.
+pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
+    !matches!(peer.role, Role::Client { .. }) && own.trust_domain == peer.trust_domain
 }
 
 /// Who calls.
@@ -100,6 +108,7 @@ impl Authority {
     /// [`Authority::watch`] must run beside it.
     pub async fn open(
         settings: AuthoritySettings,
+        operators: Operators,
         workload: Arc<Workload>,
         store: Store,
         leading: watch::Receiver<Option<Fence>>,
@@ -116,6 +125,7 @@ impl Authority {
             roots: ArcSwapOption::from(Roots::of_folder(&signers).map(Arc::new)),
             signers: ArcSwap::from_pointee(signers),
             settings,
+            operators,
             workload,
             store,
             leading,
@@ -303,7 +313,7 @@ impl Authority {
     pub(crate) fn operator<'a>(&self, caller: Caller<'a>) -> Result<&'a SpiffeId, Refusal> {
         let peer = self.trusted(caller.peer.ok_or(Refusal::NoProof)?, SystemTime::now())?;
         match &peer.id.role {
-            Role::Operator { .. } if peer.id.trust_domain == self.workload.id().trust_domain => Ok(&peer.id),
+            Role::Operator { name } if self.operators.include(name) => Ok(&peer.id),
             _ => Err(Refusal::NotAnOperator),
         }
     }

@@ -13,6 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use spillway_control::authority::{Authority, AuthoritySettings, Newcomers};
+use spillway_control::intent::Operators;
 use spillway_control::store::{Fence, Leadership, Store, StoreSettings};
 use spillway_core::identity::{ExpectedPeer, SpiffeId, TrustDomain};
 use spillway_core::units::Name;
@@ -79,7 +80,7 @@ impl Stand {
         let audit_settings = parse(&at("audit.log").display().to_string()).unwrap();
         let audit = Audit::start(Some(&audit_settings), "control", &workload.id(), &metrics).unwrap();
         let opened =
-            Authority::open(settings.clone(), workload.clone(), store.clone(), leading, audit.clone(), &metrics);
+            Authority::open(settings.clone(), Operators::Any, workload.clone(), store.clone(), leading, audit.clone(), &metrics);
         let authority = opened.await.unwrap();
         tokio::spawn(authority.clone().watch(drain.clone()));
         tokio::spawn(workload.clone().watch(audit, drain.clone()));
@@ -119,7 +120,7 @@ impl Stand {
         }
         let (_, leading) = watch::channel(None);
         let metrics = Metrics::new("control");
-        let opened = Authority::open(settings, self.workload.clone(), store, leading, Audit::off(), &metrics);
+        let opened = Authority::open(settings, Operators::Any, self.workload.clone(), store, leading, Audit::off(), &metrics);
         opened.await.unwrap()
     }
 
