@@ -23,7 +23,7 @@ pub type Client = IntentClient<Channel>;
 pub struct Target {
     /// Control nodes: the first that can be reached is asked, and passes on what only the leader may do
     #[arg(long, value_name = "HOST:PORT,...", env = "SPILLWAY_CONTROL", value_delimiter = ',', required = true)]
-    control: Vec<String>,
+    pub control: Vec<String>,
     /// A folder with certificate.pem, key.pem and trust-bundle.pem, instead of the three options below
     #[arg(long, value_name = "FOLDER", env = "SPILLWAY_IDENTITY")]
     identity: Option<PathBuf>,
@@ -64,7 +64,8 @@ impl Target {
         Err(problem.unwrap_or_else(|| anyhow!("no control node is named")))
     }
 
-    fn identity(&self) -> Result<IdentitySettings> {
+    /// The files of who is asking.
+    pub fn identity(&self) -> Result<IdentitySettings> {
         let file = |given: &Option<PathBuf>, name: &str| {
             given.clone().or_else(|| self.identity.as_ref().map(|folder| folder.join(name)))
         };

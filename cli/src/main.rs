@@ -1,6 +1,7 @@
 //! `spillway`: the one binary. Parse, initialise, run.
 
 mod admin;
+mod authority;
 mod commands;
 mod control;
 mod dev;
@@ -49,8 +50,10 @@ enum Command {
     Explain(Box<commands::explain::Arguments>),
     /// Purge cached results
     Cache(commands::cache::Arguments),
-    /// Make a trust domain and its certificates, for development
+    /// Make a trust domain and its certificates; replace its root
     Pki(commands::pki::Arguments),
+    /// Make one-time tokens for first certificates
+    Token(commands::token::Arguments),
     /// Load features
     Features(commands::features::Arguments),
     /// Run a whole region on this machine
@@ -75,6 +78,7 @@ fn main() -> std::process::ExitCode {
         Command::Explain(arguments) => commands::explain::run(&arguments),
         Command::Cache(arguments) => commands::cache::run(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
+        Command::Token(arguments) => commands::token::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),
         Command::Dev(arguments) => dev::run(&arguments),
     };

@@ -13,11 +13,13 @@ use spillway_core::units::Name;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::{Audit, Event};
 use spillway_runtime::drain::Drain;
+use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::{IdentityError, Workload};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
+use crate::authority::{Authority, Newcomers, OpenError as NoAuthority, may_call as may_call_authority};
 use crate::intent::service::may_call as may_call_intent;
 use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
 use crate::leading::Leading;
@@ -34,10 +36,14 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub enum StartError {
     #[error("identity")]
     Identity(#[from] IdentityError),
+    #[error("identity.renew")]
+    Renewal(#[from] RenewalError),
     #[error("the certificate is that of '{found}'; the settings say region {region}, name {name}")]
     NotOurs { found: String, region: Name, name: Name },
     #[error("store")]
     Store(#[from] OpenError),
+    #[error("authority")]
+    Authority(#[from] NoAuthority),
     #[error("audit")]
     Audit(#[source] io::Error),
     #[error("{setting}: cannot listen on {address}")]
@@ -49,6 +55,8 @@ pub enum StartError {
 pub struct Addresses {
     pub grpc: SocketAddr,
     pub admin: SocketAddr,
+    /// Where those connect who have no certificate yet.
+    pub bootstrap: Option<SocketAddr>,
 }
 
 /// What the parts of a control node share.
@@ -70,6 +78,8 @@ pub struct Control {
     addresses: Addresses,
     server: Server,
     admin: Admin,
+    authority: Option<Arc<Authority>>,
+    newcomers: Option<Newcomers>,
     parts: Parts,
     settings: ControlSettings,
 }
@@ -78,8 +88,12 @@ pub struct Control {
 /// Signals are the caller's: see [`Drain::on_signals`].
 pub async fn run(settings: ControlSettings, drain: Drain) -> Result<(), StartError> {
     let control = Control::bind(settings, drain).await?;
-    let Addresses { grpc, admin } = control.addresses();
-    let line = serde_json::json!({"listening": {"grpc": grpc.to_string(), "admin": admin.to_string()}});
+    let Addresses { grpc, admin, bootstrap } = control.addresses();
+    let mut listening = serde_json::json!({"grpc": grpc.to_string(), "admin": admin.to_string()});
+    if let Some(bootstrap) = bootstrap {
+        listening["bootstrap"] = bootstrap.to_string().into();
+    }
+    let line = serde_json::json!({"listening": listening});
     // Nobody may be listening; that is no reason not to serve.
     let _ = writeln!(io::stdout(), "{line}");
     control.serve().await;
@@ -89,6 +103,8 @@ pub async fn run(settings: ControlSettings, drain: Drain) -> Result<(), StartErr
 impl Control {
     pub async fn bind(settings: ControlSettings, drain: Drain) -> Result<Self, StartError> {
         let metrics = Metrics::new("control");
+        let role = Role::Control { region: settings.region.clone(), name: settings.name.clone() };
+        prepare(&settings.identity, settings.renew.as_ref(), &role).await?;
         let workload = Workload::load(&settings.identity)?;
         workload.register(&metrics);
         check_identity(&workload, &settings)?;
@@ -97,7 +113,14 @@ impl Control {
         let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
         let server = Server::bind(settings.listen).await.map_err(bound("listen", settings.listen))?;
         let admin = Admin::bind(&settings.admin).await.map_err(bound("admin", settings.admin.listen))?;
+        let newcomers = match settings.authority.as_ref().and_then(|authority| authority.bootstrap) {
+            Some(address) => {
+                Some(Newcomers::bind(address).await.map_err(bound("authority.bootstrap", address))?)
+            }
+            None => None,
+        };
         let addresses = Addresses {
+            bootstrap: newcomers.as_ref().and_then(|newcomers| newcomers.address().ok()),
             grpc: server.address().map_err(bound("listen", settings.listen))?,
             admin: admin.address().map_err(bound("admin", settings.admin.listen))?,
         };
@@ -105,6 +128,16 @@ impl Control {
         let store = Store::open(&settings.store).await?;
         let address = settings.advertise.clone().unwrap_or_else(|| addresses.grpc.to_string());
         let leading = Leading::new(store.clone(), settings.name.clone(), address, audit.clone(), &metrics);
+        let authority = match &settings.authority {
+            Some(own) => {
+                let operators = settings.operators.clone();
+                let (store, leading) = (store.clone(), leading.fences());
+                let opened =
+                    Authority::open(own.clone(), operators, workload.clone(), store, leading, audit.clone(), &metrics);
+                Some(opened.await?)
+            }
+            None => None,
+        };
         let parts = Parts {
             workload,
             versions: Versions::new(store.clone(), &metrics),
@@ -116,7 +149,7 @@ impl Control {
             metrics,
             drain,
         };
-        Ok(Self { addresses, server, admin, parts, settings })
+        Ok(Self { addresses, server, admin, authority, newcomers, parts, settings })
     }
 
     pub fn addresses(&self) -> Addresses {
@@ -129,15 +162,21 @@ impl Control {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { server, admin, parts, settings, .. } = self;
+        let Self { server, admin, authority, newcomers, parts, settings, .. } = self;
         let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
         let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone())];
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
-        let routes = Routes::new(intent.into_server());
-        let doors = [Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent }];
+        let mut routes = Routes::new(intent.into_server());
+        let mut doors =
+            vec![Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent }];
+        if let Some(authority) = &authority {
+            routes = routes.add_service(authority.service());
+            let service = "/spillway.control.v1.Authority/";
+            doors.push(Door { service, action: "certificate", may_call: may_call_authority });
+        }
         let guard = Guard {
             workload: workload.clone(),
             doors: doors.into(),
@@ -145,6 +184,9 @@ impl Control {
             audit: audit.clone(),
             drain: drain.clone(),
         };
+        let renewal = settings.renew.clone().map(|renew| {
+            Renewal::new(settings.identity.clone(), renew, workload.clone(), &metrics)
+        });
         let pages = Pages {
             actions: Vec::new(),
             readiness: readiness(&leading, &drain),
@@ -156,6 +198,15 @@ impl Control {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve(pages));
         tasks.spawn(workload.clone().watch(audit.clone(), drain.clone()));
+        if let Some(renewal) = renewal {
+            tasks.spawn(renewal.run(drain.clone()));
+        }
+        if let Some(authority) = authority {
+            tasks.spawn(authority.clone().watch(drain.clone()));
+            if let Some(newcomers) = newcomers {
+                tasks.spawn(newcomers.serve(authority, drain.clone()));
+            }
+        }
         tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
         tasks.spawn(versions.follow(drain.clone()));
         tasks.spawn(overrides.follow(leading.clone(), audit.clone(), drain.clone()));

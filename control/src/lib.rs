@@ -11,9 +11,11 @@
 //! * [`distribution`]: the streams to all nodes, and who gets which version when.
 //! * [`verdicts`]: from what vantages see to the plan.
 //! * [`dns`]: the plan as answers.
+//! * [`authority`]: certificates for workloads.
 //!
 //! [`settings`] are read at start; [`control`] binds and runs it all.
 
+pub mod authority;
 pub mod control;
 pub mod distribution;
 pub mod dns;

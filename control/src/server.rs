@@ -203,6 +203,7 @@ impl Guard {
             return status.into_http();
         }
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(address);
         match routes.call(request).await {
             Ok(response) => response,
             Err(never) => match never {},

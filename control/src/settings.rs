@@ -8,6 +8,7 @@
 //! advertise: 10.0.4.1:7443          # where other control nodes reach it
 //! store: {sqlite: control.db}       # or etcd: {endpoints, identity, prefix}
 //! operators: [alice, bob]           # or any
+//! authority: {folder: authority, bootstrap: 0.0.0.0:7444}
 //! admin: 127.0.0.1:9090
 //! audit: audit.log
 //! drainTimeout: 10s
@@ -20,9 +21,13 @@ use spillway_core::resource::yaml;
 use spillway_core::units::{InvalidUnit, Name};
 use spillway_runtime::admin::AdminSettings;
 use spillway_runtime::audit::AuditSettings;
-use spillway_runtime::settings::{Field, FromNode, drain_timeout, optional, or_default, read_optional, required};
+use spillway_runtime::renewal::RenewalSettings;
+use spillway_runtime::settings::{
+    Field, FromNode, drain_timeout, optional, or_default, read_identity, read_optional, required,
+};
 use spillway_runtime::tls::IdentitySettings;
 
+use crate::authority::AuthoritySettings;
 use crate::intent::Operators;
 use crate::store::StoreSettings;
 
@@ -31,12 +36,16 @@ pub struct ControlSettings {
     pub region: Name,
     pub name: Name,
     pub identity: IdentitySettings,
+    /// `identity.renew`: who makes our certificate anew; absent: whoever else writes its files.
+    pub renew: Option<RenewalSettings>,
     /// Where nodes and operators call; port 0 takes a free one.
     pub listen: SocketAddr,
     /// `host:port` of the same port, as other control nodes reach it. Default: `listen`.
     pub advertise: Option<String>,
     pub store: StoreSettings,
     pub operators: Operators,
+    /// Absent: this node issues no certificates.
+    pub authority: Option<AuthoritySettings>,
     /// Default: a free port of loopback.
     pub admin: AdminSettings,
     /// Absent: none is written.
@@ -50,7 +59,7 @@ impl FromNode for ControlSettings {
         let fields = field.map();
         let region = required(&fields, "region");
         let name = required(&fields, "name");
-        let identity = required(&fields, "identity");
+        let identity = read_identity(&fields);
         let listen = required::<SocketAddr>(&fields, "listen");
         // Others cannot reach it where no address is named.
         let advertise = match listen {
@@ -61,18 +70,22 @@ impl FromNode for ControlSettings {
         };
         let store = required(&fields, "store");
         let operators = required(&fields, "operators");
+        let authority = optional(&fields, "authority");
         let admin = or_default(&fields, "admin", AdminSettings::default);
         let audit = optional(&fields, "audit");
         let drain_timeout = drain_timeout(&fields);
         fields.finish();
+        let (identity, renew) = identity?;
         Some(Self {
             region: region?,
             name: name?,
-            identity: identity?,
+            identity,
+            renew,
             listen: listen?,
             advertise: advertise?,
             store: store?,
             operators: operators?,
+            authority: authority?,
             admin: admin?,
             audit: audit?,
             drain_timeout: drain_timeout?,

@@ -20,9 +20,11 @@
 //! * [`health`]: which regions get traffic.
 //! * [`failover`]: where traffic goes while a region cannot take it.
 //! * [`rollout`]: how a new version reaches all nodes.
+//! * [`authority`]: who gets which certificate, and which roots are trusted.
 //! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.
 
 pub mod audit;
+pub mod authority;
 pub mod cache;
 pub mod deadline;
 pub mod failover;

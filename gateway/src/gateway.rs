@@ -24,6 +24,7 @@ use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::link::{Source, TrafficSource};
+use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
@@ -74,6 +75,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub enum StartError {
     #[error("identity")]
     Identity(#[from] IdentityError),
+    #[error("identity.renew")]
+    Renewal(#[from] RenewalError),
     #[error("identity: the certificate is '{found}', but the settings say gateway '{name}' of region '{region}'")]
     NotThisGateway { found: String, region: Name, name: Name },
     #[error("snapshot")]
@@ -106,6 +109,7 @@ impl Gateway {
     /// within a tokio runtime, which is used for what is not traffic.
     pub async fn start(settings: GatewaySettings, drain: Drain) -> Result<Self, StartError> {
         let registry = Registry::new("gateway");
+        prepare(&settings.common.identity, settings.common.renew.as_ref(), &role(&settings)).await?;
         let workload = Workload::load(&settings.common.identity)?;
         workload.register(&registry);
         check_identity(&settings, &workload)?;
@@ -191,6 +195,10 @@ impl Gateway {
         tokio::spawn(workload.clone().follow(subscription.clone(), audit, drain.clone()));
         let feed = source.feed(workload.clone(), Some(Arc::new(Uncounted)), &registry);
         tokio::spawn(feed.follow(drain.clone()));
+        if let Some(renew) = &settings.common.renew {
+            let identity = settings.common.identity.clone();
+            tokio::spawn(Renewal::new(identity, renew.clone(), workload.clone(), &registry).run(drain.clone()));
+        }
         tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
         let snapshots = subscription.clone();
         tokio::spawn(shared.membership.clone().follow(subscription, drain.clone()));
@@ -227,10 +235,13 @@ impl Gateway {
     }
 }
 
+fn role(settings: &GatewaySettings) -> Role {
+    Role::Gateway { region: settings.region.clone(), name: settings.name.clone() }
+}
+
 fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(), StartError> {
-    let expected = Role::Gateway { region: settings.region.clone(), name: settings.name.clone() };
     let id = workload.id();
-    if id.role == expected {
+    if id.role == role(settings) {
         return Ok(());
     }
     let (region, name) = (settings.region.clone(), settings.name.clone());

@@ -4,7 +4,7 @@
 //!
 //! * [`settings`]: a process's own file.
 //! * [`tls`]: who we are, who may talk to us, replaced while serving.
-//! * [`authority`]: certificates for development and tests.
+//! * [`authority`]: who makes certificates, in a folder. [`renewal`]: a process's own, made anew while it runs.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`plan`]: what is decided of all regions. [`link`]: the stream that both are pushed on.
 //! * [`oip`]: gRPC messages and core's form. [`forwarding`]: what gateways say of requests that they forward.
@@ -29,6 +29,7 @@ pub mod generations;
 pub mod link;
 pub mod oip;
 pub mod plan;
+pub mod renewal;
 pub mod settings;
 pub mod snapshot;
 pub mod store;

@@ -17,6 +17,7 @@ use crate::access_log::AccessLogSettings;
 use crate::admin::AdminSettings;
 use crate::audit::AuditSettings;
 use crate::link::ControlSettings;
+use crate::renewal::RenewalSettings;
 use crate::telemetry::OtlpSettings;
 use crate::tls::IdentitySettings;
 
@@ -82,6 +83,8 @@ pub fn parse<T: FromNode>(text: &str) -> Result<T, Vec<Fault>> {
 pub struct CommonSettings {
     /// `identity`: who we are.
     pub identity: IdentitySettings,
+    /// `identity.renew`: who makes our certificate anew; absent: whoever else writes its files.
+    pub renew: Option<RenewalSettings>,
     /// `snapshot`: the file to serve from. With `control`, where what was pushed is kept, and not followed.
     pub snapshot: PathBuf,
     /// `control`: the control plane; absent: there is none.
@@ -101,7 +104,7 @@ pub struct CommonSettings {
 impl CommonSettings {
     /// Reads the common keys of a process's map; the process reads its own and then calls `finish`.
     pub fn read(fields: &Fields<'_>) -> Option<Self> {
-        let identity = required(fields, "identity");
+        let identity = read_identity(fields);
         let snapshot = required(fields, "snapshot");
         let control = optional(fields, "control");
         let admin = or_default(fields, "admin", AdminSettings::default);
@@ -109,8 +112,10 @@ impl CommonSettings {
         let audit = optional(fields, "audit");
         let otlp = optional(fields, "otlp");
         let drain_timeout = drain_timeout(fields);
+        let (identity, renew) = identity?;
         Some(Self {
-            identity: identity?,
+            identity,
+            renew,
             snapshot: snapshot?,
             control: control?,
             admin: admin?,
@@ -236,12 +241,26 @@ impl FromNode for ByteSize {
 impl FromNode for IdentitySettings {
     fn from_node(field: &Field<'_>) -> Option<Self> {
         let fields = field.map();
-        let certificate = required(&fields, "certificate");
-        let key = required(&fields, "key");
-        let trust_bundle = required(&fields, "trustBundle");
+        let identity = identity_files(&fields);
         fields.finish();
-        Some(Self { certificate: certificate?, key: key?, trust_bundle: trust_bundle? })
+        identity
     }
+}
+
+/// `identity` of a process that may have its certificate made anew: three files, and `renew`.
+pub fn read_identity(fields: &Fields<'_>) -> Option<(IdentitySettings, Option<RenewalSettings>)> {
+    let field = fields.required("identity")?;
+    let fields = field.map();
+    let (identity, renew) = (identity_files(&fields), optional(&fields, "renew"));
+    fields.finish();
+    Some((identity?, renew?))
+}
+
+fn identity_files(fields: &Fields<'_>) -> Option<IdentitySettings> {
+    let certificate = required(fields, "certificate");
+    let key = required(fields, "key");
+    let trust_bundle = required(fields, "trustBundle");
+    Some(IdentitySettings { certificate: certificate?, key: key?, trust_bundle: trust_bundle? })
 }
 
 impl FromNode for AdminSettings {

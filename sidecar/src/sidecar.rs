@@ -17,6 +17,7 @@ use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::link::{Feed, Source};
+use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::{Metrics, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
@@ -50,6 +51,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub enum StartError {
     #[error("identity")]
     Identity(#[from] IdentityError),
+    #[error("identity.renew")]
+    Renewal(#[from] RenewalError),
     #[error("the certificate is that of '{found}'; the settings say region {region}, pool {pool}, pod {pod}")]
     NotOurs { found: String, region: Name, pool: Name, pod: Name },
     #[error("snapshot")]
@@ -108,6 +111,7 @@ impl Sidecar {
     pub async fn bind(settings: SidecarSettings, drain: Drain) -> Result<Self, StartError> {
         let metrics = Metrics::new("sidecar");
         let own = SidecarMetrics::register(&metrics);
+        prepare(&settings.common.identity, settings.common.renew.as_ref(), &role(&settings)).await?;
         let workload = Workload::load(&settings.common.identity)?;
         workload.register(&metrics);
         check_identity(&workload, &settings)?;
@@ -218,6 +222,11 @@ impl Sidecar {
             let service = FeatureService::new(Arc::clone(features), workload.id(), Arc::new(move || current.current()));
             routes = routes.add_service(service.into_server());
         }
+        let renewal = settings
+            .common
+            .renew
+            .clone()
+            .map(|renew| Renewal::new(settings.common.identity.clone(), renew, Arc::clone(&workload), &metrics));
         let pages = Pages {
             actions: Vec::new(),
             readiness: readiness(&models, &snapshots, &drain),
@@ -229,6 +238,9 @@ impl Sidecar {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve(pages));
         tasks.spawn(Arc::clone(&workload).watch(audit.clone(), drain.clone()));
+        if let Some(renewal) = renewal {
+            tasks.spawn(renewal.run(drain.clone()));
+        }
         tasks.spawn(Arc::clone(&workload).follow(Arc::clone(&snapshots), audit.clone(), drain.clone()));
         tasks.spawn(feed.follow(drain.clone()));
         tasks.spawn(report_health(Arc::clone(&inference), Arc::clone(&snapshots), reporter, drain.clone()));
@@ -256,18 +268,19 @@ impl Sidecar {
     }
 }
 
+fn role(settings: &SidecarSettings) -> Role {
+    let SidecarSettings { region, pool, pod, .. } = settings;
+    Role::Sidecar { region: region.clone(), pool: pool.clone(), pod: pod.clone() }
+}
+
 fn check_identity(workload: &Workload, settings: &SidecarSettings) -> Result<(), StartError> {
     let SidecarSettings { region, pool, pod, .. } = settings;
     let id = workload.id();
-    match &id.role {
-        Role::Sidecar { region: r, pool: p, pod: n } if r == region && p == pool && n == pod => Ok(()),
-        _ => Err(StartError::NotOurs {
-            found: id.to_string(),
-            region: region.clone(),
-            pool: pool.clone(),
-            pod: pod.clone(),
-        }),
+    if id.role == role(settings) {
+        return Ok(());
     }
+    let (region, pool, pod) = (region.clone(), pool.clone(), pod.clone());
+    Err(StartError::NotOurs { found: id.to_string(), region, pool, pod })
 }
 
 fn readiness(models: &Arc<Models>, snapshots: &Arc<Subscription>, drain: &Drain) -> Readiness {

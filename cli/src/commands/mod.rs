@@ -12,3 +12,4 @@ pub mod pki;
 pub mod process;
 pub mod sidecar;
 pub mod status;
+pub mod token;

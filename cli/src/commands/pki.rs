@@ -1,14 +1,22 @@
-//! `spillway pki`: a trust domain for development. In a deployment the control plane issues certificates.
+//! `spillway pki`: the folder of an authority, leaves by hand, and how one root follows another.
+//!
+//! A folder is made here and used by `spillway dev`, by tests, and by the control plane, which issues in a deployment.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use spillway_core::identity::{Role, SpiffeId, TrustDomain};
 use spillway_core::units::parse_duration;
+use spillway_proto::control::rotate_request::Act;
+use spillway_proto::control::{RotateRequest, Rotation};
+use spillway_runtime::audit::Timestamp;
 use spillway_runtime::authority::{Authority, LeafRequest};
+
+use crate::authority::ask;
+use crate::control::Target;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -26,8 +34,28 @@ enum Action {
         #[arg(long, default_value = "spillway.test")]
         trust_domain: String,
     },
+    /// Make a new intermediate under the folder's root, whose key must be there
+    Intermediate {
+        /// The folder of the authority
+        dir: PathBuf,
+    },
+    /// Replace the root that the control plane signs under: show where that is, begin, or withdraw
+    Rotate(Rotate),
     /// Issue a leaf certificate: NAME.pem (the chain) and NAME.key into the folder
     Issue(Issue),
+}
+
+#[derive(clap::Args)]
+struct Rotate {
+    /// SHA-256 of the next root or its first digits, once its folder is in every control node's folder; none: the only
+    /// other one there. It is trusted at once and signs after the notice
+    #[arg(long, value_name = "ROOT", num_args = 0..=1, default_missing_value = "", conflicts_with = "withdraw")]
+    to: Option<String>,
+    /// Trust the announced root no more
+    #[arg(long)]
+    withdraw: bool,
+    #[command(flatten)]
+    target: Target,
 }
 
 #[derive(clap::Args)]
@@ -58,6 +86,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Authority::create(trust_domain)?.save(dir)?;
             eprintln!("{}: root.pem, intermediate.pem, their keys, trust-bundle.pem", dir.display());
         }
+        Action::Intermediate { dir } => {
+            Authority::load(dir)?.with_new_intermediate()?.save(dir)?;
+            eprintln!("{}: intermediate.pem and its key are new", dir.display());
+        }
+        Action::Rotate(rotate) => show(&rotate_roots(rotate)?),
         Action::Issue(issue) => {
             let id = SpiffeId::parse(&issue.id).with_context(|| issue.id.clone())?;
             let name = issue.name.clone().unwrap_or_else(|| last_part(&id));
@@ -78,6 +111,32 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn rotate_roots(rotate: &Rotate) -> Result<Rotation> {
+    let act = match (&rotate.to, rotate.withdraw) {
+        (Some(_), _) => Act::Announce,
+        (None, true) => Act::Withdraw,
+        (None, false) => Act::Show,
+    };
+    let request = RotateRequest { act: act.into(), root: rotate.to.clone().unwrap_or_default() };
+    ask(&rotate.target, |mut client| {
+        let request = request.clone();
+        async move { client.rotate(request).await }
+    })
+}
+
+fn show(rotation: &Rotation) {
+    println!("stage  {}", rotation.stage);
+    println!("signs  {}", rotation.signs);
+    if !rotation.other.is_empty() {
+        let next =
+            Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_millis(rotation.next_stage_unix_ms.max(0) as u64));
+        println!("other  {}\nnext   {next}", rotation.other);
+    }
+    for root in &rotation.ready {
+        println!("ready  {root}");
+    }
 }
 
 fn last_part(id: &SpiffeId) -> String {

@@ -63,7 +63,7 @@ struct Caller {
 }
 
 impl Operators {
-    fn include(&self, name: &Name) -> bool {
+    pub(crate) fn include(&self, name: &Name) -> bool {
         match self {
             Self::Any => true,
             Self::Listed(names) => names.contains(name),

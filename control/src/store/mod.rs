@@ -12,6 +12,8 @@
 //! rollout                 the version that everyone may have
 //! overrides/REGION        an operator's order
 //! leader                  who won the election; not for others to write
+//! authority               which roots are trusted, and which signs
+//! tokens/HASH             a one-time token, by its SHA-256
 //! plan                    the plan, and what the next leader must know of each region
 //! ```
 

@@ -28,6 +28,18 @@ pub enum Event {
     CertificateChanged { generation: u64, serial: String, not_after: Timestamp, trust_bundle_sha256: Sha256 },
     /// The last good certificate and roots stayed.
     CertificateRefused { problem: String },
+    /// The authority gave a certificate; `proof` is what its asker showed: `certificate` or `token`.
+    CertificateIssued {
+        id: String,
+        serial: String,
+        not_after: Timestamp,
+        proof: &'static str,
+        address: Option<SocketAddr>,
+    },
+    /// An operator, `by`, had a token made for this identity, which may carry these names.
+    TokenCreated { id: String, names: Vec<String>, until: Timestamp, by: String },
+    /// The authority trusts these roots from now on; leaves lead to `signs`. `by` is the operator, if it was one.
+    RootsChanged { stage: &'static str, signs: String, other: Option<String>, by: Option<String> },
     /// An operator's resources are this version from now on; `rolled_back_to` where they were that version's before.
     IntentApplied {
         version: u64,

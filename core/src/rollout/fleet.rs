@@ -140,7 +140,7 @@ impl Node {
     }
 }
 
-/// The region of a node; none for a client.
+/// The region of a node; none for a client or an operator.
 pub(super) fn region_of(id: &SpiffeId) -> Option<&Name> {
     match &id.role {
         Role::Gateway { region, .. } | Role::Sidecar { region, .. } | Role::Control { region, .. } => Some(region),

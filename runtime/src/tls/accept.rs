@@ -88,7 +88,7 @@ where
     Ok(Accepted { stream, peer: Arc::new(peer), protocol })
 }
 
-fn failed(error: std::io::Error) -> AcceptError {
+pub(super) fn failed(error: std::io::Error) -> AcceptError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::NoApplicationProtocol) => AcceptError::Protocol,
         Some(tls) => refusal(tls).map_or(AcceptError::Handshake(error), AcceptError::Peer),

@@ -16,8 +16,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 
 use super::accept::{AcceptError, Accepted, Offer, accept};
+use super::newcomer::greet_newcomer;
 use super::workload::Workload;
 use crate::drain::{Drain, Work};
 
@@ -107,6 +109,14 @@ pub struct Arrival {
     handshake: Handshake,
 }
 
+/// A connection with somebody unknown: work, and a place.
+#[derive(Debug)]
+#[must_use = "the connection stops counting when this is dropped"]
+pub struct Unknown {
+    _work: Work,
+    _handshake: Handshake,
+}
+
 impl Arrivals {
     pub fn new(listener: TcpListener, handshakes: Handshakes, drain: Drain) -> Self {
         let accepting = drain.work();
@@ -154,6 +164,11 @@ impl Arrivals {
 }
 
 impl Arrival {
+    /// Whom the connection is counted for.
+    pub fn holder(&self) -> IpAddr {
+        holder(self.address.ip())
+    }
+
     /// Does the server's handshake. The connection is work until the second value is dropped.
     pub async fn greet(self, workload: &Workload, offer: Offer) -> Result<(Accepted<TcpStream>, Work), AcceptError> {
         let Self { stream, work, handshake, .. } = self;
@@ -162,6 +177,16 @@ impl Arrival {
         let accepted = accept(workload, stream, offer, HANDSHAKE_TIME).await?;
         drop(handshake);
         Ok((accepted, work))
+    }
+
+    /// The same with a client that shows no certificate. It keeps its place among those whom nobody knows until the
+    /// second value is dropped.
+    pub async fn greet_newcomer(self, workload: &Workload) -> Result<(TlsStream<TcpStream>, Unknown), AcceptError> {
+        let Self { stream, work, handshake, .. } = self;
+        // As above.
+        let _ = stream.set_nodelay(true);
+        let stream = greet_newcomer(workload, stream, HANDSHAKE_TIME).await?;
+        Ok((stream, Unknown { _work: work, _handshake: handshake }))
     }
 }
 

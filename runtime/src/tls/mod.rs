@@ -6,17 +6,19 @@
 
 mod accept;
 mod arrivals;
+mod newcomer;
 mod peer;
 mod provider;
 mod trust;
 mod workload;
 
 pub use accept::{AcceptError, Accepted, Offer, Protocol, accept};
-pub use arrivals::{Arrival, Arrivals, Handshakes};
+pub use arrivals::{Arrival, Arrivals, Handshakes, Unknown};
+pub use newcomer::Newcomer;
 pub use peer::{Peer, PeerError, Side};
 pub use provider::{install_provider, provider};
 pub use trust::Trust;
-pub use workload::{IdentityError, IdentitySettings, Workload};
+pub use workload::{IdentityError, IdentitySettings, Workload, examine};
 
 #[cfg(test)]
 mod tests;

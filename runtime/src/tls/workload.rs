@@ -21,6 +21,7 @@ use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use spillway_core::authority::renewal::Life;
 use spillway_core::identity::{ExpectedPeer, Revoked, Serial, SpiffeId};
 
 use super::peer::{Leaf, Peer, PeerError, Side};
@@ -103,7 +104,7 @@ struct Identity {
 #[derive(Clone, Debug)]
 struct Origin {
     serial: Serial,
-    not_after: SystemTime,
+    life: Life,
     trust_bundle: Hash,
 }
 
@@ -145,6 +146,20 @@ impl Workload {
     /// Counts from 1 and rises with each accepted change.
     pub fn generation(&self) -> u64 {
         self.current.load().generation
+    }
+
+    /// When our certificate is valid.
+    pub fn life(&self) -> Life {
+        self.current.load().origin.life
+    }
+
+    /// Whether whoever goes by this id is refused.
+    pub fn revokes(&self, id: &SpiffeId) -> bool {
+        self.current.load().trust.revoked().ids.contains(id)
+    }
+
+    pub(super) fn key(&self) -> Arc<CertifiedKey> {
+        self.current.load().key.clone()
     }
 
     /// For a server that speaks h2 and HTTP/1.1. Ask for it per connection: it is replaced on a reload.
@@ -277,11 +292,11 @@ impl Workload {
 
     fn certificate(&self) -> Event {
         let identity = self.current.load();
-        let Origin { serial, not_after, trust_bundle } = &identity.origin;
+        let Origin { serial, life, trust_bundle } = &identity.origin;
         Event::CertificateChanged {
             generation: identity.generation,
             serial: serial.to_string(),
-            not_after: (*not_after).into(),
+            not_after: life.not_after.into(),
             trust_bundle_sha256: *trust_bundle,
         }
     }
@@ -344,6 +359,17 @@ impl Workload {
     }
 }
 
+/// What three PEM texts (certificate, key, trust bundle) make before they are anybody's files: usable now, and trusted by
+/// who has the same bundle.
+pub fn examine(contents: &[Vec<u8>; 3], now: SystemTime) -> Result<(SpiffeId, Life), IdentityError> {
+    let (identity, leaf) = Identity::read(0, contents, Arc::default())?;
+    leaf.check_time(now)?;
+    for side in [Side::Client, Side::Server] {
+        identity.trust.verify(&identity.key.cert, side, now)?;
+    }
+    Ok((leaf.id, identity.origin.life))
+}
+
 impl Identity {
     fn read(generation: u64, contents: &[Vec<u8>], revoked: Arc<Revoked>) -> Result<(Self, Leaf), IdentityError> {
         let [certificate, key, bundle] = contents else { return Err(IdentityError::NoCertificate) };
@@ -356,7 +382,8 @@ impl Identity {
         key.keys_match().map_err(|_| IdentityError::Mismatch)?;
         let key = Arc::new(key);
         let trust = Trust::read(leaf.id.trust_domain.clone(), bundle)?.revoking(revoked);
-        let origin = Origin { serial: leaf.serial.clone(), not_after: leaf.not_after, trust_bundle: Hash::of(bundle) };
+        let life = Life { not_before: leaf.not_before, not_after: leaf.not_after };
+        let origin = Origin { serial: leaf.serial.clone(), life, trust_bundle: Hash::of(bundle) };
         Ok((Self::new(generation, key, trust, origin), leaf))
     }
 
