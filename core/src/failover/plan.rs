@@ -147,6 +147,10 @@ pub enum UnfitPlan {
     Weights(#[from] UnfitWeights),
     #[error("the weights sum to {sum}; expected 1")]
     Sum { sum: f64 },
+    #[error("{what} of the region '{region}' cannot be what it is said to be")]
+    Region { region: Name, what: &'static str },
+    #[error("the demand is {demand}; expected a finite number, 0 or more")]
+    Demand { demand: f64 },
 }
 
 impl Plan {
@@ -194,6 +198,12 @@ impl Plan {
         if faults.is_empty() && (sum - 1.0).abs() > SUM_ERROR {
             faults.push(UnfitPlan::Sum { sum });
         }
+        let odd = |(name, allotment): (&Name, &Allotment)| {
+            allotment.odd().map(|what| UnfitPlan::Region { region: name.clone(), what })
+        };
+        faults.extend(self.regions.iter().filter_map(odd));
+        faults
+            .extend(self.demand.filter(|demand| rate_of(*demand).is_none()).map(|demand| UnfitPlan::Demand { demand }));
         if let Some(served) = served.filter(|served| self.version <= *served) {
             faults.push(UnfitPlan::Older { offered: self.version, served });
         }
@@ -222,6 +232,30 @@ impl Plan {
         });
         let regions = regions.collect();
         Some(Self { version, basis, demand, classes, regions, shed })
+    }
+}
+
+impl Allotment {
+    /// What of it no plan says, beside the weight. [`Plan::under`] relies on these.
+    fn odd(&self) -> Option<&'static str> {
+        let Self { terms, load, shed, capacity_factor, .. } = self;
+        let part = |value: f64| (0.0..=1.0).contains(&value);
+        let rate = |value: Option<f64>| value.is_none_or(|value| rate_of(value).is_some());
+        if !part(terms.planned) {
+            Some("the planned weight")
+        } else if !part(terms.share) {
+            Some("the share")
+        } else if !rate(terms.capacity) {
+            Some("the capacity")
+        } else if !rate(*load) {
+            Some("the load")
+        } else if !part(shed.share) || !shed.classes.into_iter().all(part) {
+            Some("what is shed")
+        } else if rate_of(*capacity_factor).is_none() {
+            Some("the capacity factor")
+        } else {
+            None
+        }
     }
 }
 

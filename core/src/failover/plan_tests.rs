@@ -251,6 +251,23 @@ fn t62_t67_a_plan_that_is_older_or_unusable_is_refused_with_all_reasons() {
     assert_eq!(with([0.5, 0.25]).check(None, known), Err(vec![UnfitPlan::Sum { sum: 0.75 }]));
     assert_eq!(with([0.0, 0.0]).check(None, known), Err(vec![UnfitPlan::Weights(UnfitWeights::NoWeight)]));
     assert_eq!(with([f64::NAN, -1.0]).check(Some(9), |_| false).unwrap_err().len(), 6);
+    for (spoil, what) in [
+        ((|one| one.terms.planned = f64::NAN) as fn(&mut Allotment), "the planned weight"),
+        (|one| one.terms.share = 1.5, "the share"),
+        (|one| one.terms.capacity = Some(-1.0), "the capacity"),
+        (|one| one.load = Some(f64::INFINITY), "the load"),
+        (|one| one.shed.share = -0.5, "what is shed"),
+        (|one| one.shed.classes[3] = f64::NAN, "what is shed"),
+        (|one| one.capacity_factor = f64::NAN, "the capacity factor"),
+    ] {
+        let mut plan = good.clone();
+        let (region, allotment) = plan.regions.iter_mut().next().unwrap();
+        spoil(allotment);
+        let fault = UnfitPlan::Region { region: region.clone(), what };
+        assert_eq!(plan.check(None, known), Err(vec![fault]));
+    }
+    let endless = Plan { demand: Some(f64::INFINITY), ..good.clone() };
+    assert_eq!(endless.check(None, known), Err(vec![UnfitPlan::Demand { demand: f64::INFINITY }]));
     let empty = Plan { regions: BTreeMap::new(), ..good };
     assert_eq!(empty.check(None, known), Err(vec![UnfitPlan::Weights(UnfitWeights::NoRegion)]));
     assert_eq!(empty.under(|_| Some(1.0)), empty);

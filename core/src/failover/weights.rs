@@ -60,7 +60,8 @@ pub(super) fn share_of(share: f64) -> f64 {
 
 /// Requests per second as they count; what is no rate is not known.
 pub(super) fn rate_of(rate: f64) -> Option<f64> {
-    (rate.is_finite() && rate >= 0.0).then_some(rate.min(MOST_RATE))
+    // The sum makes 0 of -0, by which nobody may divide.
+    (rate.is_finite() && rate >= 0.0).then_some(rate.min(MOST_RATE) + 0.0)
 }
 
 #[cfg(test)]
@@ -93,5 +94,6 @@ mod tests {
         assert_eq!([f64::NAN, f64::INFINITY, -1.0, 1e-10, 0.3].map(share_of), [0.0, 1.0, 0.0, 0.0, 0.3]);
         assert_eq!([f64::NAN, f64::INFINITY, -1.0].map(rate_of), [None; 3]);
         assert_eq!([0.0, 7.0, f64::MAX].map(rate_of), [Some(0.0), Some(7.0), Some(1e12)]);
+        assert!(rate_of(-0.0).unwrap().is_sign_positive());
     }
 }

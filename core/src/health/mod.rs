@@ -15,7 +15,11 @@ pub mod soft;
 pub mod verdict;
 
 #[cfg(test)]
+mod scenario_tests;
+#[cfg(test)]
 mod simulation_tests;
+#[cfg(test)]
+mod virtual_world;
 
 pub use fleet::{Event, Fleet, FleetSettings, Order, Records, Refused, Standing, What, Withheld};
 pub use probe::{Outcome, Pair, ProbeSettings, Schedule, Seen};

@@ -13,8 +13,6 @@ pub enum Kind {
     Ordinary,
     /// The content of an older version again.
     Rollback,
-    /// A region's traffic must go elsewhere.
-    Failover,
 }
 
 /// A new version on its way.
@@ -60,8 +58,6 @@ pub struct RolloutSettings {
     pub ordinary: Pace,
     /// Default: 1 s for each dwell, 1.5 s of patience.
     pub rollback: Pace,
-    /// How long a failover waits for nodes before it is done without them. Default 5 s.
-    pub failover_patience: Duration,
     pub comparison: ComparisonSettings,
 }
 
@@ -72,7 +68,6 @@ impl Default for RolloutSettings {
         Self {
             ordinary: pace(second * 30, second * 15),
             rollback: pace(second, second + half),
-            failover_patience: second * 5,
             comparison: ComparisonSettings::default(),
         }
     }
@@ -81,23 +76,15 @@ impl Default for RolloutSettings {
 impl RolloutSettings {
     /// The longest that a change takes until it is done or stopped, whatever nodes do.
     pub fn longest(&self, kind: Kind) -> Duration {
-        let staged = |pace: &Pace| {
-            let waits = pace.patience.saturating_mul(2).saturating_add(pace.region_dwell);
-            pace.trial().saturating_add(waits)
-        };
-        match kind {
-            Kind::Ordinary => staged(&self.ordinary),
-            Kind::Rollback => staged(&self.rollback),
-            Kind::Failover => self.failover_patience,
-        }
+        let pace = self.pace(kind);
+        let waits = pace.patience.saturating_mul(2).saturating_add(pace.region_dwell);
+        pace.trial().saturating_add(waits)
     }
 
-    /// Of a failover, the patience alone counts.
-    pub(super) fn pace(&self, kind: Kind) -> Pace {
+    pub(super) fn pace(&self, kind: Kind) -> &Pace {
         match kind {
-            Kind::Ordinary => self.ordinary.clone(),
-            Kind::Rollback => self.rollback.clone(),
-            Kind::Failover => Pace { patience: self.failover_patience, ..self.rollback.clone() },
+            Kind::Ordinary => &self.ordinary,
+            Kind::Rollback => &self.rollback,
         }
     }
 }
@@ -115,8 +102,6 @@ pub enum Stop {
     NoCanary,
     #[error("{applied} of {given} nodes of the region serve it; expected more than half")]
     TooFew { applied: usize, given: usize },
-    #[error("{refused} of the {present} nodes that are there refused it")]
-    RefusedByMost { refused: usize, present: usize },
 }
 
 /// The version is not above those before it.
@@ -163,7 +148,6 @@ impl Kind {
         match self {
             Self::Ordinary => "ordinary",
             Self::Rollback => "rollback",
-            Self::Failover => "failover",
         }
     }
 }

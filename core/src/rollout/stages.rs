@@ -12,12 +12,10 @@
 //!                +--refused (NACK)                          +--refused                                 +--refused
 //!                v                                          v                                          v
 //!                stopped: nobody else gets it. Who has it keeps it until a rollback, which is a newer version.
-//!
-//! failover    All --> done, or stopped when more than half of the nodes that are there refused it
 //! ```
 //!
-//! A failover skips the stages, not the checks: each node judges what it is given, and one that refuses does not hold
-//! up the others. A rollback takes the stages quickly: [`RolloutSettings::longest`] is 9 s for it by default.
+//! A rollback takes the stages quickly: [`RolloutSettings::longest`] is 9 s for it by default. Plans of
+//! [`crate::failover`] are no versions of this kind, and wait for nothing here.
 //!
 //! Nodes that are away are not waited for: they get what is due when they come. Nodes that are there and silent are
 //! waited for as long as [`Pace::patience`]. Then more than half of those that a region's stage was given to must
@@ -25,9 +23,8 @@
 //! seen, there is nothing to try it on, and after `patience` it goes to all: so begin nothing before nodes had the
 //! time to connect.
 //!
-//! A newer change takes the place of one under way. What was in its last stage then counts as settled, since all were
-//! given it; what was in an earlier one does not, and [`Rollout::begin`] names it: its content has not been proven,
-//! so a failover must be made from the settled content, and the change be begun again after it.
+//! A newer change takes the place of one under way, whatever the kinds. What was in its last stage then counts as
+//! settled, since all were given it; what was in an earlier one does not.
 //!
 //! [`Rollout::tick`] is O(nodes), all else O(log nodes).
 
@@ -36,7 +33,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::change::{Change, Kind, NotNewer, Pace, Progress, RolloutSettings, Stage, Stop};
+use super::change::{Change, NotNewer, Pace, Progress, RolloutSettings, Stage, Stop};
 use super::comparison::{Sample, Tally, Worse};
 use super::fleet::{Ack, Fleet, Node, is_gateway, region_of};
 use crate::identity::SpiffeId;
@@ -131,8 +128,7 @@ impl Rollout {
         let Some(node) = self.fleet.get_mut(id) else { return };
         node.refuses(version, reasons);
         let reasons = node.refused.first().map(|(_, reasons)| reasons.clone()).unwrap_or_default();
-        let stops = |running: &Running| running.change.version == version && running.change.kind != Kind::Failover;
-        if self.running().is_some_and(stops) {
+        if self.running().is_some_and(|running| running.change.version == version) {
             self.state = State::Stopped(Stop::Refused { node: id.clone(), reasons });
         }
     }
@@ -153,18 +149,17 @@ impl Rollout {
             }
         }
         self.change = Some(change);
-        let stage = if change.kind == Kind::Failover { Stage::All } else { Stage::Canary };
         self.state = State::Running(Running {
             change,
-            pace: self.settings.pace(change.kind),
-            stage,
+            pace: self.settings.pace(change.kind).clone(),
+            stage: Stage::Canary,
             began: now,
             entered: now,
             watched: None,
             canary: None,
             lost: BTreeSet::new(),
         });
-        self.enter(stage, now);
+        self.enter(Stage::Canary, now);
         self.tick(now);
         Ok(overtaken)
     }
@@ -188,7 +183,7 @@ impl Rollout {
         given.filter(fit).or(Some(self.settled).filter(fit))
     }
 
-    /// What everyone may have: the content that a failover is made from.
+    /// What everyone may have.
     pub fn settled(&self) -> u64 {
         self.settled
     }
@@ -228,7 +223,7 @@ impl Rollout {
         match running.stage {
             Stage::Canary => self.look_at_canary(running, now),
             Stage::Region => self.look_at_region(running, now),
-            Stage::All => self.look_at_all(running, now),
+            Stage::All => self.wait_for_nodes(running, now, Step::Finish),
         }
     }
 
@@ -270,22 +265,10 @@ impl Rollout {
         })
     }
 
-    fn look_at_all(&self, running: &Running, now: Duration) -> Step {
-        let present = || self.fleet.iter().filter(|(_, node)| node.is_present());
-        let refused = present().filter(|(_, node)| node.has_refused(running.change.version)).count();
-        let present = present().count();
-        if refused * 2 > present {
-            return Step::Stop(Stop::RefusedByMost { refused, present });
-        }
-        self.wait_for_nodes(running, now, Step::Finish)
-    }
-
     /// The step, once no node that could still answer is waited for.
     fn wait_for_nodes(&self, running: &Running, now: Duration, step: Step) -> Step {
-        let due = |(id, node): (&SpiffeId, &Node)| {
-            let open = running.reaches(id) && node.is_present();
-            open && !running.is_served_by(node) && !node.has_refused(running.change.version)
-        };
+        let due =
+            |(id, node): (&SpiffeId, &Node)| running.reaches(id) && node.is_present() && !running.is_served_by(node);
         let patient = now.saturating_sub(running.entered) < running.pace.patience;
         if patient && self.fleet.iter().any(due) { Step::Wait } else { step }
     }

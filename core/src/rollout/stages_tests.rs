@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::rollout::Kind;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -34,6 +35,17 @@ impl World {
     fn begun(version: u64, kind: Kind) -> Self {
         let mut world = Self::new();
         world.begin(version, kind);
+        world
+    }
+
+    /// An ordinary change that has passed its stages.
+    fn begun_for_all(version: u64) -> Self {
+        let mut world = Self::begun(version, Kind::Ordinary);
+        for _ in 0..2 {
+            world.apply_all();
+            world.pass(SECOND * 30);
+        }
+        assert_eq!(world.stage(), Some((Stage::All, false)));
         world
     }
 
@@ -328,11 +340,7 @@ fn more_than_half_of_the_region_must_apply_it_and_stay() {
 
 #[test]
 fn the_last_stage_ends_without_silent_nodes() {
-    let mut world = World::begun(2, Kind::Ordinary);
-    for _ in 0..2 {
-        world.apply_all();
-        world.pass(SECOND * 30);
-    }
+    let mut world = World::begun_for_all(2);
     let silent = world.wanted(2)[..3].to_vec();
     let others: Vec<SpiffeId> = world.nodes.iter().filter(|node| !silent.contains(node)).cloned().collect();
     world.apply(&others);
@@ -372,42 +380,21 @@ fn gateways_that_are_all_away_are_waited_for_but_not_for_ever() {
 }
 
 #[test]
-fn a_failover_skips_the_stages_but_not_the_checks() {
-    let mut world = World::begun(2, Kind::Failover);
-    assert_eq!((world.stage(), world.wanted(2).len()), (Some((Stage::All, false)), 12));
-    let refusing = world.nodes[..6].to_vec();
-    refusing.iter().for_each(|node| world.rollout.nack(node, 2, &refusal()));
-    world.pass(MS);
-    assert_eq!((world.stage(), world.wanted(2).len()), (Some((Stage::All, false)), 6), "the others go on");
+fn a_node_that_refuses_what_has_settled_gets_it_again_as_another_build() {
+    let mut world = World::begun_for_all(2);
     world.apply_all();
-    assert_eq!((world.rollout.progress(), world.wanted(2).len()), (Progress::Done { behind: 6 }, 0));
-    world.rollout.join(&refusing[0], 1);
-    assert_eq!(world.wanted(2), [refusing[0].clone()], "it may be another build now");
-}
-
-#[test]
-fn a_failover_that_most_refuse_is_stopped() {
-    let mut world = World::begun(2, Kind::Failover);
-    for node in &world.nodes.clone()[..7] {
-        world.rollout.nack(node, 2, &refusal());
-    }
-    world.pass(MS);
-    assert_eq!(world.stopped(), Some(Stop::RefusedByMost { refused: 7, present: 12 }));
-    assert_eq!(world.wanted(2), []);
-}
-
-#[test]
-fn a_failover_is_done_after_its_patience() {
-    let mut world = World::begun(2, Kind::Failover);
-    world.pass(SECOND * 5 - MS);
-    assert_eq!(world.stage(), Some((Stage::All, false)));
-    world.pass(MS);
-    assert_eq!(world.rollout.progress(), Progress::Done { behind: 12 });
+    let late = id("eu/gateway/late");
+    world.rollout.join(&late, 1);
+    assert_eq!(world.rollout.wanted(&late), Some(2));
+    world.rollout.nack(&late, 2, &refusal());
+    assert_eq!((world.rollout.progress(), world.rollout.wanted(&late)), (Progress::Done { behind: 1 }, None));
+    world.rollout.join(&late, 1);
+    assert_eq!(world.rollout.wanted(&late), Some(2));
 }
 
 #[test]
 fn who_is_no_node_is_not_let_in_and_given_nothing() {
-    let mut world = World::begun(2, Kind::Failover);
+    let mut world = World::begun_for_all(2);
     let client = SpiffeId::parse("spiffe://td/tenant/shop/client/one").unwrap();
     assert!(!world.rollout.join(&client, 1));
     world.rollout.ack(&client, 2, Ack::Applied);
@@ -418,9 +405,9 @@ fn who_is_no_node_is_not_let_in_and_given_nothing() {
 
 #[test]
 fn a_node_that_refuses_all_it_is_given_is_left_alone() {
-    let mut world = World::begun(2, Kind::Failover);
-    world.rollout.join(&world.nodes[0].clone(), 0);
-    let node = world.nodes[0].clone();
+    let mut world = World::begun(2, Kind::Ordinary);
+    let node = world.canary();
+    world.rollout.join(&node, 0);
     let mut given = Vec::new();
     while let Some(version) = world.rollout.wanted(&node) {
         given.push(version);
@@ -435,7 +422,7 @@ fn a_newer_version_takes_the_place_of_one_under_way() {
     let canary = world.canary();
     world.apply_all();
     for version in [0, 1, 2] {
-        let refused = world.rollout.begin(Change { version, kind: Kind::Failover }, world.now);
+        let refused = world.rollout.begin(Change { version, kind: Kind::Rollback }, world.now);
         assert_eq!(refused, Err(NotNewer { offered: version, newest: 2 }));
     }
     let overtaken = Some(Change { version: 2, kind: Kind::Ordinary });
@@ -446,21 +433,22 @@ fn a_newer_version_takes_the_place_of_one_under_way() {
         "who has the unproven one tries again"
     );
     assert_eq!(world.wanted(2), []);
-    assert_eq!(world.begin(4, Kind::Failover).map(|change| change.version), Some(3));
-    assert_eq!((world.wanted(4).len(), world.rollout.settled()), (12, 1));
+    assert_eq!(world.begin(4, Kind::Rollback).map(|change| change.version), Some(3));
+    assert_eq!((world.wanted(4), world.rollout.settled()), (vec![world.canary()], 1));
 }
 
 #[test]
 fn what_was_given_to_all_counts_as_settled_when_it_is_overtaken() {
-    let mut world = World::begun(2, Kind::Failover);
+    let mut world = World::begun_for_all(2);
     let some = world.nodes[..5].to_vec();
     world.apply(&some);
     assert_eq!(world.begin(3, Kind::Ordinary), None);
     assert_eq!((world.rollout.settled(), world.wanted(3).len()), (2, 1));
     let canary = world.canary();
-    let behind: Vec<SpiffeId> =
-        world.nodes.iter().filter(|node| !some.contains(node) && **node != canary).cloned().collect();
-    assert_eq!(world.wanted(2), behind, "the failover goes on");
+    let is_behind = |node: &&SpiffeId| world.rollout.fleet.get(node).unwrap().serving < 2 && **node != canary;
+    let behind: Vec<SpiffeId> = world.nodes.iter().filter(is_behind).cloned().collect();
+    assert!(behind.len() >= 3);
+    assert_eq!(world.wanted(2), behind, "they are still given it");
 }
 
 #[test]
@@ -486,7 +474,6 @@ fn a_rollback_takes_at_most_10_s_whatever_nodes_do() {
     let settings = RolloutSettings::default();
     assert_eq!(settings.longest(Kind::Rollback), SECOND * 9);
     assert_eq!(settings.longest(Kind::Ordinary), SECOND * 150);
-    assert_eq!(settings.longest(Kind::Failover), SECOND * 5);
     let endless = Pace { patience: Duration::MAX, canaries: u32::MAX, ..settings.ordinary.clone() };
     assert_eq!(RolloutSettings { ordinary: endless, ..settings }.longest(Kind::Ordinary), Duration::MAX);
 }
@@ -535,7 +522,7 @@ enum Event {
 fn any_event() -> impl Strategy<Value = Event> {
     let sample = (0_u64..2_000, 0_u64..100, proptest::option::of(1_u64..100))
         .prop_map(|(requests, errors, p99)| Sample { requests, errors, p99: p99.map(Duration::from_millis) });
-    let kind = prop_oneof![Just(Kind::Ordinary), Just(Kind::Rollback), Just(Kind::Failover)];
+    let kind = prop_oneof![Just(Kind::Ordinary), Just(Kind::Rollback)];
     prop_oneof![
         20 => (0_usize..12).prop_map(Event::Apply),
         1 => (0_usize..12, 0_u64..20).prop_map(|(node, version)| Event::Claim(node, version)),
