@@ -19,11 +19,13 @@
 //! * [`health`]: which regions get traffic.
 //! * [`failover`]: where traffic goes while a region cannot take it.
 //! * [`rollout`]: how a new version reaches all nodes.
+//! * [`drill`]: faults on purpose, and how long it took to get over them.
 //! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.
 
 pub mod audit;
 pub mod cache;
 pub mod deadline;
+pub mod drill;
 pub mod failover;
 pub mod feature;
 pub mod health;
