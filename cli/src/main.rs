@@ -3,6 +3,7 @@
 mod admin;
 mod commands;
 mod dev;
+mod drill;
 
 use clap::{Parser, Subcommand};
 
@@ -33,6 +34,8 @@ enum Command {
     Explain(Box<commands::explain::Arguments>),
     /// Purge cached results
     Cache(commands::cache::Arguments),
+    /// Break something on purpose, and see how long it takes to get over it
+    Drill(commands::drill::Arguments),
     /// Make a trust domain and its certificates, for development
     Pki(commands::pki::Arguments),
     /// Load features
@@ -51,6 +54,7 @@ fn main() -> std::process::ExitCode {
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Explain(arguments) => commands::explain::run(&arguments),
         Command::Cache(arguments) => commands::cache::run(&arguments),
+        Command::Drill(arguments) => commands::drill::run(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),
         Command::Dev(arguments) => dev::run(&arguments),

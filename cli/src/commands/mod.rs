@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod cache;
 pub mod check;
+pub mod drill;
 pub mod explain;
 pub mod features;
 pub mod pki;

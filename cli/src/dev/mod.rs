@@ -3,7 +3,9 @@
 //! * [`region`]: what the region is made of: folders, ports, settings files, snapshot.
 //! * [`processes`]: the children, ended with us, started again when they die.
 //! * [`servers`]: Redis, Cassandra and Triton, when asked for.
+//! * [`injector`]: what breaks things for drills.
 
+pub mod injector;
 mod processes;
 mod region;
 mod servers;
