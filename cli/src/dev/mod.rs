@@ -5,6 +5,8 @@
 //! * [`servers`]: Redis, Cassandra and Triton, when asked for.
 //! * [`injector`]: what breaks things for drills.
 
+// Started with the regions.
+#[allow(dead_code)]
 pub mod injector;
 mod processes;
 mod region;

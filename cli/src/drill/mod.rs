@@ -23,6 +23,8 @@ pub mod resolver;
 pub mod run;
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod run_tests;
 #[cfg(test)]
 mod support;

@@ -255,7 +255,15 @@ impl Run {
         if *self.course.stage() == Stage::Recovering && self.recorder.is_back() {
             return self.step(Event::FailedBack);
         }
-        self.course.tick(now)
+        let before = self.course.stage().clone();
+        let order = self.course.tick(now);
+        if before == Stage::Restoring && *self.course.stage() == Stage::Recovering {
+            self.say("nobody confirmed the removal, but the lease is over");
+            self.recorder.removed(now);
+        } else if before != *self.course.stage() {
+            self.say(self.course.stage().name());
+        }
+        order
     }
 
     fn judge(&mut self) -> Option<Order> {
