@@ -9,9 +9,9 @@ use spillway_core::units::{InvalidUnit, Name};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::drill::keep;
 use crate::drill::place::Place;
 use crate::drill::run::{self, Setup};
-use crate::drill::keep;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -70,7 +70,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Show { name } => {
-            print!("{}", builtin::text(name).with_context(|| format!("there is no drill '{name}'; see: spillway drill list"))?);
+            print!(
+                "{}",
+                builtin::text(name).with_context(|| format!("there is no drill '{name}'; see: spillway drill list"))?
+            );
             Ok(ExitCode::SUCCESS)
         }
     }

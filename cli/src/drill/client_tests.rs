@@ -91,9 +91,13 @@ async fn a_silent_gateway_leaves_time_for_the_next() {
 #[tokio::test]
 async fn each_answer_has_its_kind_and_what_is_refused_for_good_is_not_tried_again() {
     let mut stand = stand([[127, 82, 4, 1], [127, 82, 4, 2]].map(Ipv4Addr::from), 60).await;
-    for (status, failure, attempts) in
-        [(400, Failure::Rejected, 1), (403, Failure::Rejected, 1), (503, Failure::Overloaded, 3), (500, Failure::Failed, 3), (504, Failure::TimedOut, 3)]
-    {
+    for (status, failure, attempts) in [
+        (400, Failure::Rejected, 1),
+        (403, Failure::Rejected, 1),
+        (503, Failure::Overloaded, 3),
+        (500, Failure::Failed, 3),
+        (504, Failure::TimedOut, 3),
+    ] {
         let before = *stand.one.asked.lock() + *stand.two.asked.lock();
         for gateway in [&stand.one, &stand.two] {
             *gateway.mood.lock() = Mood::Says(StatusCode::from_u16(status).unwrap());

@@ -94,11 +94,8 @@ pub fn situation(status: &StatusResponse) -> Situation {
         region.capacity
     };
     let regions = status.regions.iter().filter_map(|region| {
-        let before = RegionBefore {
-            phase: phase(&region.phase),
-            weight: region.weight,
-            capacity: capacity(&region.region),
-        };
+        let before =
+            RegionBefore { phase: phase(&region.phase), weight: region.weight, capacity: capacity(&region.region) };
         Some((Name::parse(&region.region).ok()?, before))
     });
     let overrides = status.overrides.iter().flat_map(|overrides| &overrides.overrides);

@@ -28,9 +28,7 @@ pub fn save_plain(folder: &Path, report: &Report) -> Result<()> {
 fn write(folder: &Path, name: &str, report: &Report) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let json = serde_json::to_string_pretty(report)?;
-    for (extension, content) in
-        [("json", json), ("txt", text::text(report)), ("svg", picture::picture(report))]
-    {
+    for (extension, content) in [("json", json), ("txt", text::text(report)), ("svg", picture::picture(report))] {
         let file = folder.join(format!("{name}.{extension}"));
         write_atomic(&file, content.as_bytes(), 0o644).with_context(|| format!("cannot write {}", file.display()))?;
     }

@@ -29,8 +29,10 @@ fn reports_are_kept_in_three_forms_and_read_back_newest_first() {
 fn a_report_for_others_has_plain_names() {
     let folder = tempfile::tempdir().unwrap();
     save_plain(folder.path(), &report(1)).unwrap();
-    let mut names: Vec<String> =
-        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(names, ["report.json", "report.txt", "timeline.svg"]);
 }

@@ -149,7 +149,10 @@ mod tests {
     #[test]
     fn endpoints_are_read() {
         let place = Place::of(&example(), "acme", None).unwrap();
-        assert_eq!((place.service.as_str(), place.server_name.as_str()), ("predict.spillway.test", "predict.spillway.test"));
+        assert_eq!(
+            (place.service.as_str(), place.server_name.as_str()),
+            ("predict.spillway.test", "predict.spillway.test")
+        );
         assert_eq!((place.control.len(), place.loader.is_none()), (2, true));
         assert_eq!(place.sidecars[&Name::parse("eu").unwrap()].len(), 1, "one cannot be asked");
         for asked in ["b", "127.0.0.1:7001"] {

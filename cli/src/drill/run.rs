@@ -240,8 +240,7 @@ impl Run {
         let doubted = self.seen.then(|| self.recorder.doubted());
         let sample = Sample { doubted, ..std::mem::take(&mut self.sample) };
         self.seen = false;
-        self.settled_since =
-            self.recorder.is_settled(now).then(|| self.settled_since.unwrap_or(now));
+        self.settled_since = self.recorder.is_settled(now).then(|| self.settled_since.unwrap_or(now));
         let settled = self.settled_since.is_some_and(|since| now.saturating_sub(since) >= self.drill.settle);
         self.tell_marks();
         let order = if self.course.stage().may_be_broken() && now.saturating_sub(self.kept_alive) >= Lease::LIFE {
@@ -335,7 +334,8 @@ impl Run {
 
     fn named_faults(&self) -> Vec<Fault> {
         let target = self.recorder.target();
-        let names = |patterns: &[_], known: &[String]| named(patterns, target, known).into_iter().map(str::to_owned).collect();
+        let names =
+            |patterns: &[_], known: &[String]| named(patterns, target, known).into_iter().map(str::to_owned).collect();
         let (processes, links) = (&self.before.processes, &self.before.links);
         let faults = self.drill.faults.iter().map(|fault| Fault {
             act: fault.act,

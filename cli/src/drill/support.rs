@@ -97,7 +97,9 @@ impl Gateway {
             while let Ok((stream, _)) = listener.accept().await {
                 let (workload, region, mood, count) = (workload.clone(), region.clone(), moods.clone(), count.clone());
                 connections.spawn(async move {
-                    let Ok(accepted) = accept(&workload, stream, Offer::H2, Duration::from_secs(5)).await else { return };
+                    let Ok(accepted) = accept(&workload, stream, Offer::H2, Duration::from_secs(5)).await else {
+                        return;
+                    };
                     let service = service_fn(move |_: http::Request<Incoming>| {
                         let (region, mood) = (region.clone(), *mood.lock());
                         *count.lock() += 1;
@@ -275,7 +277,8 @@ impl Truth {
     fn status(&self) -> StatusResponse {
         let weights = self.weights();
         // Any number that rises with each change.
-        let version = 1 + weights.values().filter(|weight| **weight != 1.0 / 3.0).count() as u64
+        let version = 1
+            + weights.values().filter(|weight| **weight != 1.0 / 3.0).count() as u64
             + 10 * self.started.lock().len() as u64;
         let regions = REGIONS.map(|region| {
             let (phase, _) = self.phase(region);

@@ -38,7 +38,7 @@ pub fn picture(report: &Report) -> String {
     let first_panel = TOP;
     let second_panel = first_panel + PANEL + GAP;
     let marks = second_panel + PANEL + GAP;
-    let objectives = marks + MARKS + 60.0;
+    let objectives = marks + MARKS + 78.0;
     let rows = report.objectives.len().div_ceil(3);
     let height = objectives + 26.0 + rows as f64 * 24.0;
     let mut svg = Svg::default();
@@ -255,7 +255,7 @@ fn moments(svg: &mut Svg, report: &Report, axis: &Axis, from: f64, top: f64) {
             y - 4.0
         ));
         let (place, anchor) = if left { (x - 7.0, "end") } else { (x + 7.0, "start") };
-        svg.text(place, y, &label, &format!("font-size=\"11.5\" text-anchor=\"{anchor}\" fill=\"{colour}\""));
+        svg.text(place, y, &label, &format!("font-size=\"11.5\" text-anchor=\"{anchor}\" fill=\"{colour}\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\""));
     }
 }
 

@@ -79,7 +79,7 @@ fn past(report: &Report, lines: &mut Lines) {
     if past.runs == 0 {
         return;
     }
-    lines.say(&format!("\nlast {} runs before, {} passed", past.runs, past.passed));
+    lines.say(&format!("\nruns before: {}, passed: {}", past.runs, past.passed));
     let rows: [(&str, Option<Spread>); 6] = [
         ("recovery time", past.rto),
         ("verdict", past.verdict),

@@ -150,26 +150,22 @@ async fn carry(client: TcpStream, from: SocketAddr, way: Arc<Way>, mut rules: wa
     }
 }
 
-async fn through(client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) -> io::Result<()> {
+async fn through(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) -> io::Result<()> {
     passing(&mut mode).await?;
-    let server = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await??;
+    let mut server = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await??;
     SockRef::from(&server).set_linger(Some(Duration::ZERO))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
-    let ((from_client, to_server), (from_server, to_client)) = tokio::try_join!(
-        pump(from_client, to_server, mode.clone()),
-        pump(from_server, to_client, mode.clone())
-    )?;
-    for stream in [from_client.reunite(to_client).ok(), from_server.reunite(to_server).ok()].into_iter().flatten() {
-        SockRef::from(&stream).set_linger(None)?;
-    }
-    Ok(())
+    // Borrowed halves: owned ones would end their direction well when dropped.
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
+    tokio::try_join!(pump(from_client, to_server, mode.clone()), pump(from_server, to_client, mode.clone()))?;
+    SockRef::from(&client).set_linger(None)?;
+    SockRef::from(&server).set_linger(None)
 }
 
 /// One direction, to its end.
-async fn pump<R, W>(mut from: R, mut to: W, mode: watch::Receiver<Mode>) -> io::Result<(R, W)>
+async fn pump<R, W>(mut from: R, mut to: W, mode: watch::Receiver<Mode>) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -202,8 +198,7 @@ where
         }
         io::Result::Ok(())
     };
-    tokio::try_join!(read, write)?;
-    Ok((from, to))
+    tokio::try_join!(read, write).map(drop)
 }
 
 /// Waits until bytes may go on.
@@ -224,7 +219,9 @@ impl Judge {
     async fn mode(&mut self, rules: &[Rule]) -> Mode {
         let mut mode = Mode::Pass;
         for rule in rules {
-            if rule.from.is_empty() || self.process().await.is_some_and(|name| rule.from.iter().any(|from| from == name)) {
+            if rule.from.is_empty()
+                || self.process().await.is_some_and(|name| rule.from.iter().any(|from| from == name))
+            {
                 mode = rule.mode;
             }
         }

@@ -99,10 +99,7 @@ impl Service for Asked {
         left.map(|left| Response::new(held(left))).map_err(|denied| Status::not_found(denied.to_string()))
     }
 
-    async fn remove(
-        &self,
-        request: Request<proto::LeaseRequest>,
-    ) -> Result<Response<proto::RemoveResponse>, Status> {
+    async fn remove(&self, request: Request<proto::LeaseRequest>) -> Result<Response<proto::RemoveResponse>, Status> {
         if self.0.remove(LeaseId(request.into_inner().lease)) {
             return Ok(Response::new(proto::RemoveResponse {}));
         }
