@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files with protox, so that no `protoc` has to be installed.
 
 fn main() {
-    let files = ["proto/inference.proto", "proto/control.proto", "proto/feature.proto"];
+    let files = ["proto/inference.proto", "proto/control.proto", "proto/feature.proto", "proto/drill.proto"];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }

@@ -5,6 +5,7 @@ mod authority;
 mod commands;
 mod control;
 mod dev;
+mod drill;
 mod yaml;
 
 use clap::{Parser, Subcommand};
@@ -50,13 +51,15 @@ enum Command {
     Explain(Box<commands::explain::Arguments>),
     /// Purge cached results
     Cache(commands::cache::Arguments),
+    /// Break something on purpose, and see how long it takes to get over it
+    Drill(commands::drill::Arguments),
     /// Make a trust domain and its certificates; replace its root
     Pki(commands::pki::Arguments),
     /// Make one-time tokens for first certificates
     Token(commands::token::Arguments),
     /// Load features
     Features(commands::features::Arguments),
-    /// Run a whole region on this machine
+    /// Run three regions on this machine
     Dev(dev::Arguments),
 }
 
@@ -77,6 +80,7 @@ fn main() -> std::process::ExitCode {
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Explain(arguments) => commands::explain::run(&arguments),
         Command::Cache(arguments) => commands::cache::run(&arguments),
+        Command::Drill(arguments) => commands::drill::run(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
         Command::Token(arguments) => commands::token::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),

@@ -21,12 +21,14 @@
 //! * [`failover`]: where traffic goes while a region cannot take it.
 //! * [`rollout`]: how a new version reaches all nodes.
 //! * [`authority`]: who gets which certificate, and which roots are trusted.
+//! * [`drill`]: faults on purpose, and how long it took to get over them.
 //! * [`line`]: JSON on one line that misleads nobody. [`audit`]: lines that cannot be changed unseen.
 
 pub mod audit;
 pub mod authority;
 pub mod cache;
 pub mod deadline;
+pub mod drill;
 pub mod failover;
 pub mod feature;
 pub mod health;

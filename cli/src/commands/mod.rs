@@ -4,6 +4,7 @@ pub mod apply;
 pub mod audit;
 pub mod cache;
 pub mod check;
+pub mod drill;
 pub mod explain;
 pub mod features;
 pub mod intent;

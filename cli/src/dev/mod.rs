@@ -4,8 +4,12 @@
 //! * [`region`]: what one region is made of.
 //! * [`processes`]: the children, ended with us, started again when they die.
 //! * [`servers`]: Redis, Cassandra and Triton, when asked for.
+//! * [`injector`]: what breaks things for drills.
 
 mod fleet;
+// Started with the regions.
+#[allow(dead_code)]
+pub mod injector;
 mod processes;
 mod region;
 mod servers;

@@ -1,0 +1,174 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+
+use super::service::{FILE, serve};
+use super::*;
+use crate::drill::injector::Remote;
+
+/// Processes that are written down.
+#[derive(Default)]
+pub struct Doubles(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    pids: BTreeMap<String, u32>,
+    log: Vec<String>,
+    /// Cannot be started.
+    stuck: bool,
+}
+
+impl Doubles {
+    pub fn run(&self, name: &str, pid: u32) {
+        self.0.lock().pids.insert(name.to_owned(), pid);
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.0.lock().log.clone()
+    }
+
+    fn note(&self, what: &str, name: &str) -> Result<()> {
+        self.0.lock().log.push(format!("{what} {name}"));
+        Ok(())
+    }
+}
+
+impl Processes for Doubles {
+    fn names(&self) -> Vec<String> {
+        self.0.lock().pids.keys().cloned().collect()
+    }
+
+    fn pid(&self, name: &str) -> Option<u32> {
+        self.0.lock().pids.get(name).copied()
+    }
+
+    fn kill(&self, name: &str) -> Result<()> {
+        self.note("kill", name)
+    }
+
+    fn pause(&self, name: &str) -> Result<()> {
+        if name.ends_with("stubborn") {
+            anyhow::bail!("it does not want to");
+        }
+        self.note("pause", name)
+    }
+
+    fn resume(&self, name: &str) -> Result<()> {
+        self.note("resume", name)
+    }
+
+    fn start(&self, name: &str) -> Result<()> {
+        if self.0.lock().stuck {
+            anyhow::bail!("no port is free");
+        }
+        self.note("start", name)
+    }
+}
+
+fn fault(act: Act, on: &[&str]) -> Fault {
+    Fault { act, on: on.iter().map(|&name| name.to_owned()).collect(), from: Vec::new() }
+}
+
+fn injector() -> (Arc<Injector>, Arc<Doubles>) {
+    let doubles = Arc::new(Doubles::default());
+    for name in ["eu/gateway", "eu/scorer", "eu/stubborn"] {
+        doubles.run(name, 1);
+    }
+    let links = Links::new(doubles.clone());
+    (Injector::new(doubles.clone(), links), doubles)
+}
+
+const ONE: LeaseId = LeaseId(1);
+
+#[tokio::test]
+async fn what_was_broken_is_mended_when_the_lease_is_given_back() {
+    let (injector, doubles) = injector();
+    let faults = [fault(Act::Kill, &["eu/gateway"]), fault(Act::Pause, &["eu/scorer"])];
+    let left = injector.inject(ONE, "region-loss", &faults).unwrap();
+    assert!(left <= Lease::LIFE && left > Lease::LIFE - Duration::from_secs(2));
+    assert_eq!(injector.drill().as_deref(), Some("region-loss"));
+    let busy = injector.inject(LeaseId(2), "other", &faults).unwrap_err();
+    assert!(matches!(busy, InjectError::Denied(Denied::Busy)));
+    assert!(injector.remove(LeaseId(2)), "of that one nothing is left");
+    assert_eq!(doubles.log(), ["kill eu/gateway", "pause eu/scorer"]);
+    assert!(injector.remove(ONE) && injector.remove(ONE));
+    assert_eq!(doubles.log()[2..], ["start eu/gateway", "resume eu/scorer"]);
+    assert_eq!(injector.drill(), None);
+    assert_eq!(injector.renew(ONE), Err(Denied::Over));
+}
+
+#[tokio::test]
+async fn a_fault_that_fails_leaves_nothing_broken() {
+    let (injector, doubles) = injector();
+    let faults = [fault(Act::Kill, &["eu/gateway"]), fault(Act::Pause, &["eu/stubborn"])];
+    assert!(matches!(injector.inject(ONE, "d", &faults), Err(InjectError::Failed(name, _)) if name == "eu/stubborn"));
+    assert_eq!(doubles.log(), ["kill eu/gateway", "start eu/gateway", "resume eu/stubborn"]);
+    assert_eq!(injector.drill(), None);
+}
+
+#[tokio::test]
+async fn nobody_unknown_is_broken() {
+    let (injector, doubles) = injector();
+    for faults in [[fault(Act::Kill, &["us/gateway"])], [fault(Act::Drop, &["eu/gateway"])]] {
+        let known = [fault(Act::Kill, &["eu/gateway"]), faults[0].clone()];
+        assert!(matches!(injector.inject(ONE, "d", &known), Err(InjectError::Unknown { .. })));
+    }
+    assert_eq!(doubles.log(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_mended_is_tried_again_and_keeps_others_out() {
+    let (injector, doubles) = injector();
+    injector.inject(ONE, "d", &[fault(Act::Kill, &["eu/gateway"]), fault(Act::Pause, &["eu/scorer"])]).unwrap();
+    doubles.0.lock().stuck = true;
+    assert!(!injector.remove(ONE));
+    assert!(injector.inject(LeaseId(2), "d", &[]).is_err());
+    doubles.0.lock().stuck = false;
+    injector.mend_if_over();
+    assert_eq!(doubles.log()[2..], ["resume eu/scorer", "start eu/gateway"]);
+    assert_eq!(injector.drill(), None);
+}
+
+#[tokio::test]
+async fn only_who_has_the_secret_is_served() {
+    let (injector, _) = injector();
+    let folder = tempfile::tempdir().unwrap();
+    let serving = serve(injector, folder.path()).await.unwrap();
+    let file = folder.path().join(FILE);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let remote = Remote::open(&file).await.unwrap();
+    let reach = remote.reach().await.unwrap();
+    assert_eq!(reach.processes, ["eu/gateway", "eu/scorer", "eu/stubborn"]);
+    let text = std::fs::read_to_string(&file).unwrap();
+    for wrong in [text.replace("\"secret\":\"", "\"secret\":\"0"), text.replace("\"secret\"", "\"token\"")] {
+        std::fs::write(&file, wrong).unwrap();
+        let refused = match Remote::open(&file).await {
+            Ok(stranger) => stranger.reach().await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused);
+    }
+    drop(serving);
+    assert!(!file.exists());
+}
+
+/// Issue 5, scenario 7, without processes: whoever renews falls silent.
+#[tokio::test]
+async fn a_controller_that_dies_in_mid_fault_leaves_no_fault_after_15_s() {
+    let (injector, doubles) = injector();
+    let folder = tempfile::tempdir().unwrap();
+    let _serving = serve(injector, folder.path()).await.unwrap();
+    let remote = Remote::open(&folder.path().join(FILE)).await.unwrap();
+    let began = Instant::now();
+    remote.inject(7, "region-loss", &[fault(Act::Kill, &["eu/gateway"])]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    remote.renew(7).await.unwrap();
+    let renewed = Instant::now();
+    drop(remote);
+    let mended = || doubles.log().iter().any(|line| line == "start eu/gateway");
+    while !mended() {
+        assert!(renewed.elapsed() < Duration::from_secs(16), "the fault is still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() > Lease::LIFE + Duration::from_secs(2), "the renewal counted");
+    eprintln!("figures: fault gone {:.1} s after the last renewal", renewed.elapsed().as_secs_f64());
+}

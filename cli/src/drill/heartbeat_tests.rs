@@ -1,0 +1,86 @@
+use spillway_core::units::DnsName;
+
+use super::super::support::{Domain, Rows, SERVICE, serve_rows};
+use super::*;
+
+/// Two regions that share their rows or not.
+async fn place(domain: &Domain, eu: Rows, us: Rows) -> (Place, Vec<JoinSet<()>>) {
+    let mut sidecars = std::collections::BTreeMap::new();
+    let mut tasks = Vec::new();
+    for (region, rows) in [("eu", eu), ("us", us)] {
+        let (server, task) = serve_rows(domain, region, rows).await;
+        sidecars.insert(Name::parse(region).unwrap(), vec![server]);
+        tasks.push(task);
+    }
+    let identity = domain.identity("region/eu/control/loader");
+    let place = Place {
+        service: DnsName::host(SERVICE).unwrap(),
+        port: 1,
+        server_name: SERVICE.into(),
+        dns: Vec::new(),
+        control: Vec::new(),
+        operator: identity.clone(),
+        client: identity.clone(),
+        model: String::new(),
+        entity: String::new(),
+        injector: Default::default(),
+        loader: Some(identity),
+        sidecars,
+    };
+    (place, tasks)
+}
+
+fn heartbeat() -> Heartbeat {
+    Heartbeat { group: Name::parse("site").unwrap() }
+}
+
+async fn until(beating: &Beating, what: impl Fn(&Seen) -> bool) {
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !what(&beating.seen.lock()) {
+        assert!(tokio::time::Instant::now() < end, "not in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn rows_that_are_shared_lose_nothing() {
+    let domain = Domain::create();
+    let rows = Rows::default();
+    let (place, _tasks) = place(&domain, rows.clone(), rows).await;
+    let beating = Beating::start(&place, &Name::parse("eu").unwrap(), &heartbeat()).unwrap().unwrap();
+    until(&beating, |seen| seen.written >= 2).await;
+    beating.injected();
+    let written = beating.seen.lock().written;
+    until(&beating, |seen| seen.last_read == Some(seen.last_written)).await;
+    let loss = beating.loss();
+    assert_eq!((loss.written, loss.rpo_ms), (written, Some(0)));
+}
+
+#[tokio::test]
+async fn what_did_not_get_across_is_lost_and_what_comes_later_does_not_count() {
+    let domain = Domain::create();
+    let (eu, us) = (Rows::default(), Rows::default());
+    let (place, _tasks) = place(&domain, eu.clone(), us.clone()).await;
+    let beating = Beating::start(&place, &Name::parse("eu").unwrap(), &heartbeat()).unwrap().unwrap();
+    until(&beating, |seen| seen.written == 1).await;
+    assert_eq!(beating.loss().rpo_ms, None, "nothing can be read elsewhere");
+    *us.0.lock() = eu.0.lock().clone();
+    until(&beating, |seen| seen.written == 3 && seen.last_read.is_some()).await;
+    beating.injected();
+    beating.removed();
+    *us.0.lock() = eu.0.lock().clone();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let lost = beating.loss().rpo_ms.unwrap();
+    assert!((1_900..2_500).contains(&lost), "two beats of a second each: {lost} ms");
+}
+
+#[tokio::test]
+async fn nobody_to_read_from_is_no_measurement() {
+    let domain = Domain::create();
+    let (mut place, _tasks) = place(&domain, Rows::default(), Rows::default()).await;
+    place.sidecars.remove("us");
+    assert!(Beating::start(&place, &Name::parse("eu").unwrap(), &heartbeat()).unwrap().is_none());
+    assert!(Beating::start(&place, &Name::parse("us").unwrap(), &heartbeat()).unwrap().is_none());
+    place.loader = None;
+    assert!(Beating::start(&place, &Name::parse("eu").unwrap(), &heartbeat()).unwrap().is_none());
+}

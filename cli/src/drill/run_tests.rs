@@ -1,0 +1,108 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use spillway_core::drill::{Drill, Mark, Outcome, Report, builtin, definition};
+use spillway_core::units::Name;
+use spillway_proto::control::Override;
+use tokio::sync::mpsc;
+
+use super::run::{Setup, run};
+use super::support::Fleet;
+use crate::dev::injector::Injector;
+use crate::dev::injector::relay::Links;
+use crate::dev::injector::service::{Serving, serve};
+
+async fn stand() -> (Fleet, Serving) {
+    let fleet = Fleet::start().await;
+    let links = Links::new(fleet.gateways.clone());
+    let injector = Injector::new(fleet.gateways.clone(), links);
+    let serving = serve(injector, fleet.domain.folder.path()).await.unwrap();
+    (fleet, serving)
+}
+
+fn drill() -> Drill {
+    let text = builtin::text("region-loss").unwrap().replace("settle: 10s", "settle: 2s").replace("150s", "40s");
+    let mut drill = definition::read(&text).unwrap();
+    drill.load.clients = 30;
+    drill.load.interval = Duration::from_millis(250);
+    drill
+}
+
+fn setup(fleet: &Fleet, drill: Drill) -> Setup {
+    let target = Some(Name::parse("eu-west").unwrap());
+    Setup { drill, target, place: fleet.place.clone(), runs: fleet.domain.folder.path().join("drills") }
+}
+
+async fn finished(setup: Setup, interrupts: mpsc::Receiver<()>) -> Report {
+    tokio::time::timeout(Duration::from_secs(90), run(setup, interrupts)).await.expect("it ends").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_region_is_measured_from_its_loss_to_its_return() {
+    let (fleet, _serving) = stand().await;
+    let (_quiet, interrupts) = mpsc::channel(1);
+    let report = finished(setup(&fleet, drill()), interrupts).await;
+    eprintln!("{}", spillway_core::drill::text::text(&report));
+    assert_eq!((report.outcome, &report.reasons), (Outcome::Pass, &Vec::new()));
+    let at = |mark| report.at(mark).unwrap_or_else(|| panic!("{mark:?} was not reached"));
+    assert!((1_000..2_000).contains(&at(Mark::FirstFailedProbe)), "the table says 1 s");
+    assert!((2_000..3_000).contains(&at(Mark::Verdict)), "the table says 2 s");
+    assert!(at(Mark::Published) >= at(Mark::Verdict));
+    assert!((2_000..4_500).contains(&at(Mark::Answers)));
+    assert!((2_000..6_000).contains(&at(Mark::Moved99)), "a TTL is 2 s");
+    assert!(at(Mark::ErrorsBack) < 5_000, "clients know a second address");
+    assert!(at(Mark::FailedBack) > at(Mark::Removed) + 3_000);
+    let recovery = report.recovery.unwrap();
+    assert_eq!(recovery.phases.iter().map(|phase| phase.ms).sum::<u64>(), recovery.rto_ms);
+    assert_eq!(report.data.unwrap().rpo_ms, Some(0), "these regions share their rows");
+    assert_eq!((report.clients.of_target, report.clients.moved), (10, 10));
+    assert!(report.requests.retried > 0 && report.requests.classes.len() == 4);
+    let kept = super::keep::earlier(&fleet.domain.folder.path().join("drills"));
+    assert_eq!(kept.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t65_a_drill_over_an_override_is_refused_before_anything_is_broken() {
+    let (fleet, _serving) = stand().await;
+    fleet.truth.overrides.lock().push(Override { region: "ap-south".into(), ..Override::default() });
+    let (_quiet, interrupts) = mpsc::channel(1);
+    let report = finished(setup(&fleet, drill()), interrupts).await;
+    assert_eq!(report.outcome, Outcome::Refused);
+    assert_eq!(report.reasons, ["there is an override for the region 'ap-south'"]);
+    assert_eq!((report.requests.sent, report.at(Mark::Injected)), (0, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t65_a_guard_breaks_a_drill_off_and_the_region_comes_back() {
+    let (fleet, _serving) = stand().await;
+    let mut drill = drill();
+    drill.guards.blind_for = Duration::from_secs(2);
+    let truth = Arc::clone(&fleet.truth);
+    let (_quiet, interrupts) = mpsc::channel(1);
+    let mute = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        *truth.mute.lock() = true;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        *truth.mute.lock() = false;
+    });
+    let report = finished(setup(&fleet, drill), interrupts).await;
+    mute.await.unwrap();
+    assert_eq!(report.outcome, Outcome::Aborted);
+    assert!(report.reasons[0].starts_with("a guard: the control plane said nothing"), "{:?}", report.reasons);
+    assert!(report.at(Mark::Removed).is_some() && report.at(Mark::FailedBack).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_end_a_drill() {
+    let (fleet, _serving) = stand().await;
+    let (interrupt, interrupts) = mpsc::channel(1);
+    let wait = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        interrupt.send(()).await.unwrap();
+        interrupt
+    });
+    let report = finished(setup(&fleet, drill()), interrupts).await;
+    let _open = wait.await.unwrap();
+    assert!(report.at(Mark::FailedBack).is_some());
+    assert_eq!((report.outcome, report.reasons), (Outcome::Aborted, vec!["interrupted by the operator".to_owned()]));
+}
