@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::authority::{Authority, Newcomers, OpenError as NoAuthority, may_call as may_call_authority};
+use crate::fleet::{Fleet, may_follow};
 use crate::intent::service::may_call as may_call_intent;
 use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
 use crate::leading::Leading;
@@ -163,15 +164,18 @@ impl Control {
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
         let Self { server, admin, authority, newcomers, parts, settings, .. } = self;
+        let fleet = Fleet::new(&settings, &parts);
         let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
-        let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone())];
+        let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone()), fleet.status()];
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
-        let mut routes = Routes::new(intent.into_server());
-        let mut doors =
-            vec![Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent }];
+        let mut routes = Routes::new(intent.into_server()).add_service(fleet.service());
+        let mut doors = vec![
+            Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
+            Door { service: "/spillway.control.v1.Distribution/", action: "follow", may_call: may_follow },
+        ];
         if let Some(authority) = &authority {
             routes = routes.add_service(authority.service());
             let service = "/spillway.control.v1.Authority/";
@@ -209,6 +213,7 @@ impl Control {
         }
         tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
         tasks.spawn(versions.follow(drain.clone()));
+        fleet.start(&mut tasks, &drain);
         tasks.spawn(overrides.follow(leading.clone(), audit.clone(), drain.clone()));
         // Counted as work, so that another node may lead before this one has ended.
         let election = drain.work();

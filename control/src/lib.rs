@@ -10,6 +10,7 @@
 //! * [`intent`]: what operators ask for, version by version.
 //! * [`distribution`]: the streams to all nodes, and who gets which version when.
 //! * [`verdicts`]: from what vantages see to the plan.
+//! * [`fleet`]: how these two hear of each other.
 //! * [`dns`]: the plan as answers.
 //! * [`authority`]: certificates for workloads.
 //!
@@ -19,6 +20,7 @@ pub mod authority;
 pub mod control;
 pub mod distribution;
 pub mod dns;
+pub mod fleet;
 pub mod intent;
 pub mod leading;
 pub mod metrics;

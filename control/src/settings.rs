@@ -8,6 +8,8 @@
 //! advertise: 10.0.4.1:7443          # where other control nodes reach it
 //! store: {sqlite: control.db}       # or etcd: {endpoints, identity, prefix}
 //! operators: [alice, bob]           # or any
+//! health: {profile: standard}      # how regions are judged: see verdicts/settings.rs
+//! rollout: {canaryDwell: 30s}       # how new versions spread: see distribution/settings.rs
 //! authority: {folder: authority, bootstrap: 0.0.0.0:7444}
 //! admin: 127.0.0.1:9090
 //! audit: audit.log
@@ -28,8 +30,10 @@ use spillway_runtime::settings::{
 use spillway_runtime::tls::IdentitySettings;
 
 use crate::authority::AuthoritySettings;
+use crate::distribution::DistributionSettings;
 use crate::intent::Operators;
 use crate::store::StoreSettings;
+use crate::verdicts::HealthSettings;
 
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
@@ -44,6 +48,10 @@ pub struct ControlSettings {
     pub advertise: Option<String>,
     pub store: StoreSettings,
     pub operators: Operators,
+    /// How regions are judged.
+    pub health: HealthSettings,
+    /// How new versions spread.
+    pub rollout: DistributionSettings,
     /// Absent: this node issues no certificates.
     pub authority: Option<AuthoritySettings>,
     /// Default: a free port of loopback.
@@ -70,6 +78,8 @@ impl FromNode for ControlSettings {
         };
         let store = required(&fields, "store");
         let operators = required(&fields, "operators");
+        let health = or_default(&fields, "health", HealthSettings::default);
+        let rollout = or_default(&fields, "rollout", DistributionSettings::default);
         let authority = optional(&fields, "authority");
         let admin = or_default(&fields, "admin", AdminSettings::default);
         let audit = optional(&fields, "audit");
@@ -85,6 +95,8 @@ impl FromNode for ControlSettings {
             advertise: advertise?,
             store: store?,
             operators: operators?,
+            health: health?,
+            rollout: rollout?,
             authority: authority?,
             admin: admin?,
             audit: audit?,

@@ -42,7 +42,7 @@ pub use status::DistributionStatus;
 use crate::intent::Version;
 use crate::store::{Fence, Leader, Store, StoreError};
 use lead::Role;
-use service::Service;
+pub use service::Service;
 
 /// What nodes say, for [`crate::verdicts`].
 #[derive(Debug)]

@@ -11,13 +11,13 @@ use spillway_core::health::{Vantage, VerdictSettings};
 use spillway_core::units::Name;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::link::{Intake, Link, SightingLog};
+use spillway_proto::control;
+use spillway_runtime::link::{Intake, Link};
 use spillway_runtime::plan::Plans;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::Workload;
-use spillway_runtime::vantage::{Lookout, Nudges, Prober, Sources};
-use tokio::sync::broadcast::{self, error::RecvError};
+use spillway_runtime::vantage::{Lookout, Nudges, Prober, Surroundings};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -38,10 +38,8 @@ pub struct Inputs {
 pub struct Feeds {
     prober: Prober,
     nudges: Nudges,
-    seen: broadcast::Receiver<spillway_proto::control::Sighting>,
     /// None: the snapshot's file is followed.
     link: Option<Link>,
-    region: Name,
 }
 
 impl Inputs {
@@ -64,7 +62,8 @@ impl Inputs {
         };
         // It answers for all regions, and so has a word of its own on each.
         let us = Vantage::Control { region: None, node: settings.node.clone() };
-        let sources = Sources {
+        let (region, told) = (settings.region.clone(), link.as_ref().map(Link::sightings));
+        let surroundings = Surroundings {
             snapshot: Box::new({
                 let snapshots = Arc::clone(&snapshots);
                 move || snapshots.current()
@@ -73,10 +72,16 @@ impl Inputs {
                 let plans = Arc::clone(&plans);
                 move || planned_out(&plans)
             }),
+            // Not of the own region: who stands beside it is no witness.
+            sighted: Box::new(move |sighting| {
+                if let Some(told) = told.as_ref().filter(|_| sighting.region != region.as_str()) {
+                    told.record([sighting]);
+                }
+            }),
         };
-        let (prober, Lookout { sightings, down, nudges }) =
-            Prober::new(Arc::clone(workload), us, sources, VerdictSettings::default(), metrics);
-        let feeds = Feeds { prober, nudges, seen: sightings, link, region: settings.region.clone() };
+        let (prober, Lookout { down, nudges }) =
+            Prober::new(Arc::clone(workload), us, surroundings, VerdictSettings::default(), metrics);
+        let feeds = Feeds { prober, nudges, link };
         Ok((Self { snapshots, plans, down }, feeds))
     }
 
@@ -111,7 +116,6 @@ impl Feeds {
         tasks.spawn(self.prober.run(drain.clone()));
         match self.link {
             Some(link) => {
-                tasks.spawn(tell(self.seen, link.sightings(), self.region));
                 tasks.spawn(hear(link.pulses(), self.nudges));
                 tasks.spawn(link.follow(drain.clone()));
             }
@@ -139,21 +143,8 @@ pub fn take(server: &Server, view: &View) {
     }
 }
 
-/// Tells the control plane what probes see, but of the own region: who stands beside it is no witness.
-async fn tell(mut seen: broadcast::Receiver<spillway_proto::control::Sighting>, log: SightingLog, region: Name) {
-    loop {
-        match seen.recv().await {
-            Ok(sighting) if sighting.region == region.as_str() => {}
-            Ok(sighting) => log.record([sighting]),
-            // What was seen a minute ago says nothing of now.
-            Err(RecvError::Lagged(_)) => seen = seen.resubscribe(),
-            Err(RecvError::Closed) => return,
-        }
-    }
-}
-
 /// Probes soon what others say may be gone.
-async fn hear(mut pulses: watch::Receiver<spillway_proto::control::Pulse>, nudges: Nudges) {
+async fn hear(mut pulses: watch::Receiver<control::Pulse>, nudges: Nudges) {
     while pulses.changed().await.is_ok() {
         let nudged = pulses.borrow_and_update().nudged.clone();
         nudged.iter().for_each(|gateway| nudges.hear(gateway));

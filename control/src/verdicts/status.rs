@@ -72,6 +72,7 @@ pub(super) fn judged(judge: &Judge, written: Option<&Published>, events: &Chroni
         observed: part(load(seen), all),
         withheld: seen.withheld.clone().unwrap_or_default(),
         requests_per_second: load(seen),
+        failing_pairs: u32::try_from(seen.evidence.failing + seen.evidence.failed).unwrap_or(u32::MAX),
     };
     let regions = seen.iter().map(region).collect();
     Findings { plan: written.map(encode), regions, events: events.lines() }

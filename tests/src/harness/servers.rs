@@ -135,6 +135,17 @@ fn script(name: &str) -> PathBuf {
     crate::root().join(format!("tests/servers/{name}.sh"))
 }
 
+/// The store of control nodes in such an etcd, as their settings say it.
+pub fn etcd_settings(etcd: &Server) -> String {
+    let members = (0..3).map(|member| format!("'https://127.0.0.1:{}'", etcd.address.port() + 2 * member));
+    let tls = etcd.folder().join("tls");
+    format!(
+        "etcd: {{ endpoints: [{}], identity: {{ certificate: {tls}/client.crt, key: {tls}/client.key, trustBundle: {tls}/ca.crt }} }}",
+        members.collect::<Vec<_>>().join(", "),
+        tls = tls.display(),
+    )
+}
+
 /// Runs one command of redis-cli against a plain Redis; returns what it printed.
 pub fn redis_cli(server: &Server, arguments: &[&str]) -> String {
     let port = server.address.port().to_string();

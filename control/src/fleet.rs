@@ -1,0 +1,204 @@
+//! What decides for the fleet, and how its parts hear of each other: the vantage, the verdicts, the distribution.
+//!
+//! ```text
+//! own probes ─┐
+//! streams ────┴─▶ reports ─▶ verdicts ─▶ plan ─▶ streams
+//!                               └─▶ nudges ─▶ own probes, and streams' pulses
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use spillway_core::failover::Standing as RegionStanding;
+use spillway_core::health::{Gateway, Vantage};
+use spillway_core::identity::{Role, SpiffeId};
+use spillway_core::snapshot::Snapshot;
+use spillway_core::units::Name;
+use spillway_proto::control;
+use spillway_proto::control::SealedPlan;
+use spillway_proto::control::distribution_server::DistributionServer;
+use spillway_runtime::drain::Drain;
+use spillway_runtime::plan;
+use spillway_runtime::vantage::{Lookout, Nudges, Prober, Surroundings as Sight};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::control::Parts;
+use crate::distribution::{Distribution, Library, Report, Service, Standing, Surroundings};
+use crate::intent::{StatusSource, Version, Versions};
+use crate::leading::Leading;
+use crate::settings::ControlSettings;
+use crate::store::StoreError;
+use crate::verdicts::{Inputs, Judging, Verdicts};
+
+/// What nodes said and nobody has judged yet.
+const REPORTS: usize = 4_096;
+/// Nudges that wait for streams.
+const NUDGES: usize = 256;
+
+/// The parts, before they run.
+pub struct Fleet {
+    distribution: Distribution,
+    verdicts: Verdicts,
+    judging: Judging,
+    prober: Prober,
+    nudges: Nudges,
+    told: broadcast::Sender<String>,
+    standing: watch::Sender<Standing>,
+    leading: Arc<Leading>,
+}
+
+/// Who may open a stream: gateways, sidecars, DNS nodes, and control nodes for these.
+pub fn may_follow(own: &SpiffeId, peer: &SpiffeId) -> bool {
+    let role = matches!(peer.role, Role::Gateway { .. } | Role::Sidecar { .. } | Role::Control { .. });
+    role && own.trust_domain == peer.trust_domain
+}
+
+impl Fleet {
+    pub fn new(settings: &ControlSettings, parts: &Parts) -> Self {
+        let Parts { workload, store, leading, versions, audit, metrics, .. } = parts;
+        let (reports, reported) = mpsc::channel(REPORTS);
+        let us = Vantage::Control { region: Some(settings.region.clone()), node: settings.name.clone() };
+        let inputs = Inputs {
+            us: us.clone(),
+            reports: reported,
+            snapshot: Box::new({
+                let versions = versions.clone();
+                move || versions.current().map(|current| current.snapshot.clone())
+            }),
+            store: store.clone(),
+            leading: leading.fences(),
+            audit: audit.clone(),
+        };
+        let verdict = settings.health.verdict.clone();
+        let (judging, verdicts) = Judging::new(inputs, settings.health.clone(), metrics);
+        let sight = Sight {
+            snapshot: Box::new({
+                let (versions, nothing) = (versions.clone(), Arc::new(Snapshot::default()));
+                move || versions.current().map_or_else(|| nothing.clone(), |current| current.snapshot.clone())
+            }),
+            out: Box::new({
+                let plan = verdicts.plan();
+                move || planned_out(plan.borrow().as_deref())
+            }),
+            sighted: Box::new({
+                let (reports, own) = (reports.clone(), workload.id());
+                // Full: there are newer ones soon.
+                move |sighting| drop(reports.try_send(Report::Sightings(own.clone(), vec![sighting])))
+            }),
+        };
+        let (prober, Lookout { nudges, .. }) = Prober::new(workload.clone(), us, sight, verdict, metrics);
+        let (standing, stands) = watch::channel(Standing::Alone);
+        let told = broadcast::Sender::new(NUDGES);
+        let around = Surroundings {
+            node: settings.name.clone(),
+            workload: workload.clone(),
+            store: store.clone(),
+            library: Arc::new(Kept(versions.clone())),
+            standing: stands,
+            plan: verdicts.plan(),
+            nudges: told.clone(),
+            reports,
+        };
+        let distribution = Distribution::new(settings.rollout.clone(), around);
+        Self { distribution, verdicts, judging, prober, nudges, told, standing, leading: leading.clone() }
+    }
+
+    pub fn service(&self) -> DistributionServer<Service> {
+        self.distribution.service()
+    }
+
+    pub fn status(&self) -> Arc<dyn StatusSource> {
+        Arc::new(Shown { distribution: self.distribution.clone(), verdicts: self.verdicts.clone() })
+    }
+
+    /// Runs them as tasks of the process's.
+    pub fn start(self, tasks: &mut JoinSet<()>, drain: &Drain) {
+        let Self { distribution, verdicts, judging, prober, nudges, told, standing, leading } = self;
+        tasks.spawn(distribution.run(drain.clone()));
+        tasks.spawn(pass_on(verdicts.nudges(), nudges, told));
+        tasks.spawn(judging.run(drain.clone()));
+        tasks.spawn(prober.run(drain.clone()));
+        tasks.spawn(follow_election(leading, standing));
+    }
+}
+
+/// Versions out of the store.
+struct Kept(Arc<Versions>);
+
+#[async_trait]
+impl Library for Kept {
+    fn newest(&self) -> watch::Receiver<u64> {
+        self.0.changed()
+    }
+
+    async fn version(&self, number: u64) -> Result<Option<Arc<Version>>, StoreError> {
+        self.0.version(number).await
+    }
+}
+
+/// Both parts of what `spillway status` says of the fleet.
+struct Shown {
+    distribution: Distribution,
+    verdicts: Verdicts,
+}
+
+impl StatusSource for Shown {
+    fn add_to(&self, status: &mut control::StatusResponse) {
+        let fleet = self.distribution.status();
+        let findings = self.verdicts.findings();
+        (status.settled_version, status.rollout, status.nodes) = (fleet.settled, fleet.rollout, fleet.nodes);
+        (status.plan, status.regions) = (findings.plan.clone(), findings.regions.clone());
+        status.events.extend(findings.events.iter().cloned());
+        status.events.sort();
+    }
+}
+
+/// All vantages hear of a gateway that somebody was refused by: our own, and those of the streams.
+async fn pass_on(mut nudged: broadcast::Receiver<Gateway>, own: Nudges, told: broadcast::Sender<String>) {
+    loop {
+        match nudged.recv().await {
+            Ok(Gateway { region, node }) => {
+                own.nudge(&region, &node);
+                // Nobody has a stream now.
+                let _ = told.send(format!("{region}/{node}"));
+            }
+            // They were of the same few gateways.
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+async fn follow_election(leading: Arc<Leading>, standing: watch::Sender<Standing>) {
+    let (mut fences, mut leaders) = (leading.fences(), leading.leaders());
+    loop {
+        let fence = fences.borrow_and_update().clone();
+        let leader = leaders.borrow_and_update().clone().filter(|leader| leader.node != *leading.node());
+        let now = match (fence, leader) {
+            (Some(fence), _) => Standing::Leading(fence),
+            (None, Some(leader)) => Standing::Following(leader),
+            (None, None) => Standing::Alone,
+        };
+        standing.send_if_modified(|standing| {
+            let changed = *standing != now;
+            *standing = now;
+            changed
+        });
+        let changed = tokio::select! {
+            changed = fences.changed() => changed,
+            changed = leaders.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+fn planned_out(sealed: Option<&SealedPlan>) -> BTreeSet<Name> {
+    let Some(published) = sealed.and_then(|sealed| plan::open(sealed).ok()) else { return BTreeSet::new() };
+    let out = published.standings.into_iter().filter(|(_, (standing, _))| *standing == RegionStanding::Out);
+    out.map(|(name, _)| name).collect()
+}
