@@ -51,7 +51,7 @@ async fn what_is_applied_is_a_version_and_what_changes_nothing_is_none() {
     assert_eq!(applied, planned);
     let again = apply(&mut alice, &[pool("scorers", "eu", 2), eu.clone()]).await;
     assert_eq!((again.version, again.changes.len()), (1, 0));
-    let fewer = apply(&mut alice, &[eu.clone()]).await;
+    let fewer = apply(&mut alice, std::slice::from_ref(&eu)).await;
     assert_eq!((fewer.version, fewer.changes.len()), (2, 1));
     assert_eq!(fewer.changes[0].after_json, "");
     assert_eq!(names(&mut alice, GetRequest::default()).await, ["Pool/rankers", "Region/eu"]);
