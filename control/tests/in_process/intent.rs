@@ -51,7 +51,7 @@ async fn what_is_applied_is_a_version_and_what_changes_nothing_is_none() {
     assert_eq!(applied, planned);
     let again = apply(&mut alice, &[pool("scorers", "eu", 2), eu.clone()]).await;
     assert_eq!((again.version, again.changes.len()), (1, 0));
-    let fewer = apply(&mut alice, &[eu.clone()]).await;
+    let fewer = apply(&mut alice, std::slice::from_ref(&eu)).await;
     assert_eq!((fewer.version, fewer.changes.len()), (2, 1));
     assert_eq!(fewer.changes[0].after_json, "");
     assert_eq!(names(&mut alice, GetRequest::default()).await, ["Pool/rankers", "Region/eu"]);
@@ -233,11 +233,11 @@ async fn everything_is_there_after_a_restart_and_an_older_process_ends() {
     let node = domain.alone().await;
     let mut alice = domain.alice(&node).await;
     // Several parts.
-    let pools: Vec<String> = (0..7_000).map(|number| pool(&format!("pool-{number}"), "eu", 10)).collect();
+    let pools: Vec<String> = (0..3_000).map(|number| pool(&format!("pool-{number}"), "eu", 10)).collect();
     let all = [region("eu"), region("us"), pools.concat()];
-    assert_eq!(apply(&mut alice, &all).await.changes.len(), 7_002);
+    assert_eq!(apply(&mut alice, &all).await.changes.len(), 3_002);
     let before = node.parts.versions.current().unwrap();
-    assert!(before.encoded.len() > 3 << 20, "{}", before.encoded.len());
+    assert!(before.encoded.len() > 1 << 20, "{}", before.encoded.len());
     alice.set_override(drain("us")).await.unwrap();
     let epoch = node.parts.leading.fence().unwrap().epoch;
     node.stop().await;
