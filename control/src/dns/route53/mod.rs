@@ -22,8 +22,8 @@ use aws_sdk_route53::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_route53::error::{BuildError, DisplayErrorContext};
 use aws_sdk_route53::types::{ChangeBatch, ResourceRecordSet, RrType};
 use aws_smithy_http_client::Builder;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use spillway_runtime::drain::Drain;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -117,7 +117,9 @@ impl Writer {
                     Ok(Corrected { changes }) => {
                         tracing::info!(changes, plan = now.view.serial, "records of Route 53 corrected");
                     }
-                    Err(error) => tracing::error!(%error, plan = now.view.serial, "records of Route 53 stay as they are"),
+                    Err(error) => {
+                        tracing::error!(%error, plan = now.view.serial, "records of Route 53 stay as they are")
+                    }
                 }
             }
             let next = async {
@@ -155,13 +157,13 @@ impl Writer {
         let corrected = Corrected { changes: of_sets.len() };
         // The same stamp as before is not written again: deleting and creating it would change nothing.
         let is_stamped = read.and_then(Stamp::read) == Some(stamp);
-        let of_stamp =
-            if is_stamped { Vec::new() } else { restamp(read, stamp.record(&self.zone.name)?)? };
+        let of_stamp = if is_stamped { Vec::new() } else { restamp(read, stamp.record(&self.zone.name)?)? };
         let batch = ChangeBatch::builder()
             .set_changes(Some([of_stamp, of_sets].concat()))
             .comment(format!("spillway: epoch {}, plan {}", stamp.epoch, stamp.version))
             .build()?;
-        let sent = self.client.change_resource_record_sets().hosted_zone_id(&self.hosted_zone).change_batch(batch).send();
+        let sent =
+            self.client.change_resource_record_sets().hosted_zone_id(&self.hosted_zone).change_batch(batch).send();
         sent.await.map_err(|error| WriteError::Batch(DisplayErrorContext(error).to_string()))?;
         Ok(corrected)
     }

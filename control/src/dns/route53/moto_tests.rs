@@ -19,10 +19,8 @@ struct Moto {
 
 impl Moto {
     async fn start() -> Option<Self> {
-        let tools = std::env::var_os("SPILLWAY_TOOLS").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.tools"),
-            PathBuf::from,
-        );
+        let tools = std::env::var_os("SPILLWAY_TOOLS")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.tools"), PathBuf::from);
         let program = tools.join("moto/bin/moto_server");
         if !program.exists() {
             assert!(std::env::var_os("CI").is_none(), "moto is not here: tests/servers/install.sh moto");
