@@ -115,9 +115,7 @@ impl Control {
         let server = Server::bind(settings.listen).await.map_err(bound("listen", settings.listen))?;
         let admin = Admin::bind(&settings.admin).await.map_err(bound("admin", settings.admin.listen))?;
         let newcomers = match settings.authority.as_ref().and_then(|authority| authority.bootstrap) {
-            Some(address) => {
-                Some(Newcomers::bind(address).await.map_err(bound("authority.bootstrap", address))?)
-            }
+            Some(address) => Some(Newcomers::bind(address).await.map_err(bound("authority.bootstrap", address))?),
             None => None,
         };
         let addresses = Addresses {
@@ -188,9 +186,10 @@ impl Control {
             audit: audit.clone(),
             drain: drain.clone(),
         };
-        let renewal = settings.renew.clone().map(|renew| {
-            Renewal::new(settings.identity.clone(), renew, workload.clone(), &metrics)
-        });
+        let renewal = settings
+            .renew
+            .clone()
+            .map(|renew| Renewal::new(settings.identity.clone(), renew, workload.clone(), &metrics));
         let pages = Pages {
             actions: Vec::new(),
             readiness: readiness(&leading, &drain),

@@ -2,6 +2,7 @@
 //! process, over real TLS, with leaves that live for seconds.
 
 mod load;
+mod process;
 mod requests;
 mod rotation;
 mod stand;

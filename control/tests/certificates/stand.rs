@@ -79,8 +79,15 @@ impl Stand {
         let settings = AuthoritySettings { folder: at("authority"), life, notice, bootstrap: None };
         let audit_settings = parse(&at("audit.log").display().to_string()).unwrap();
         let audit = Audit::start(Some(&audit_settings), "control", &workload.id(), &metrics).unwrap();
-        let opened =
-            Authority::open(settings.clone(), Operators::Any, workload.clone(), store.clone(), leading, audit.clone(), &metrics);
+        let opened = Authority::open(
+            settings.clone(),
+            Operators::Any,
+            workload.clone(),
+            store.clone(),
+            leading,
+            audit.clone(),
+            &metrics,
+        );
         let authority = opened.await.unwrap();
         tokio::spawn(authority.clone().watch(drain.clone()));
         tokio::spawn(workload.clone().watch(audit, drain.clone()));
@@ -120,7 +127,8 @@ impl Stand {
         }
         let (_, leading) = watch::channel(None);
         let metrics = Metrics::new("control");
-        let opened = Authority::open(settings, Operators::Any, self.workload.clone(), store, leading, Audit::off(), &metrics);
+        let opened =
+            Authority::open(settings, Operators::Any, self.workload.clone(), store, leading, Audit::off(), &metrics);
         opened.await.unwrap()
     }
 
