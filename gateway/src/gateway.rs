@@ -245,12 +245,7 @@ impl TrafficSource for Uncounted {
     }
 }
 
-fn pages(
-    settings: &GatewaySettings,
-    shared: &Arc<Shared>,
-    snapshots: Arc<Subscription>,
-    registry: Registry,
-) -> Pages {
+fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, snapshots: Arc<Subscription>, registry: Registry) -> Pages {
     let readiness = Readiness::default();
     readiness.check("snapshot", move || {
         if snapshots.is_empty() { Err("the first push of the control plane is waited for".into()) } else { Ok(()) }
