@@ -50,7 +50,7 @@ fn request(client: u32, second: u64) -> Request {
     let asks_again = 14_400 + u64::from(client) * 480;
     let returns = 76_000 + u64::from(client) * 300;
     let away = home == TARGET && (asks_again..returns).contains(&sent);
-    let other = if client % 2 == 0 { "us-east" } else { "ap-south" };
+    let other = if client.is_multiple_of(2) { "us-east" } else { "ap-south" };
     let first = if away { other } else { home };
     let dead = first == TARGET && (10_000..60_000).contains(&sent);
     let failed = dead && sent < 12_400;

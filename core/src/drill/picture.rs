@@ -231,6 +231,8 @@ fn moments(svg: &mut Svg, report: &Report, axis: &Axis, from: f64, top: f64) {
     let mut reached: Vec<(&Moment, u64)> = reached.collect();
     reached.sort_by_key(|(_, at)| *at);
     let mut ends: Vec<f64> = Vec::new();
+    // Over all lines.
+    let mut labels = Svg::default();
     for (moment, at) in reached {
         let x = axis.x(at as f64 / 1e3);
         let label = format!("{} {}", moment.mark, moment.name).trim().to_owned() + &format!("  {}", seconds(at));
@@ -255,8 +257,9 @@ fn moments(svg: &mut Svg, report: &Report, axis: &Axis, from: f64, top: f64) {
             y - 4.0
         ));
         let (place, anchor) = if left { (x - 7.0, "end") } else { (x + 7.0, "start") };
-        svg.text(place, y, &label, &format!("font-size=\"11.5\" text-anchor=\"{anchor}\" fill=\"{colour}\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\""));
+        labels.text(place, y, &label, &format!("font-size=\"11.5\" text-anchor=\"{anchor}\" fill=\"{colour}\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\""));
     }
+    svg.0.push_str(&labels.0);
 }
 
 fn phases(svg: &mut Svg, report: &Report, axis: &Axis, top: f64) {
