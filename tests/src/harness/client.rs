@@ -66,6 +66,11 @@ impl Client {
         Self { address, tls }
     }
 
+    /// The same client at another address.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { address, tls: self.tls.clone() }
+    }
+
     /// The TLS connection alone.
     pub async fn handshake(&self, alpn: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
         let mut tls = (*self.tls).clone();

@@ -139,7 +139,7 @@ impl One {
     }
 
     async fn call(&self, dialled: IpAddr, open: &mut Option<(IpAddr, Connection)>, case: &Case) -> Outcome {
-        let client = Client { address: (dialled, self.port).into(), ..self.client.clone() };
+        let client = self.client.at((dialled, self.port).into());
         if open.as_ref().is_none_or(|(at, connection)| *at != dialled || connection.is_closed()) {
             *open = match client.connect(Protocol::H2).await {
                 Ok(connection) => Some((dialled, connection)),
