@@ -104,8 +104,15 @@ pub enum ExpectedPeer {
         region: Name,
         pool: Name,
     },
+    /// Whichever gateway of a region it is.
+    GatewayOf {
+        trust_domain: TrustDomain,
+        region: Name,
+    },
     /// Whichever control node it is.
-    ControlOf { trust_domain: TrustDomain },
+    ControlOf {
+        trust_domain: TrustDomain,
+    },
 }
 
 impl ExpectedPeer {
@@ -115,6 +122,9 @@ impl ExpectedPeer {
             Self::SidecarOf { trust_domain, region, pool } => {
                 let in_pool = matches!(&id.role, Role::Sidecar { region: r, pool: p, .. } if r == region && p == pool);
                 in_pool && id.trust_domain == *trust_domain
+            }
+            Self::GatewayOf { trust_domain, region } => {
+                matches!(&id.role, Role::Gateway { region: r, .. } if r == region) && id.trust_domain == *trust_domain
             }
             Self::ControlOf { trust_domain } => {
                 matches!(id.role, Role::Control { .. }) && id.trust_domain == *trust_domain
@@ -136,6 +146,7 @@ impl fmt::Display for ExpectedPeer {
             Self::SidecarOf { trust_domain, region, pool } => {
                 write!(f, "spiffe://{trust_domain}/region/{region}/sidecar/{pool}/*")
             }
+            Self::GatewayOf { trust_domain, region } => write!(f, "spiffe://{trust_domain}/region/{region}/gateway/*"),
             Self::ControlOf { trust_domain } => write!(f, "spiffe://{trust_domain}/region/*/control/*"),
         }
     }
@@ -235,6 +246,12 @@ mod tests {
             "td/tenant/scorers/client/pod-0",
         ] {
             assert!(!any.includes(&id(stranger)), "{stranger}");
+        }
+        let gateway = ExpectedPeer::GatewayOf { trust_domain: pod.trust_domain.clone(), region: name("eu") };
+        assert_eq!(gateway.to_string(), "spiffe://td/region/eu/gateway/*");
+        assert!(gateway.includes(&id("td/region/eu/gateway/one")));
+        for stranger in ["td/region/us/gateway/one", "other/region/eu/gateway/one", "td/region/eu/control/one"] {
+            assert!(!gateway.includes(&id(stranger)), "{stranger}");
         }
         let control = ExpectedPeer::ControlOf { trust_domain: pod.trust_domain.clone() };
         assert_eq!(control.to_string(), "spiffe://td/region/*/control/*");

@@ -24,12 +24,12 @@ pub const ERROR: HeaderName = HeaderName::from_static("spillway-error");
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-const REGION: HeaderName = HeaderName::from_static("spillway-region");
+pub const REGION: HeaderName = HeaderName::from_static("spillway-region");
 const MODEL_VERSION: HeaderName = HeaderName::from_static("spillway-model-version");
 const DEGRADED: HeaderName = HeaderName::from_static("spillway-degraded");
 const FEATURE_AGE: HeaderName = HeaderName::from_static("spillway-feature-age-ms");
 /// How long a gRPC client waits before it tries again, in milliseconds (gRFC A6).
-const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// draft-ietf-httpapi-ratelimit-headers.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -171,17 +171,18 @@ pub fn text(refusal: &Refusal) -> String {
 /// The head of an answer, as far as all answers share it.
 pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_core::BError> {
     let mut head = ResponseHeader::build_no_case(status, Some(HEADERS))?;
-    head.insert_header(REGION, exchange.shared.region_header.clone())?;
+    let region = exchange.making.region.as_ref().unwrap_or(&exchange.shared.region_header);
+    head.insert_header(REGION, region.clone())?;
     head.insert_header(CACHE_CONTROL, NO_STORE)?;
     if let Some(id) = &exchange.request_id {
         head.insert_header(REQUEST_ID, id.clone())?;
     }
     match exchange.cached.status {
         Some(status) => head.insert_header(CACHE_STATUS, cache_status(status))?,
-        None if exchange.pod.is_some() => head.insert_header(CACHE_STATUS, BYPASS)?,
+        None if exchange.was_sent_on() => head.insert_header(CACHE_STATUS, BYPASS)?,
         None => {}
     }
-    if let Some(age) = exchange.cached.age {
+    if let Some(age) = exchange.cached.age.or(exchange.peer_age) {
         head.insert_header(AGE, HeaderValue::from(age.as_secs()))?;
     }
     let making = &exchange.making;
@@ -219,7 +220,7 @@ fn timing(exchange: &Exchange) -> HeaderValue {
     if !exchange.cached.took.is_zero() {
         let _ = write!(text, ", cache;dur={:.3}", milliseconds(exchange.cached.took));
     }
-    if exchange.pod.is_some() {
+    if exchange.was_sent_on() {
         let inside = sidecar.map_or(0.0, total);
         let queue = (milliseconds(exchange.upstream) - inside).max(0.0);
         let _ = write!(text, ", queue;dur={queue:.3}");

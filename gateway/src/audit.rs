@@ -16,7 +16,11 @@ pub fn denial(exchange: &Exchange, refusal: &Refusal, answer: &Answer) -> Denial
     let id = exchange.caller.as_ref().map(|caller| &caller.peer.id);
     let (tenant, client) = match id.map(|id| &id.role) {
         Some(Role::Client { tenant, name }) => (some(tenant.as_str()), some(name.as_str())),
-        _ => (None, None),
+        // Of a request that another region's gateway sent.
+        _ => exchange
+            .principal
+            .as_ref()
+            .map_or((None, None), |principal| (some(principal.tenant.as_str()), some(principal.client.as_str()))),
     };
     Denial {
         tenant,
@@ -44,7 +48,7 @@ pub fn no_connection(error: &PeerError, address: SocketAddr) -> Denial {
 /// What policies call that which a route is for.
 fn action(route: &str) -> Option<&'static str> {
     match route {
-        "infer" | "stream-infer" => Some("infer"),
+        "infer" | "stream-infer" | "forwarded" => Some("infer"),
         "model-metadata" | "model-ready" => Some("metadata"),
         _ => None,
     }

@@ -21,6 +21,8 @@ use crate::answer::{self, Reply};
 use crate::downstream::connection::caller;
 use crate::errors::Refusal;
 use crate::exchange::{Exchange, Protocol};
+use crate::peers::probe;
+use crate::peers::visit::{Asked, Visit, Visitor, receive};
 use crate::pods::fleet::Fleet;
 use crate::request::body;
 use crate::request::head::Head;
@@ -102,7 +104,28 @@ impl Edge {
         let route = route(&method, uri.path())?;
         exchange.route = route.name();
         let fleet = self.fleet.load_full();
-        let principal = principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?;
+        let asked = match route {
+            Route::Grpc(GrpcMethod::ModelInfer) if exchange.protocol == Protocol::Grpc => Asked::Infer,
+            Route::Grpc(GrpcMethod::ServerReady) if exchange.protocol == Protocol::Grpc => Asked::Ready,
+            _ => Asked::Other,
+        };
+        let headers = &session.req_header().headers;
+        let principal = match receive(&self.shared, &fleet.snapshot, &caller, headers, asked)? {
+            None => principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?,
+            Some(Visitor::Forwarded { visit, principal, request_id }) => {
+                (exchange.visit, exchange.route) = (visit, "forwarded");
+                exchange.request_id = request_id.or(exchange.request_id.take());
+                principal
+            }
+            Some(Visitor::Prober) => {
+                (exchange.visit, exchange.route) = (Visit::Probe, "probe");
+                let shared = &self.shared;
+                return match asked {
+                    Asked::Ready => probe::ready(shared, session, exchange, &head).await.map(Some),
+                    _ => probe::serve(shared, session, exchange, &head, &fleet, trace).await.map(Some),
+                };
+            }
+        };
         exchange.principal = Some(principal.clone());
         let asking = Asking { head, fleet, principal, trace };
         match route {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use http::StatusCode;
+use spillway_core::failover::NoPassage;
 use spillway_core::inference::InvalidRequest;
 use spillway_core::policy::Denied;
 use spillway_core::units::Name;
@@ -125,6 +126,9 @@ pub enum Refusal {
     Untrusted(#[source] PeerError),
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// Another region's gateway sent it.
+    #[error(transparent)]
+    NoPassage(NoPassage),
     #[error("there is no model '{0}' here")]
     UnknownModel(String),
     #[error("this stream serves another pool than model '{0}' is in; open a stream for it")]
@@ -182,7 +186,7 @@ fn limited(limit: &Name, after: Option<&Duration>) -> String {
 
 fn busy(why: Why) -> &'static str {
     match why {
-        Why::Shed => "there are too many requests, and others come first",
+        Why::Shed | Why::Planned => "there are too many requests, and others come first",
         Why::Full => "too many requests wait for this model",
         Why::TenantFull => "too many requests of this tenant wait or are being served",
         Why::TooLate => "its turn did not come in time",
@@ -197,6 +201,15 @@ pub struct Answer {
     pub grpc: Code,
     /// The stable `spillway-error` code.
     pub code: Cow<'static, str>,
+}
+
+impl From<NoPassage> for Refusal {
+    fn from(fault: NoPassage) -> Self {
+        match fault {
+            NoPassage::Denied(denied) => denied.into(),
+            fault => Self::NoPassage(fault),
+        }
+    }
 }
 
 impl Refusal {
@@ -228,6 +241,7 @@ impl Refusal {
             Self::Invalid(fault) => (400, Code::InvalidArgument, fault.code().into()),
             Self::Untrusted(_) => (403, Code::PermissionDenied, "untrusted-certificate".into()),
             Self::Denied(fault) => (403, Code::PermissionDenied, fault.code().into()),
+            Self::NoPassage(fault) => (403, Code::PermissionDenied, fault.code().into()),
             Self::UnknownModel(_) => (404, Code::NotFound, "unknown-model".into()),
             Self::UnknownVersion { .. } => (404, Code::NotFound, "unknown-version".into()),
             Self::OtherPool(_) => (400, Code::FailedPrecondition, "other-pool".into()),
@@ -293,6 +307,7 @@ impl Refusal {
             | Self::Frame
             | Self::Invalid(_)
             | Self::Denied(_)
+            | Self::NoPassage(_)
             | Self::UnknownModel(_)
             | Self::UnknownVersion { .. }
             | Self::OtherPool(_)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
+use spillway_core::cache::status::Status as CacheStatus;
 use spillway_core::limit::Class;
 use spillway_core::policy::Principal;
 use spillway_core::resilience::Step;
@@ -20,10 +21,12 @@ use crate::admission::Standing;
 use crate::audit::denial;
 use crate::downstream::connection::Caller;
 use crate::errors::{Answer, HeadFault, Refusal};
+use crate::peers::visit::Visit;
+use crate::pods::attempt::PodAnswer;
 use crate::request::memory::{self, Memory, Part};
 use crate::results::{self, Kept, Said};
 use crate::shared::Shared;
-use crate::traffic::{Blame, Ended, Origin, blame};
+use crate::traffic::{Blame, Ended, blame};
 
 /// The route of requests for one prediction, in both protocols.
 const INFER: &str = "infer";
@@ -66,6 +69,8 @@ pub struct Making {
     pub feature_sequence: Option<u64>,
     /// How long the row that ends first is still fresh.
     pub feature_fresh: Option<Duration>,
+    /// The region that it comes from, if it is another one.
+    pub region: Option<HeaderValue>,
 }
 
 pub struct Exchange {
@@ -90,6 +95,10 @@ pub struct Exchange {
     /// What the pod's answer took, network and waiting included.
     pub upstream: Duration,
     pub making: Making,
+    /// How old an answer was that another region had kept.
+    pub peer_age: Option<Duration>,
+    /// Whose request it is.
+    pub visit: Visit,
     /// How important it is, once that is judged.
     pub class: Option<Class>,
     /// Where the request stands with its tenant's limits.
@@ -99,9 +108,6 @@ pub struct Exchange {
     /// What the result cache had to do with it.
     pub cached: Said,
     pub outcome: Option<Outcome>,
-    pub origin: Origin,
-    /// A gateway of another region has it.
-    pub spilled: bool,
     /// Why it was not answered, once that is known.
     blame: Option<Blame>,
     /// It ends with the exchange.
@@ -131,13 +137,13 @@ impl Exchange {
             auth: Duration::ZERO,
             upstream: Duration::ZERO,
             making: Making::default(),
+            peer_age: None,
+            visit: Visit::Client,
             class: None,
             limit: None,
             limited: false,
             cached: Said::default(),
             outcome: None,
-            origin: Origin::default(),
-            spilled: false,
             blame: None,
             span: None,
             kept: memory::Kept::default(),
@@ -169,7 +175,10 @@ impl Exchange {
     /// Counts a refusal, audits one that is a matter of rights, and makes it the outcome.
     pub fn refuse(&mut self, refusal: &Refusal) -> Answer {
         let answer = refusal.answer();
-        self.shared.metrics.rejected(refusal.reason());
+        match self.visit {
+            Visit::Probe => self.shared.peer_metrics.probed(Some(refusal.reason())),
+            Visit::Client | Visit::Forwarded { .. } => self.shared.metrics.rejected(refusal.reason()),
+        }
         self.blame = Some(blame(refusal));
         if answer.status == StatusCode::FORBIDDEN {
             self.shared.audit.denied(|| denial(self, refusal, &answer));
@@ -186,7 +195,32 @@ impl Exchange {
         self.making.model_version.clone_from(&made.model_version);
         self.making.degraded.clone_from(&made.degraded);
         self.making.feature_age_ms = kept.entry.feature_age_ms(kept.age);
+        self.making.region.clone_from(&made.region);
         Ok(())
+    }
+
+    /// Takes in what an answer says about how it was made.
+    pub fn describe(&mut self, answer: &PodAnswer) {
+        let (parameters, making) = (&answer.response.parameters, &mut self.making);
+        let version = parameters.text("spillway-model-version").unwrap_or(&answer.response.version);
+        making.model_version = HeaderValue::from_str(version).ok();
+        let degraded = parameters.text("spillway-degraded");
+        making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
+        making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
+        making.feature_sequence = answer.said.feature_sequence;
+        making.feature_fresh = answer.said.feature_fresh;
+    }
+
+    /// Another region answered, after so long.
+    pub fn answered_by_peer(&mut self, answer: &PodAnswer, took: Duration) {
+        self.making = Making::default();
+        (self.pod, self.degrade, self.upstream) = (None, None, took);
+        self.describe(answer);
+    }
+
+    /// Whether a pod or another region had it.
+    pub fn was_sent_on(&self) -> bool {
+        self.pod.is_some() || self.making.region.is_some()
     }
 
     pub fn succeed(&mut self) {
@@ -211,11 +245,18 @@ impl Drop for Exchange {
             Protocol::Grpc => grpc as u16,
         };
         shared.metrics.in_flight.dec();
-        if self.route == INFER {
-            let Self { origin, class, spilled, blame, .. } = *self;
-            shared.traffic.count(&Ended { origin, class, spilled, took, blame });
+        if let Some(ended) = self.ended(took) {
+            shared.traffic.count(&ended);
         }
-        shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64());
+        match &self.visit {
+            Visit::Client => shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64()),
+            Visit::Forwarded { from, .. } => {
+                shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64());
+                shared.peer_metrics.came(from, status.as_u16());
+            }
+            Visit::Probe if status == StatusCode::OK => shared.peer_metrics.probed(None),
+            Visit::Probe => {}
+        }
         shared.access_log.write(&Record {
             time_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),
             region: shared.region.as_str(),
@@ -236,6 +277,11 @@ impl Drop for Exchange {
             limit: self.limit.as_ref().filter(|_| self.limited).map(|standing| standing.limit.as_str()),
             cancelled: grpc == Code::Cancelled,
             pod: self.pod.as_ref().map(Name::as_str),
+            spilled: text(&self.making.region),
+            forwarded: match &self.visit {
+                Visit::Forwarded { from, .. } => Some(from.as_str()),
+                Visit::Client | Visit::Probe => None,
+            },
             cache: self.cached.status.map(results::word),
             retries: self.retries,
             degraded: text(&self.making.degraded),
@@ -246,6 +292,21 @@ impl Drop for Exchange {
             auth_us: self.auth.as_micros() as u64,
             upstream_us: self.upstream.as_micros() as u64,
         });
+    }
+}
+
+impl Exchange {
+    /// What the control plane is told of it; `None` for all but predictions.
+    fn ended(&self, took: Duration) -> Option<Ended> {
+        let forwarded = match self.visit {
+            Visit::Client if self.route == INFER => false,
+            Visit::Forwarded { .. } => true,
+            Visit::Client | Visit::Probe => return None,
+        };
+        // One that is kept here may have come from another region at first.
+        let is_kept = matches!(self.cached.status, Some(CacheStatus::Hit { .. } | CacheStatus::StaleIfError));
+        let spilled = self.making.region.is_some() && !is_kept;
+        Some(Ended { forwarded, class: self.class, spilled, took, blame: self.blame })
     }
 }
 
@@ -294,6 +355,10 @@ struct Record<'a> {
     limit: Option<&'a str>,
     cancelled: bool,
     pod: Option<&'a str>,
+    /// The region that answered it, if it is another one.
+    spilled: Option<&'a str>,
+    /// The region that sent it here.
+    forwarded: Option<&'a str>,
     cache: Option<&'static str>,
     retries: u32,
     degraded: Option<&'a str>,

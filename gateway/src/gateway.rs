@@ -18,18 +18,18 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
 use spillway_core::identity::Role;
 use spillway_core::units::Name;
-use spillway_proto::control;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::link::{Source, TrafficSource};
+use spillway_runtime::link::Source;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
@@ -40,6 +40,11 @@ use crate::edge::Edge;
 use crate::explain;
 use crate::members::{Members, Membership};
 use crate::metrics::Metrics;
+use crate::peers::links;
+use crate::peers::metrics::PeerMetrics;
+use crate::peers::rests::Rests;
+use crate::peers::shed::{self, PlanMetrics};
+use crate::peers::spill::MOST_SPILLING;
 use crate::pods::book::Book;
 use crate::pods::fleet::Fleet;
 use crate::pods::health;
@@ -162,6 +167,10 @@ impl Gateway {
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
+            spilling: Semaphore::new(MOST_SPILLING),
+            rests: Rests::default(),
+            peer_metrics: PeerMetrics::new(&registry),
+            plan_metrics: PlanMetrics::new(&registry),
         });
         let sockets = bind(settings.listen, settings.threads.get()).map_err(failed("listen"))?;
         let admin = Admin::bind(&settings.common.admin).await.map_err(failed("admin"))?;
@@ -179,13 +188,14 @@ impl Gateway {
         }
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.clone().follow(subscription.clone(), audit, drain.clone()));
-        let feed = source.feed(workload.clone(), Some(Arc::new(Uncounted)), &registry);
+        let feed = source.feed(workload.clone(), Some(shared.traffic.clone()), &registry);
         tokio::spawn(feed.follow(drain.clone()));
         tokio::spawn(degrade::follow(shared.clone(), subscription.clone()));
         let snapshots = subscription.clone();
         tokio::spawn(shared.membership.clone().follow(subscription, drain.clone()));
         tokio::spawn(health::watch(shared.clone()));
         tokio::spawn(health::sweep(shared.clone()));
+        tokio::spawn(shed::follow(shared.clone()));
         let looked_after = shared.clone();
         tokio::spawn(async move { looked_after.admission.watch(looked_after.drain.clone()).await });
         if let Some(channels) = channels {
@@ -224,15 +234,6 @@ fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(),
     }
     let (region, name) = (settings.region.clone(), settings.name.clone());
     Err(StartError::NotThisGateway { found: id.to_string(), region, name })
-}
-
-/// Nothing is told of requests yet.
-struct Uncounted;
-
-impl TrafficSource for Uncounted {
-    fn since_last(&self) -> control::Traffic {
-        control::Traffic::default()
-    }
 }
 
 fn pages(
@@ -354,8 +355,9 @@ impl Worker {
         };
         tokio::select! {
             () = accept => {}
-            // Ends only with the process: the membership outlives the workers.
+            // These end only with the process: the membership outlives the workers.
             () = follow => {}
+            () = links::keep_open(&current) => {}
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::answer::Reply;
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
+use crate::peers::visit::Visit;
 use crate::prediction::{Prediction, Ready, predict};
 use crate::request::body;
 use crate::request::inflate::inflate;
@@ -123,7 +124,8 @@ pub fn check(model: &Model, request: &InferRequest) -> Result<Entities, Refusal>
     Ok(entities)
 }
 
-/// Takes what a valid request costs from its tenant's token buckets, and says how it comes to the gate.
+/// Takes what a valid request costs from its tenant's token buckets, and says how it comes to the gate. One that another
+/// region's gateway sent has paid there.
 pub fn admit(
     shared: &Shared,
     exchange: &mut Exchange,
@@ -132,6 +134,11 @@ pub fn admit(
     request: &InferRequest,
     entities: &Entities,
 ) -> Result<Guest, Refusal> {
+    if let Visit::Forwarded { class, .. } = exchange.visit {
+        let guest = shared.admission.guest(&principal.tenant, class);
+        exchange.class = Some(guest.class);
+        return Ok(guest);
+    }
     let ask = Ask { tenant: &principal.tenant, name: &request.model, model, request, entities };
     let Verdict { guest, taken } = shared.admission.judge(&ask);
     (exchange.class, exchange.limit, exchange.limited) = (Some(guest.class), taken.standing, taken.refused);
@@ -161,7 +168,7 @@ async fn answer(
     let wish = results::wish(snapshot, tenant, model, &session.req_header().headers);
     let asked =
         results::Asked { snapshot, tenant, model, request, entities: &entities, wish, class: guest.class, until };
-    let lane = asking.fleet.lane(&request.model).ok_or(Refusal::NoPod)?;
+    let lane = asking.fleet.lane(&request.model);
     let ready = Ready { asking, lane, guest: &guest, asked, frame };
     let answered = tokio::select! {
         biased;

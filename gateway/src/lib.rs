@@ -12,7 +12,7 @@
 //! * [`infer`], [`stream`], [`local`]: a request for one prediction, a stream of them, what needs no pod.
 //! * [`prediction`]: where an answer comes from. [`results`]: answers that are given again.
 //! * [`members`]: who is in each pool. [`pods`]: the ways to them, whether they live, a call to one.
-//! * [`degrade`]: what is given when a model is in trouble.
+//! * [`degrade`]: what is given when a model is in trouble. [`peers`]: other regions.
 //! * [`answer`], [`errors`]: what goes back.
 //! * [`explain`]: what a request would meet.
 //! * [`exchange`], [`audit`], [`metrics`]: what is recorded. [`traffic`]: what the control plane is told of it.
@@ -33,6 +33,7 @@ mod infer;
 mod local;
 mod members;
 mod metrics;
+mod peers;
 mod pods;
 mod prediction;
 mod request;

@@ -1,25 +1,30 @@
-//! Where the answer to a request that may pass comes from: the cache, the model's pods, or what is left
+//! Where the answer to a request that may pass comes from: the cache, the model's pods, another region, or what is left
 //! when they fail.
 //!
 //! ```text
 //! cache --has it--------------------------------------------------> given
 //!   | permit
 //!   v
-//! ladder --ask--> gate --> pods --answer--> kept by the cache ----> given
-//!   ^   |                   | failure
-//!   |   |                   +--a stale answer may replace it------> given
-//!   |   +<------------------+
+//! ladder --level 2 to 4, or no usable pod--> another region ------> given, not kept
+//!   |                                          | none, or not better
+//!   +--ask--> gate --> pods --answer--> kept by the cache --------> given
+//!   ^           |       |
+//!   |           +-------+--no capacity--> another region ---------> given, not kept
+//!   |                   |                  | none
+//!   |                   | failure <--------+
+//!   |                   +--a stale answer may replace it----------> given
+//!   |   +<--------------+
 //!   |   +--asked again at a lower level
 //!   |   +--answered here (levels 3 and 4), or refused
 //!   none: the failure is the answer
 //! ```
 //!
-//! The rule: every request that goes to a pod comes through [`fetch`], and so through the gate.
+//! The rule: every request that goes to a pod comes through [`fetch`], and so through the gate. Another region is asked
+//! once at most. A real answer from there comes before levels 2 to 4 here; the ladder hears of this region alone.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderValue;
 use spillway_core::inference::InferResponse;
 use spillway_core::resilience::Step;
 use tokio::time::Instant;
@@ -29,6 +34,9 @@ use crate::degrade::{Next, Question};
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
+use crate::peers::cause::Cause;
+use crate::peers::spill::Way;
+use crate::peers::visit::Visit;
 use crate::pods::attempt::PodAnswer;
 use crate::pods::call::PodCall;
 use crate::pods::lane::Lane;
@@ -47,7 +55,8 @@ pub enum Prediction {
 /// A request that has passed its checks and its tenant's limits.
 pub struct Ready<'a> {
     pub asking: &'a Asking,
-    pub lane: &'a Arc<Lane>,
+    /// None: no pool of this region serves the model.
+    pub lane: Option<&'a Arc<Lane>>,
     pub guest: &'a Guest,
     pub asked: Asked<'a>,
     /// The length-prefixed message for a pod, in pieces.
@@ -57,11 +66,17 @@ pub struct Ready<'a> {
 pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>) -> Result<Prediction, Refusal> {
     let Ready { asking, lane, guest, asked, frame } = ready;
     let (results, degradation) = (&shared.results, &shared.degradation);
+    let here = matches!(exchange.visit, Visit::Client);
     let question =
-        Question { model: asked.model, request: asked.request, entities: asked.entities, class: guest.class };
+        Question { model: asked.model, request: asked.request, entities: asked.entities, class: guest.class, here };
     // Who waits for another's call in vain may still be answered here.
     let until = asked.until;
     let asked = Asked { until: question.wait_until(until), ..asked };
+    let mut way = Way::of(shared, exchange, asking, &asked, lane, &frame);
+    let Some(lane) = lane else {
+        let answered = way.take(exchange, Cause::NoPool, until).await;
+        return answered.unwrap_or(Err(Refusal::NoPod)).map(Prediction::Fetched);
+    };
     let cached = || {
         if !asked.model.allows(Step::CachedPrediction) {
             return None;
@@ -86,8 +101,23 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
         PodCall { shared, lane, entities: asked.entities, frame, until, trace }
     };
     let answered = match degradation.turn(&asked.request.model, asked.model, until) {
-        None => fetch(shared, exchange, guest, call(until, frame)).await,
+        None => match begin(&mut way, exchange, until).await {
+            Some(answered) => answered,
+            None => {
+                let fetched = fetch(shared, exchange, guest, call(until, frame)).await;
+                match follow(&mut way, exchange, &fetched, until).await {
+                    Some(answered) => answered,
+                    None => fetched,
+                }
+            }
+        },
         Some(mut turn) => loop {
+            if turn.is_lesser()
+                && let Some(cause) = way.betters()
+                && let Some(answered) = way.take(exchange, cause, turn.last(&question)).await
+            {
+                break answered;
+            }
             let until = match turn.next(exchange, &question, cached) {
                 Next::Ask(until) => until,
                 Next::Answer(response, failed) => {
@@ -98,9 +128,16 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
                 }
                 Next::Refuse(refusal) => break Err(refusal),
             };
+            if let Some(answered) = begin(&mut way, exchange, until).await {
+                break answered;
+            }
             let fetched = fetch(shared, exchange, guest, call(until, frame.clone())).await;
             let replaced = matches!(&fetched, Err(refusal) if permit.may_replace(results, refusal));
-            match turn.told(exchange, fetched) {
+            turn.hear(exchange, &fetched);
+            if let Some(answered) = follow(&mut way, exchange, &fetched, until).await {
+                break answered;
+            }
+            match turn.told(fetched) {
                 Some(fetched) => break fetched,
                 None if replaced => break Err(turn.give_up()),
                 None => {}
@@ -121,6 +158,27 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
     }
 }
 
+/// What came of another region, if the request is stranded before any pod is asked.
+async fn begin(
+    way: &mut Way<'_>,
+    exchange: &mut Exchange,
+    until: std::time::Instant,
+) -> Option<Result<PodAnswer, Refusal>> {
+    let cause = way.begins()?;
+    way.take(exchange, cause, until).await
+}
+
+/// The same, if it is stranded by what this region's pods and their gate said.
+async fn follow(
+    way: &mut Way<'_>,
+    exchange: &mut Exchange,
+    fetched: &Result<PodAnswer, Refusal>,
+    until: std::time::Instant,
+) -> Option<Result<PodAnswer, Refusal>> {
+    let cause = way.follows(fetched.as_ref().err()?)?;
+    way.take(exchange, cause, until).await
+}
+
 /// Asks the pods of a model, when there is a place.
 pub async fn fetch(
     shared: &Shared,
@@ -131,6 +189,9 @@ pub async fn fetch(
     let (asked, until) = (Instant::now(), call.until.into_std());
     let answered = async {
         let model = call.lane.name.as_str();
+        if exchange.visit != Visit::Probe {
+            shared.admission.refuse_planned(guest, shared.plan().as_deref()).map_err(Refusal::busy)?;
+        }
         let place = shared.admission.enter(guest, model, until).await.map_err(Refusal::busy)?;
         let answer = call.make(exchange).await?;
         if let Some(place) = place {
@@ -141,19 +202,7 @@ pub async fn fetch(
     let answered = answered.await;
     exchange.upstream = asked.elapsed();
     if let Ok(answer) = &answered {
-        describe(exchange, answer);
+        exchange.describe(answer);
     }
     answered
-}
-
-/// Takes in what an answer says about how it was made.
-fn describe(exchange: &mut Exchange, answer: &PodAnswer) {
-    let (parameters, making) = (&answer.response.parameters, &mut exchange.making);
-    let version = parameters.text("spillway-model-version").unwrap_or(&answer.response.version);
-    making.model_version = HeaderValue::from_str(version).ok();
-    let degraded = parameters.text("spillway-degraded");
-    making.degraded = degraded.and_then(|degraded| HeaderValue::from_str(degraded).ok());
-    making.feature_age_ms = parameters.integer("spillway-feature-age-ms");
-    making.feature_sequence = answer.said.feature_sequence;
-    making.feature_fresh = answer.said.feature_fresh;
 }

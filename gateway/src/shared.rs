@@ -7,16 +7,20 @@ use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::plan::Plans;
+use spillway_runtime::plan::{Plans, Published};
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
+use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::degrade::Degradation;
 use crate::members::Membership;
 use crate::metrics::Metrics;
+use crate::peers::metrics::PeerMetrics;
+use crate::peers::rests::Rests;
+use crate::peers::shed::PlanMetrics;
 use crate::pods::book::Book;
 use crate::request::memory::Memory;
 use crate::results::Results;
@@ -48,9 +52,20 @@ pub struct Shared {
     pub memory: Arc<Memory>,
     pub drain: Drain,
     pub upstream_metrics: UpstreamMetrics,
+    /// Places of requests that are with other regions.
+    pub spilling: Semaphore,
+    /// Other regions that have no room just now.
+    pub rests: Rests,
+    pub peer_metrics: PeerMetrics,
+    pub plan_metrics: PlanMetrics,
 }
 
 impl Shared {
+    /// What is decided of all regions; none: nobody has said.
+    pub fn plan(&self) -> Option<Arc<Published>> {
+        self.plans.current()
+    }
+
     /// Whether new traffic is wanted: not draining, and some pod answers.
     pub fn is_ready(&self) -> bool {
         self.drain.is_serving() && self.book.any_serving()

@@ -329,9 +329,12 @@ impl Stream<'_> {
                     continue;
                 }
             };
-            let admission = &self.shared.admission;
-            let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities)
-                .and_then(|guest| admission.pass(&guest, &request.model).map_err(Refusal::busy));
+            let (admission, plan) = (&self.shared.admission, self.shared.plan());
+            let admitted =
+                admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities).and_then(|guest| {
+                    let planned = admission.refuse_planned(&guest, plan.as_deref());
+                    planned.and_then(|()| admission.pass(&guest, &request.model)).map_err(Refusal::busy)
+                });
             if let Err(refusal) = admitted {
                 self.answer_invalid(session, exchange, request.id, &refusal).await?;
                 continue;

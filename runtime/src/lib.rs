@@ -7,7 +7,7 @@
 //! * [`authority`]: certificates for development and tests.
 //! * [`snapshot`]: what to serve, sealed in a file and followed.
 //! * [`plan`]: what is decided of all regions. [`link`]: the stream that both are pushed on.
-//! * [`oip`]: gRPC messages and core's form.
+//! * [`oip`]: gRPC messages and core's form. [`forwarding`]: what gateways say of requests that they forward.
 //! * [`upstream`]: the way to one sidecar or peer. [`dial`]: the way to one of our gRPC services. [`store`]: the way to Redis.
 //! * [`vantage`]: what is seen of other regions from here.
 //! * [`feature_changes`]: hearing what others have written, and waiting until all have heard.
@@ -24,6 +24,7 @@ pub mod dial;
 pub mod drain;
 pub mod feature_changes;
 pub mod file;
+pub mod forwarding;
 pub mod generations;
 pub mod link;
 pub mod oip;

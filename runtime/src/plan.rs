@@ -108,12 +108,8 @@ pub fn decode(plan: control::Plan) -> Result<Published, Unreadable> {
             StandingCode::Unspecified => return Err(wrong()),
         };
         let shed = Shed { share: region.shed, classes: classes(&region.shed_classes).ok_or_else(wrong)? };
-        let terms = Terms {
-            planned: region.planned,
-            share: region.share,
-            drained: region.drained,
-            capacity: region.capacity,
-        };
+        let terms =
+            Terms { planned: region.planned, share: region.share, drained: region.drained, capacity: region.capacity };
         let allotment = Allotment {
             terms,
             weight: region.weight,

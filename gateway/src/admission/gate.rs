@@ -39,6 +39,8 @@ const SAMPLES: u32 = 20;
 pub enum Why {
     /// There is too much of its class, or of its tenant in it.
     Shed,
+    /// The plan of all regions has no room for it anywhere.
+    Planned,
     /// All places to wait for the model are taken.
     Full,
     /// All of its tenant's places are.
@@ -50,12 +52,13 @@ pub enum Why {
 }
 
 impl Why {
-    pub const ALL: [Self; 5] = [Self::Shed, Self::Full, Self::TenantFull, Self::TooLate, Self::TooShort];
+    pub const ALL: [Self; 6] = [Self::Shed, Self::Planned, Self::Full, Self::TenantFull, Self::TooLate, Self::TooShort];
 
     /// For a metric's label.
     pub fn word(self) -> &'static str {
         match self {
             Self::Shed => "shed",
+            Self::Planned => "planned",
             Self::Full => "queue-full",
             Self::TenantFull => "tenant-full",
             Self::TooLate => "too-late",
@@ -128,6 +131,13 @@ pub struct Guest {
     pub tenant: u32,
     /// Its bound over all models, if it has one.
     pub bound: Option<TenantBound>,
+}
+
+impl Guest {
+    /// Who asks for the region's own sake: before others, and bound by no tenant's limits.
+    pub fn prober() -> Self {
+        Self { class: Class::Critical, tenant: 0, bound: None }
+    }
 }
 
 /// Requests of a tenant that wait or are served, and how many may.

@@ -33,10 +33,12 @@ use spillway_core::resource::{Model, Tenant};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::plan::Published;
 use spillway_runtime::store::Redis;
 use spillway_runtime::telemetry::Metrics as Registry;
 
 use crate::clock::Clock;
+use crate::peers::shed::refuses;
 use crate::settings::QuotaSettings;
 pub use class::priority;
 use entities::EntityBuckets;
@@ -223,6 +225,24 @@ impl Admission {
             self.metrics.limited(standing.per);
         }
         Verdict { guest, taken }
+    }
+
+    /// One whose limits another region's gateway has asked already, with the class that it was granted there.
+    pub fn guest(&self, tenant: &Name, granted: Class) -> Guest {
+        let rules = self.rules.load();
+        rules
+            .tenants
+            .get(tenant)
+            .map_or_else(Account::unknown, |account| account.guest(granted.max(account.highest_class)))
+    }
+
+    /// Refuses what the plan of all regions has no room for.
+    pub fn refuse_planned(&self, guest: &Guest, plan: Option<&Published>) -> Result<(), Why> {
+        if !refuses(plan, &self.region, guest.class, rand::random()) {
+            return Ok(());
+        }
+        self.gate_metrics.refused(Why::Planned, guest.class);
+        Err(Why::Planned)
     }
 
     /// Waits for a place of a model until `until`. `None`: no pool of this region serves it, so that

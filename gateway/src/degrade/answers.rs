@@ -20,12 +20,14 @@ pub struct Question<'a> {
     pub request: &'a InferRequest,
     pub entities: &'a Entities,
     pub class: Class,
+    /// An answer of this gateway's own may be given: it is for whom the request first came to.
+    pub here: bool,
 }
 
 impl Question<'_> {
     /// Whether there may be an answer without a pod.
     pub fn may_be_answered_here(&self) -> bool {
-        self.model.allows(Step::CachedPrediction) || self.has_static_answer()
+        self.here && (self.model.allows(Step::CachedPrediction) || self.has_static_answer())
     }
 
     /// Until when another's answer is waited for: some time is left for an answer from here.
@@ -48,6 +50,9 @@ impl Question<'_> {
 
     /// `cached`: the last prediction for the same question, however old. `most`: bytes of an answer.
     fn answer(&self, cached: Option<InferResponse>, most: usize) -> Option<(Step, InferResponse)> {
+        if !self.here {
+            return None;
+        }
         if let Some(cached) = cached.filter(|_| self.model.allows(Step::CachedPrediction)) {
             return Some((Step::CachedPrediction, InferResponse { id: self.request.id.clone(), ..cached }));
         }
@@ -113,8 +118,13 @@ mod tests {
             ("{levels: [1]}", cached(), None),
         ] {
             let model = model(degradation);
-            let question =
-                Question { model: &model, request: &request, entities: &Entities::None, class: Class::Normal };
+            let question = Question {
+                model: &model,
+                request: &request,
+                entities: &Entities::None,
+                class: Class::Normal,
+                here: true,
+            };
             let answer = question.answer(kept, 1 << 20);
             assert_eq!(answer.as_ref().map(|(step, _)| *step), step, "{degradation}");
             assert!(answer.is_none_or(|(_, response)| response.id == "now"));

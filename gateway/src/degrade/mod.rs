@@ -117,7 +117,7 @@ impl Degradation {
 
     /// Counts an answer by the level that it says.
     pub fn answered(&self, making: &Making) {
-        if let Some(step) = said(making) {
+        if let Some(step) = said_step(making) {
             self.metrics.answered(step);
         }
     }
@@ -149,7 +149,7 @@ pub async fn follow(shared: Arc<Shared>, subscription: Arc<Subscription>) {
 
 /// What is to be done next for a request.
 pub enum Next {
-    /// Ask the pods until then; [`Exchange::degrade`] says how. Then tell [`Turn::told`].
+    /// Ask the pods until then; [`Exchange::degrade`] says how. Then tell [`Turn::hear`] and [`Turn::told`].
     Ask(Instant),
     /// Answered without them; and why, if they were asked.
     Answer(InferResponse, Option<Refusal>),
@@ -170,7 +170,7 @@ impl Turn<'_> {
             Step::CachedPrediction | Step::StaticAnswer if !question.model.allows(Step::FallbackModel) => Step::Normal,
             level => level.min(Step::FallbackModel),
         };
-        let last = if question.may_be_answered_here() { self.until - reserve(self.until) } else { self.until };
+        let last = self.last(question);
         if self.stage == Stage::Begun && matches!(self.serve, Serve::Probe(_)) {
             self.stage = Stage::Probed;
             self.degradation.metrics.probes.inc();
@@ -200,12 +200,28 @@ impl Turn<'_> {
         }
     }
 
-    /// How asking the pods ended. `None`: there may be a better answer, [`Self::next`] says.
-    pub fn told<T>(&mut self, exchange: &Exchange, answered: Result<T, Refusal>) -> Option<Result<T, Refusal>> {
+    /// Until when others are asked: some time is left for an answer from here.
+    pub fn last(&self, question: &Question<'_>) -> Instant {
+        if question.may_be_answered_here() { self.until - reserve(self.until) } else { self.until }
+    }
+
+    /// Whether the next answer will be less than it should be: the model is at level 2 or beyond, and this request does
+    /// not find out whether it has healed.
+    pub fn is_lesser(&self) -> bool {
+        let is_probe = matches!(self.serve, Serve::Probe(_));
+        self.stage == Stage::Begun && !is_probe && self.serve.level().step >= Step::FallbackModel
+    }
+
+    /// Learns from how asking the pods ended.
+    pub fn hear<T>(&self, exchange: &Exchange, answered: &Result<T, Refusal>) {
         let asked = exchange.degrade.unwrap_or_default();
         if let Some(sample) = self.sample(asked, answered.as_ref().err(), &exchange.making) {
             self.degradation.ladders.observe(&self.ladder, sample);
         }
+    }
+
+    /// How asking the pods ended. `None`: there may be a better answer, [`Self::next`] says.
+    pub fn told<T>(&mut self, answered: Result<T, Refusal>) -> Option<Result<T, Refusal>> {
         match answered {
             Err(failed) if mendable(&failed) => {
                 if self.stage == Stage::Probed {
@@ -239,7 +255,7 @@ impl Turn<'_> {
         let timing = making.sidecar_timing.as_ref().and_then(|timing| timing.to_str().ok()).unwrap_or_default();
         let step = match (failed, asked) {
             // Whatever was asked: the sidecar may have fallen back by itself, or have no fallback.
-            (None, _) if said(making) == Some(Step::FallbackModel) => Step::FallbackModel,
+            (None, _) if said_step(making) == Some(Step::FallbackModel) => Step::FallbackModel,
             (None, Step::FallbackModel) => Step::Normal,
             _ => asked,
         };
@@ -275,7 +291,7 @@ fn mendable(refusal: &Refusal) -> bool {
 }
 
 /// The level that an answer says.
-fn said(making: &Making) -> Option<Step> {
+pub fn said_step(making: &Making) -> Option<Step> {
     match making.degraded.as_ref()?.as_bytes().first()? {
         b'1' => Some(Step::StaleFeatures),
         b'2' => Some(Step::FallbackModel),

@@ -208,7 +208,7 @@ impl Valid<'_> {
             _ if waits => return Ok(Outcome::of(Source::Call, "the same is being asked for another request")),
             _ => {}
         }
-        let question = Question { model, request, entities: self.entities, class: admitted.class };
+        let question = Question { model, request, entities: self.entities, class: admitted.class, here: true };
         let here = || question.would_answer(shared.results.last_cached(&asked).is_some());
         if level.step >= Step::CachedPrediction
             && let Some(step) = here()

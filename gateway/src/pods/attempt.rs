@@ -102,6 +102,27 @@ pub fn request(
     left: Option<Duration>,
     body: OipBody,
 ) -> Request<OipBody> {
+    let mut request = oip_request(path, exchange, trace, left, body);
+    let headers = request.headers_mut();
+    if let Some(principal) = &exchange.principal
+        && let Ok(tenant) = HeaderValue::from_str(principal.tenant.as_str())
+    {
+        headers.insert(TENANT, tenant);
+    }
+    if let Some(step) = exchange.degrade {
+        headers.insert(DEGRADE, HeaderValue::from(u16::from(step.number())));
+    }
+    request
+}
+
+/// A request to anybody's `inference.GRPCInferenceService`.
+pub fn oip_request(
+    path: &'static str,
+    exchange: &Exchange,
+    trace: &TraceParent,
+    left: Option<Duration>,
+    body: OipBody,
+) -> Request<OipBody> {
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(path);
@@ -113,16 +134,8 @@ pub fn request(
     if let Some(Ok(timeout)) = timeout {
         headers.insert(GRPC_TIMEOUT, timeout);
     }
-    if let Some(principal) = &exchange.principal
-        && let Ok(tenant) = HeaderValue::from_str(principal.tenant.as_str())
-    {
-        headers.insert(TENANT, tenant);
-    }
     if let Some(id) = &exchange.request_id {
         headers.insert(REQUEST_ID, id.clone());
-    }
-    if let Some(step) = exchange.degrade {
-        headers.insert(DEGRADE, HeaderValue::from(u16::from(step.number())));
     }
     trace.write(headers);
     request
@@ -144,7 +157,33 @@ pub fn failed(shared: &Shared, link: &PodLink, error: &UpstreamError) {
     }
 }
 
-/// Reads an answer to its end.
+/// An answer as it came, to its end.
+pub struct Whole {
+    pub head: HeaderMap,
+    trailers: Option<HeaderMap>,
+    frame: Bytes,
+}
+
+impl Whole {
+    /// Where its status stands: without trailers, in the head.
+    fn status(&self) -> &HeaderMap {
+        self.trailers.as_ref().unwrap_or(&self.head)
+    }
+
+    pub fn check(&self) -> Result<(), Ended> {
+        check_status(self.status(), &self.head)
+    }
+
+    /// The length-prefixed message, and what is in it.
+    pub fn decode(self, shared: &Shared) -> Result<(Bytes, InferResponse), String> {
+        let message = message(&self.frame).map_err(|problem| problem.to_string())?;
+        let response = oip::decode_response_message(message, &shared.limits.of_answers());
+        let response = response.map_err(|problem| problem.to_string())?;
+        if response.outputs.is_empty() { Err("it has no outputs".to_owned()) } else { Ok((self.frame, response)) }
+    }
+}
+
+/// Reads a pod's answer.
 async fn read(
     shared: &Shared,
     link: &PodLink,
@@ -152,12 +191,30 @@ async fn read(
     part: &mut Part<'_>,
     said: &mut Said,
 ) -> Result<(Bytes, InferResponse), Ended> {
+    let head = response.headers();
+    said.feature_sequence = number(head, &FEATURE_SEQUENCE);
+    said.feature_fresh = number(head, &FEATURE_FRESH).map(Duration::from_millis);
+    let whole = read_whole(shared, response, part).await?;
+    let status = whole.status();
+    said.timing = status.get(SERVER_TIMING).or_else(|| whole.head.get(SERVER_TIMING)).cloned();
+    take_load(shared, link, status);
+    whole.check()?;
+    whole.decode(shared).map_err(|problem| {
+        tracing::warn!(problem, pool = %link.key().pool, pod = %link.key().pod, "a pod's answer could not be read");
+        Ended::Unreadable
+    })
+}
+
+/// Reads an answer to its end, within what may be kept of it.
+pub async fn read_whole(
+    shared: &Shared,
+    response: Response<UpstreamBody>,
+    part: &mut Part<'_>,
+) -> Result<Whole, Ended> {
     let (head, mut body) = response.into_parts();
     if !head.status.is_success() {
         return Err(Ended::Http(head.status));
     }
-    said.feature_sequence = number(&head.headers, &FEATURE_SEQUENCE);
-    said.feature_fresh = number(&head.headers, &FEATURE_FRESH).map(Duration::from_millis);
     let mut whole = Bytes::new();
     let mut pieces = BytesMut::new();
     let mut trailers = None;
@@ -178,20 +235,8 @@ async fn read(
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    let status = trailers.as_ref().unwrap_or(&head.headers);
-    said.timing = status.get(SERVER_TIMING).or_else(|| head.headers.get(SERVER_TIMING)).cloned();
-    take_load(shared, link, status);
-    check_status(status, &head.headers)?;
     let frame = if pieces.is_empty() { whole } else { pieces.freeze() };
-    let message = message(&frame).map_err(|_| Ended::Unreadable)?;
-    let response = oip::decode_response_message(message, &shared.limits.of_answers()).map_err(|problem| {
-        tracing::warn!(%problem, pool = %link.key().pool, pod = %link.key().pod, "a pod's answer could not be read");
-        Ended::Unreadable
-    })?;
-    if response.outputs.is_empty() {
-        return Err(Ended::Unreadable);
-    }
-    Ok((frame, response))
+    Ok(Whole { head: head.headers, trailers, frame })
 }
 
 /// Takes in what a pod said of its load.

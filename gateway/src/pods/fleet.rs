@@ -17,6 +17,7 @@ use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::{Upstream, UpstreamMetrics, UpstreamSettings};
 
 use crate::members::Members;
+use crate::peers::links::Peers;
 use crate::pods::book::{Book, PoolState, Recorder};
 use crate::pods::lane::Lane;
 use crate::pods::pod::{PodKey, PodState};
@@ -71,6 +72,8 @@ impl PoolLinks {
 pub struct Fleet {
     pub members: Arc<Members>,
     pub snapshot: Arc<Snapshot>,
+    /// The ways to other regions.
+    pub peers: Peers,
     pools: HashMap<Name, Arc<PoolLinks>>,
     lanes: HashMap<Name, Arc<Lane>>,
     links: HashMap<PodKey, Arc<PodLink>>,
@@ -119,7 +122,8 @@ impl Fleet {
                 lanes.insert(name.clone(), Arc::new(Lane::new(name, model, pool, book)));
             }
         }
-        Self { members, snapshot, pools, lanes, links }
+        let peers = Peers::new(&snapshot, region, workload, metrics, before.map(|before| &before.peers));
+        Self { members, snapshot, peers, pools, lanes, links }
     }
 
     pub fn links(&self) -> impl Iterator<Item = &Arc<PodLink>> {

@@ -166,6 +166,17 @@ impl Lane {
         Scene::of(self, &outliers, &seek, now).choose(|| turns.next().unwrap_or_default())
     }
 
+    /// Whether some pod may have a request that is not known to be bad: it passes its checks, is not ejected, and its
+    /// breaker is not open.
+    pub fn is_usable(&self) -> bool {
+        let now = self.recorder.clock.now();
+        let seek = Seek::new(Call { key: None, hot: false, panic: false, random: 0 }, Recent::default());
+        let outliers = self.pool.state.outliers.lock();
+        let scene = Scene::of(self, &outliers, &seek, now);
+        let steps = self.pool.pods.iter().enumerate().map(|(index, pod)| (index, outliers.may_take(pod.state.id, now)));
+        steps.into_iter().any(|(index, standing)| scene.step_of(index, standing) <= Step::Suspect)
+    }
+
     /// Whether another pod than those that had it could take the request.
     pub fn has_others(&self, seek: &Seek) -> bool {
         self.pool.pods.len() > seek.count && seek.count < MOST_TRIED

@@ -110,6 +110,8 @@ impl Head {
                 }
                 "traceparent" => seen.once(Seen::TRACEPARENT, "traceparent")?,
                 "x-spillway-tenant" => seen.once(Seen::TENANT, "x-spillway-tenant")?,
+                "spillway-forwarded" => seen.once(Seen::FORWARDED, "spillway-forwarded")?,
+                "spillway-probe" => seen.once(Seen::PROBE, "spillway-probe")?,
                 "inference-header-content-length" if head.header_length.is_none() => {
                     head.header_length = lengths(headers);
                 }
@@ -152,6 +154,8 @@ impl Seen {
     const REQUEST_ID: u8 = 8;
     const TRACEPARENT: u8 = 16;
     const TENANT: u8 = 32;
+    const FORWARDED: u8 = 64;
+    const PROBE: u8 = 128;
 
     fn once(&mut self, header: u8, name: &'static str) -> Result<(), Refusal> {
         if self.0 & header != 0 {
@@ -222,7 +226,15 @@ mod tests {
 
     #[test]
     fn t23_what_must_be_one_is_refused_twice() {
-        for name in ["content-type", "grpc-timeout", "x-request-timeout-ms", "x-spillway-tenant", "x-request-id"] {
+        for name in [
+            "content-type",
+            "grpc-timeout",
+            "x-request-timeout-ms",
+            "x-spillway-tenant",
+            "x-request-id",
+            "spillway-forwarded",
+            "spillway-probe",
+        ] {
             assert!(read(&[(name, "a")]).is_ok());
             assert_eq!(read(&[(name, "a"), (name, "a")]).unwrap_err(), "duplicate-header", "{name}");
         }

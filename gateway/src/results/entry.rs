@@ -26,6 +26,8 @@ pub struct Made {
     pub degraded: Option<HeaderValue>,
     /// When it was made.
     pub feature_age_ms: Option<i64>,
+    /// Answers of other regions are shared by those who asked together, and never stored.
+    pub region: Option<HeaderValue>,
 }
 
 /// One answer, whole.

@@ -332,6 +332,7 @@ fn fate(refusal: &Refusal) -> Fate {
         | Refusal::UnknownModel(_)
         | Refusal::OtherPool(_)
         | Refusal::UnknownVersion { .. }
+        | Refusal::NoPassage(_)
         | Refusal::NotCached => Fate::Leaders,
     }
 }

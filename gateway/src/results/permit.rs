@@ -190,6 +190,10 @@ impl Pending {
     /// How long the answer is fresh, by what it says; or why it is not stored.
     fn ttl(&self, fresh: &Fresh<'_>) -> Result<Duration, &'static str> {
         let making = fresh.making;
+        if making.region.is_some() {
+            // Which changes of its rows it knew of cannot be told here.
+            return Err("spilled");
+        }
         let said_age = making.feature_age_ms.map(|age| Duration::from_millis(u64::try_from(age).unwrap_or(0)));
         // The sidecar knows which row ends first; else the oldest is taken for one of the shortest group.
         let age = match (self.dependencies.fresh_for, making.feature_fresh) {
@@ -230,5 +234,6 @@ fn made(making: &Making) -> Made {
         model_version: making.model_version.clone(),
         degraded: making.degraded.clone(),
         feature_age_ms: making.feature_age_ms,
+        region: making.region.clone(),
     }
 }

@@ -93,7 +93,7 @@ pub fn decode(value: &Bytes) -> Option<Stored> {
     let version = HeaderValue::from_maybe_shared(take(&mut rest, length.into())?).ok()?;
     let length = usize::try_from(rest.try_get_u32_le().ok()?).ok()?;
     let material = take(&mut rest, length)?;
-    let made = Made { model_version: Some(version), degraded: None, feature_age_ms };
+    let made = Made { model_version: Some(version), degraded: None, feature_age_ms, region: None };
     Some(Stored { sequence, mark, whole, made, material, message: rest })
 }
 

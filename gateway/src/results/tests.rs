@@ -44,7 +44,12 @@ pub fn entry(text: &str, message: Bytes) -> Entry {
         key: key(text),
         about: Arc::new(About { tenant: name("acme"), model: name("eta"), entities: Box::default() }),
         message,
-        made: Made { model_version: Some(HeaderValue::from_static("1")), degraded: None, feature_age_ms: None },
+        made: Made {
+            model_version: Some(HeaderValue::from_static("1")),
+            degraded: None,
+            feature_age_ms: None,
+            region: None,
+        },
         times: Times { stored: Duration::from_secs(10), fresh_until: Duration::from_secs(70) },
         mark: 0,
         generation: None,

@@ -153,7 +153,19 @@ impl Http2 {
     }
 
     pub async fn over(tcp: TcpStream, client: &Workload) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = tls_over(tcp, client, b"h2").await?;
+        Self::begin(tls_over(tcp, client, b"h2").await?).await
+    }
+
+    /// To a gateway with this SPIFFE id.
+    pub async fn to(
+        gateway: &str,
+        address: SocketAddr,
+        client: &Workload,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Self::begin(tls_to(gateway, TcpStream::connect(address).await?, client, b"h2").await?).await
+    }
+
+    async fn begin(stream: TlsStream<TcpStream>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let (send, connection) =
             h2::client::Builder::new().max_header_list_size(1 << 20).handshake::<_, Bytes>(stream).await?;
         Ok(Self { send, connection: tokio::spawn(connection) })

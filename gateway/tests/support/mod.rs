@@ -4,6 +4,7 @@
 mod client;
 mod dns;
 mod redis;
+mod regions;
 mod sidecar;
 mod stream;
 
@@ -25,6 +26,7 @@ use spillway_runtime::tls::{IdentitySettings, Workload};
 pub use client::*;
 pub use dns::*;
 pub use redis::*;
+pub use regions::*;
 pub use sidecar::*;
 pub use stream::*;
 
@@ -78,8 +80,12 @@ impl Ground {
 }
 
 async fn sidecar_of(authority: &Authority, folder: &Path, proves: &str, address: &str) -> Sidecar {
+    sidecar_in("eu", authority, folder, proves, address).await
+}
+
+async fn sidecar_in(region: &str, authority: &Authority, folder: &Path, proves: &str, address: &str) -> Sidecar {
     let (_, pod) = proves.split_once('/').unwrap();
-    let text = format!("spiffe://spillway.test/region/eu/sidecar/{proves}");
+    let text = format!("spiffe://spillway.test/region/{region}/sidecar/{proves}");
     let (_, workload) = workload(authority, &folder.join(pod), &text, HOUR);
     Sidecar::start_at(pod, workload, std::net::TcpListener::bind(address).unwrap()).await
 }
@@ -255,9 +261,14 @@ async fn gateway(folder: &Path, extra: &str, drain: &Drain) -> Gateway {
 
 /// The same, of this name and with the identity in its `own` folder.
 async fn gateway_of(folder: &Path, name: &str, own: &Path, extra: &str, drain: &Drain) -> Gateway {
+    gateway_in("eu", folder, name, own, extra, drain).await
+}
+
+/// The same, of this region.
+async fn gateway_in(region: &str, folder: &Path, name: &str, own: &Path, extra: &str, drain: &Drain) -> Gateway {
     let (path, own) = (folder.display(), own.display());
     let file = format!(
-        "region: eu
+        "region: {region}
 name: {name}
 listen: 127.0.0.1:0
 threads: 2

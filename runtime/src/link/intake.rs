@@ -156,10 +156,8 @@ impl Intake {
         };
         let served = (!self.snapshots.is_empty()).then(|| self.snapshots.current());
         let held = served.as_ref().map(|served| (served.version, contents(served)));
-        let held = Held {
-            serving: held.as_ref().map(|(version, contents)| (*version, contents)),
-            epoch: self.epoch.newest(),
-        };
+        let held =
+            Held { serving: held.as_ref().map(|(version, contents)| (*version, contents)), epoch: self.epoch.newest() };
         check(&offer, &held, MOST_BYTES)?;
         tell(Step::Validated);
         self.see(epoch)?;

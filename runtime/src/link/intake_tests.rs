@@ -149,7 +149,11 @@ fn t63_a_truncated_newest_gives_way_to_the_one_before_and_two_bad_ones_to_nothin
 fn t62_t66_t67_a_plan_is_taken_whole_or_not_at_all() {
     let node = Node::new();
     let mut intake = node.intake();
-    assert_eq!(plan_reason(&mut intake, plan(1, 1, &["eu", "us"])), "taken", "no snapshot says which regions there are");
+    assert_eq!(
+        plan_reason(&mut intake, plan(1, 1, &["eu", "us"])),
+        "taken",
+        "no snapshot says which regions there are"
+    );
     intake.take_delta(Content::of(1, &["eu", "us"]).whole(1), |_| {}).unwrap();
     assert_eq!(plan_reason(&mut intake, plan(3, 1, &["eu", "us"])), "taken");
     assert_eq!(plan_reason(&mut intake, plan(3, 1, &["eu", "us"])), "taken", "it holds already");
@@ -184,9 +188,7 @@ fn t62_t66_t67_a_plan_is_taken_whole_or_not_at_all() {
 /// The regions of three versions, any of which may follow any other.
 fn any_content() -> impl Strategy<Value = Content> {
     let regions = prop::collection::btree_set(prop::sample::select(vec!["ap", "eu", "us"]), 0..=3);
-    (1_u64..6, regions).prop_map(|(version, regions)| {
-        Content::of(version, &regions.into_iter().collect::<Vec<_>>())
-    })
+    (1_u64..6, regions).prop_map(|(version, regions)| Content::of(version, &regions.into_iter().collect::<Vec<_>>()))
 }
 
 proptest! {

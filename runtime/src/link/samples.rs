@@ -26,7 +26,8 @@ pub struct Content {
 
 impl Content {
     pub fn of(version: u64, regions: &[&str]) -> Self {
-        let region = |name: &&str| (("Region".to_owned(), (*name).to_owned()), r#"{"trustDomain":"spillway.test"}"#.into());
+        let region =
+            |name: &&str| (("Region".to_owned(), (*name).to_owned()), r#"{"trustDomain":"spillway.test"}"#.into());
         Self { version, resources: regions.iter().map(region).collect() }
     }
 

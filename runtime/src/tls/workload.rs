@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::NoServerSessionStorage;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -171,6 +171,11 @@ impl Workload {
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
         (Arc::new(config), identity.generation)
+    }
+
+    /// The key of our certificate of now.
+    pub(crate) fn signing_key(&self) -> Arc<dyn SigningKey> {
+        self.current.load().key.key.clone()
     }
 
     /// The server configs of one generation, which they come with.

@@ -48,9 +48,13 @@ struct Resting {
     error: Arc<ConnectError>,
 }
 
-type Connected = Result<Sender, Arc<ConnectError>>;
-
 impl Slot {
+    pub(super) fn is_resting(&self) -> bool {
+        let state = self.0.lock();
+        let is_ready = state.ready.as_ref().is_some_and(|ready| !ready.sender.is_closed());
+        !is_ready && state.resting.as_ref().is_some_and(|resting| Instant::now() < resting.until)
+    }
+
     /// Lets go of the connection that is ready.
     pub(super) fn forget(&self) {
         self.0.lock().ready = None;
@@ -61,6 +65,8 @@ impl Slot {
         self.0.lock().ready.as_ref().map(|ready| ready.ended.clone())
     }
 }
+
+type Connected = Result<Sender, Arc<ConnectError>>;
 
 impl Inner {
     /// A connection that can be called on. The connect itself is a task of its own: a caller that gives
@@ -128,7 +134,10 @@ impl Inner {
     }
 
     async fn connect(&self) -> Result<(Sender, u64, watch::Receiver<()>), ConnectError> {
+        let began = Instant::now();
         let stream = TcpStream::connect(self.address).await.map_err(ConnectError::Tcp)?;
+        let round_trip = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.round_trip_us.store(round_trip.max(1), Ordering::Relaxed);
         stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
         let (config, generation) = self.workload.client(self.expected.clone());
         // The name is not looked at; an address keeps the handshake free of one.

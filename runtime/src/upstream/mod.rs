@@ -16,7 +16,7 @@ mod error;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -112,6 +112,8 @@ struct Inner {
     slots: Vec<Slot>,
     next: AtomicUsize,
     in_flight: AtomicUsize,
+    /// Of the last TCP connect, in microseconds; 0: there was none.
+    round_trip_us: AtomicU64,
 }
 
 impl Upstream {
@@ -139,6 +141,7 @@ impl Upstream {
             slots,
             next: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
+            round_trip_us: AtomicU64::new(0),
         }))
     }
 
@@ -153,6 +156,17 @@ impl Upstream {
     /// Calls that have begun and whose answers' bodies are not dropped yet.
     pub fn in_flight(&self) -> usize {
         self.0.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether a call would fail at once: the last connect did, and no other is begun yet.
+    pub fn is_resting(&self) -> bool {
+        self.0.slots.iter().all(Slot::is_resting)
+    }
+
+    /// To the server's host and back, as the last connect measured it.
+    pub fn round_trip(&self) -> Option<Duration> {
+        let micros = self.0.round_trip_us.load(Ordering::Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros))
     }
 
     /// Counts as a call until dropped: for work that is decided on but not called yet.

@@ -347,3 +347,25 @@ async fn a_streamed_call_sends_as_it_goes_and_half_of_one_is_not_taken_for_a_who
     let _ = call.await.unwrap();
     eventually("the server sees the break", || server.seen.broken.load(Ordering::SeqCst)).await;
 }
+
+#[tokio::test]
+async fn a_server_that_is_gone_lets_its_upstream_rest_and_a_round_trip_is_measured() {
+    let domain = Domain::create();
+    let server = Server::start(domain.workload(SIDECAR), "127.0.0.1:0").await;
+    let settings = UpstreamSettings { rest: Duration::from_secs(1), ..UpstreamSettings::default() };
+    let metrics = UpstreamMetrics::default();
+    let upstream = Upstream::with(domain.workload(GATEWAY), server.address, id(SIDECAR), settings, metrics);
+    assert_eq!((upstream.is_resting(), upstream.round_trip()), (false, None));
+    upstream.connect().await.unwrap();
+    let round_trip = upstream.round_trip().unwrap();
+    assert!(!upstream.is_resting() && round_trip < Duration::from_secs(1), "{round_trip:?}");
+    server.task.abort();
+    eventually("the connection is gone", || {
+        tokio::spawn({
+            let upstream = upstream.clone();
+            async move { upstream.connect().await.is_err() }
+        });
+        upstream.is_resting()
+    })
+    .await;
+}

@@ -1,0 +1,253 @@
+//! One call to one gateway of another region, and what its end means.
+//!
+//! The rule: what goes there is set here and nowhere else. The call is signed for that region alone, and bounded by
+//! the request's deadline; dropped, its stream is reset.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{AGE, CACHE_CONTROL};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use spillway_core::cache::control::Wish;
+use spillway_core::failover::{Passage, passage};
+use spillway_core::limit::Class;
+use spillway_core::units::Name;
+use spillway_runtime::forwarding::{self, FORWARDED};
+use spillway_runtime::telemetry::TraceParent;
+use spillway_runtime::upstream::{OipBody, Upstream, UpstreamError};
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::Code;
+
+use crate::answer::{PUSHBACK, REGION, SERVER_TIMING};
+use crate::errors::Refusal;
+use crate::exchange::Exchange;
+use crate::pods::attempt::{INFER, PodAnswer, Said, Whole, oip_request, read_whole};
+use crate::pods::judge::Ended;
+use crate::request::memory::Part;
+use crate::shared::Shared;
+
+/// A region that does not say for how long it has no room.
+const PUSHED_BACK: Duration = Duration::from_secs(1);
+/// A peer's own code that says nothing of the request: our certificate changed between signature and call.
+const UNSIGNED: &str = "forwarded-unsigned";
+
+/// What is forwarded, whichever gateway gets it.
+pub struct Outgoing<'a> {
+    pub shared: &'a Shared,
+    pub trace: &'a TraceParent,
+    pub class: Class,
+    pub wish: Wish,
+    /// The length-prefixed message, in pieces.
+    pub frame: &'a [Bytes],
+    pub until: Instant,
+}
+
+/// What came of a call.
+pub enum Came {
+    Answer(PodAnswer, Told),
+    /// The request is wrong, and would be wrong anywhere.
+    Wrong(Refusal),
+    /// Another gateway of the region may have it: this one was not reached, or lost it.
+    Unreachable,
+    Lost,
+    /// The region does not want it.
+    Refused,
+    /// It has no room, for so long.
+    Overloaded(Duration),
+    /// It failed there. Nobody else is asked: it would fail again.
+    Failed,
+    /// There was no time left.
+    TooLate,
+}
+
+/// What a region says beside its answer.
+#[derive(Debug, Default)]
+pub struct Told {
+    pub region: Option<HeaderValue>,
+    pub timing: Option<HeaderValue>,
+    /// Of an answer that was kept there.
+    pub age: Option<Duration>,
+}
+
+impl Came {
+    /// For a metric's label.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Answer(..) => "answered",
+            Self::Wrong(_) => "wrong-request",
+            Self::Unreachable => "unreachable",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::Overloaded(_) => "overloaded",
+            Self::Failed => "failed",
+            Self::TooLate => "deadline",
+        }
+    }
+}
+
+/// Calls a gateway of `region`. With the answer comes the memory that it takes.
+pub async fn attempt<'a>(
+    outgoing: &Outgoing<'a>,
+    exchange: &Exchange,
+    region: &Name,
+    upstream: &Upstream,
+    mut part: Part<'a>,
+) -> (Came, Option<Part<'a>>) {
+    // A gateway that does not answer a connect leaves time for another one.
+    let left = outgoing.until.saturating_duration_since(Instant::now());
+    match timeout(left / 2, upstream.connect()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) | Err(_) => return (Came::Unreachable, None),
+    }
+    let Some(request) = request(outgoing, exchange, region) else { return (Came::Refused, None) };
+    let called = async {
+        let response = upstream.call(request).await.map_err(Ended::Call)?;
+        read_whole(outgoing.shared, response, &mut part).await
+    };
+    let late = Err(Ended::Call(UpstreamError::Deadline { sent: true }));
+    let whole = timeout_at(outgoing.until, called).await.unwrap_or(late);
+    match whole.map_err(Failed::from).and_then(|whole| answer(outgoing, whole)) {
+        Ok((answer, told)) => (Came::Answer(answer, told), Some(part)),
+        Err(Failed { ended, after }) => (judge(ended, after), None),
+    }
+}
+
+/// A call that brought no answer, and when its region says that it may be asked again.
+struct Failed {
+    ended: Ended,
+    after: Option<Duration>,
+}
+
+impl From<Ended> for Failed {
+    fn from(ended: Ended) -> Self {
+        Self { ended, after: None }
+    }
+}
+
+fn answer(outgoing: &Outgoing<'_>, whole: Whole) -> Result<(PodAnswer, Told), Failed> {
+    let after = number(&whole.head, &PUSHBACK).map(Duration::from_millis);
+    whole.check().map_err(|ended| Failed { ended, after })?;
+    let told = Told {
+        region: whole.head.get(REGION).cloned(),
+        timing: whole.head.get(SERVER_TIMING).and_then(model_timing),
+        age: number(&whole.head, &AGE).map(Duration::from_secs),
+    };
+    let (frame, response) = whole.decode(outgoing.shared).map_err(|problem| {
+        tracing::warn!(%problem, "another region's answer could not be read");
+        Ended::Unreadable
+    })?;
+    // Which changes of features the region knew of does not compare with what is known here.
+    Ok((PodAnswer { frame, response, said: Said::default() }, told))
+}
+
+fn judge(ended: Ended, after: Option<Duration>) -> Came {
+    match &ended {
+        Ended::Call(UpstreamError::Unreachable(_) | UpstreamError::Refused) => Came::Unreachable,
+        Ended::Call(UpstreamError::Lost(_)) => Came::Lost,
+        Ended::Call(UpstreamError::Deadline { .. }) => Came::TooLate,
+        Ended::Http(_) | Ended::Unreadable | Ended::NoRoom => Came::Failed,
+        Ended::Said { status, code, .. } => match status {
+            Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Came::Wrong(ended.refusal()),
+            Code::PermissionDenied if code == UNSIGNED => Came::Lost,
+            Code::PermissionDenied | Code::Unauthenticated | Code::NotFound | Code::Unimplemented => Came::Refused,
+            Code::ResourceExhausted | Code::Unavailable => Came::Overloaded(after.unwrap_or(PUSHED_BACK)),
+            Code::DeadlineExceeded => Came::TooLate,
+            _ => Came::Failed,
+        },
+    }
+}
+
+/// `None`: nobody can be told who asks.
+fn request(outgoing: &Outgoing<'_>, exchange: &Exchange, region: &Name) -> Option<Request<OipBody>> {
+    let (shared, caller) = (outgoing.shared, exchange.caller.as_ref()?);
+    let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(whole_milliseconds);
+    let issued = since_epoch(SystemTime::now())?;
+    let passage = Passage {
+        client: caller.peer.id.clone(),
+        serial: caller.peer.serial.clone(),
+        not_after: since_epoch(caller.peer.not_after)?,
+        class: outgoing.class,
+        from: shared.region.clone(),
+        to: region.clone(),
+        path: INFER.to_owned(),
+        request_id: exchange.request_id.as_ref()?.to_str().ok()?.to_owned(),
+        issued,
+        expires: issued + passage::LIFE,
+        hops: 1,
+    };
+    let token = forwarding::issue(&shared.workload, &passage)
+        .inspect_err(|error| tracing::error!(%error, "a request cannot be forwarded"))
+        .ok()?;
+    let left = outgoing.until.saturating_duration_since(Instant::now());
+    let body = OipBody::segments(outgoing.frame.to_vec());
+    let mut request = oip_request(INFER, exchange, outgoing.trace, Some(left), body);
+    let headers = request.headers_mut();
+    headers.insert(FORWARDED, HeaderValue::from_str(&token).ok()?);
+    if outgoing.wish != Wish::default() {
+        // Whatever it wishes of stored answers was asked of those that are stored here.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
+    }
+    Some(request)
+}
+
+fn whole_milliseconds(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What the model took there, of all that its gateway says: the rest would stand beside ours under the same names.
+fn model_timing(timing: &HeaderValue) -> Option<HeaderValue> {
+    let parts = timing.to_str().ok()?.split(',').map(str::trim);
+    let of_model = |part: &&str| ["features;", "model;", "fallback;"].iter().any(|name| part.starts_with(name));
+    let kept: Vec<&str> = parts.filter(of_model).collect();
+    (!kept.is_empty()).then(|| HeaderValue::from_str(&kept.join(", ")).ok())?
+}
+
+/// Digits only; anything else was not said.
+fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let text = headers.get(name)?.to_str().ok()?;
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_regions_refusal_means() {
+        let said = |status, code: &'static str| Ended::Said { status, code: code.into(), message: String::new() };
+        let second = Some(Duration::from_secs(1));
+        for (ended, after, word) in [
+            (said(Code::InvalidArgument, "model-rejected"), None, "wrong-request"),
+            (said(Code::FailedPrecondition, "missing-feature"), None, "wrong-request"),
+            (said(Code::PermissionDenied, "forwarded-residence"), None, "refused"),
+            (said(Code::PermissionDenied, "forwarded-unsigned"), None, "lost"),
+            (said(Code::NotFound, "unknown-model"), None, "refused"),
+            (said(Code::Unavailable, "overloaded"), second, "overloaded"),
+            (said(Code::Unavailable, "no-pod"), None, "overloaded"),
+            (said(Code::ResourceExhausted, "rate-limited"), second, "overloaded"),
+            (said(Code::DeadlineExceeded, "deadline-exceeded"), None, "deadline"),
+            (said(Code::Internal, "model-failed"), None, "failed"),
+            (Ended::Unreadable, None, "failed"),
+            (Ended::Call(UpstreamError::Refused), None, "unreachable"),
+            (Ended::Call(UpstreamError::Deadline { sent: true }), None, "deadline"),
+        ] {
+            let shown = format!("{ended:?}");
+            assert_eq!(judge(ended, after).word(), word, "{shown}");
+        }
+    }
+
+    #[test]
+    fn only_the_models_own_times_are_passed_on() {
+        let timing = |text| model_timing(&HeaderValue::from_static(text));
+        let told = timing("auth;dur=0.1, queue;dur=1.0, features;dur=0.2, model;dur=1.5, total;dur=3.1");
+        assert_eq!(told.unwrap(), "features;dur=0.2, model;dur=1.5");
+        assert_eq!(timing("auth;dur=0.1, total;dur=3.1"), None);
+    }
+
+    #[test]
+    fn a_pushback_is_digits_alone() {
+        let read = |text| number(&HeaderMap::from_iter([(PUSHBACK, HeaderValue::from_static(text))]), &PUSHBACK);
+        assert_eq!(read("250"), Some(250));
+        assert_eq!((read("-1"), read("1.5"), read("")), (None, None, None));
+    }
+}
