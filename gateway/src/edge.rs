@@ -22,7 +22,7 @@ use crate::downstream::connection::caller;
 use crate::errors::Refusal;
 use crate::exchange::{Exchange, Protocol};
 use crate::peers::probe;
-use crate::peers::visit::{Visit, Visitor, receive};
+use crate::peers::visit::{Asked, Visit, Visitor, receive};
 use crate::pods::fleet::Fleet;
 use crate::request::body;
 use crate::request::head::Head;
@@ -104,9 +104,13 @@ impl Edge {
         let route = route(&method, uri.path())?;
         exchange.route = route.name();
         let fleet = self.fleet.load_full();
-        let is_infer = matches!(route, Route::Grpc(GrpcMethod::ModelInfer)) && exchange.protocol == Protocol::Grpc;
+        let asked = match route {
+            Route::Grpc(GrpcMethod::ModelInfer) if exchange.protocol == Protocol::Grpc => Asked::Infer,
+            Route::Grpc(GrpcMethod::ServerReady) if exchange.protocol == Protocol::Grpc => Asked::Ready,
+            _ => Asked::Other,
+        };
         let headers = &session.req_header().headers;
-        let principal = match receive(&self.shared, &fleet.snapshot, &caller, headers, is_infer)? {
+        let principal = match receive(&self.shared, &fleet.snapshot, &caller, headers, asked)? {
             None => principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?,
             Some(Visitor::Forwarded { visit, principal, request_id }) => {
                 (exchange.visit, exchange.route) = (visit, "forwarded");
@@ -115,7 +119,11 @@ impl Edge {
             }
             Some(Visitor::Prober) => {
                 (exchange.visit, exchange.route) = (Visit::Probe, "probe");
-                return probe::serve(&self.shared, session, exchange, &head, &fleet, trace).await.map(Some);
+                let shared = &self.shared;
+                return match asked {
+                    Asked::Ready => probe::ready(shared, session, exchange, &head).await.map(Some),
+                    _ => probe::serve(shared, session, exchange, &head, &fleet, trace).await.map(Some),
+                };
             }
         };
         exchange.principal = Some(principal.clone());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
+use spillway_core::cache::status::Status as CacheStatus;
 use spillway_core::limit::Class;
 use spillway_core::policy::Principal;
 use spillway_core::resilience::Step;
@@ -25,7 +26,7 @@ use crate::pods::attempt::PodAnswer;
 use crate::request::memory::{self, Memory, Part};
 use crate::results::{self, Kept, Said};
 use crate::shared::Shared;
-use crate::traffic::{Blame, Ended, Origin, blame};
+use crate::traffic::{Blame, Ended, blame};
 
 /// The route of requests for one prediction, in both protocols.
 const INFER: &str = "infer";
@@ -244,14 +245,8 @@ impl Drop for Exchange {
             Protocol::Grpc => grpc as u16,
         };
         shared.metrics.in_flight.dec();
-        let origin = match &self.visit {
-            Visit::Client => Origin::Client,
-            Visit::Forwarded { .. } => Origin::Peer,
-            Visit::Probe => Origin::Probe,
-        };
-        if self.route == INFER || origin == Origin::Peer {
-            let (class, spilled, blame) = (self.class, self.making.region.is_some(), self.blame);
-            shared.traffic.count(&Ended { origin, class, spilled, took, blame });
+        if let Some(ended) = self.ended(took) {
+            shared.traffic.count(&ended);
         }
         match &self.visit {
             Visit::Client => shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64()),
@@ -297,6 +292,21 @@ impl Drop for Exchange {
             auth_us: self.auth.as_micros() as u64,
             upstream_us: self.upstream.as_micros() as u64,
         });
+    }
+}
+
+impl Exchange {
+    /// What the control plane is told of it; `None` for all but predictions.
+    fn ended(&self, took: Duration) -> Option<Ended> {
+        let forwarded = match self.visit {
+            Visit::Client if self.route == INFER => false,
+            Visit::Forwarded { .. } => true,
+            Visit::Client | Visit::Probe => return None,
+        };
+        // One that is kept here may have come from another region at first.
+        let is_kept = matches!(self.cached.status, Some(CacheStatus::Hit { .. } | CacheStatus::StaleIfError));
+        let spilled = self.making.region.is_some() && !is_kept;
+        Some(Ended { forwarded, class: self.class, spilled, took, blame: self.blame })
     }
 }
 

@@ -18,12 +18,11 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
 use spillway_core::identity::Role;
 use spillway_core::units::Name;
-use spillway_proto::control;
 use spillway_runtime::access_log::AccessLog;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_runtime::link::{Source, TrafficSource};
+use spillway_runtime::link::Source;
 use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
@@ -193,7 +192,7 @@ impl Gateway {
         }
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.clone().follow(subscription.clone(), audit, drain.clone()));
-        let feed = source.feed(workload.clone(), Some(Arc::new(Uncounted)), &registry);
+        let feed = source.feed(workload.clone(), Some(shared.traffic.clone()), &registry);
         tokio::spawn(feed.follow(drain.clone()));
         if let Some(renew) = &settings.common.renew {
             let identity = settings.common.identity.clone();
@@ -248,16 +247,12 @@ fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(),
     Err(StartError::NotThisGateway { found: id.to_string(), region, name })
 }
 
-/// Nothing is told of requests yet.
-struct Uncounted;
-
-impl TrafficSource for Uncounted {
-    fn since_last(&self) -> control::Traffic {
-        control::Traffic::default()
-    }
-}
-
-fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, snapshots: Arc<Subscription>, registry: Registry) -> Pages {
+fn pages(
+    settings: &GatewaySettings,
+    shared: &Arc<Shared>,
+    snapshots: Arc<Subscription>,
+    registry: Registry,
+) -> Pages {
     let readiness = Readiness::default();
     readiness.check("snapshot", move || {
         if snapshots.is_empty() { Err("the first push of the control plane is waited for".into()) } else { Ok(()) }

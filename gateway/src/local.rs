@@ -19,7 +19,7 @@ use crate::request::route::GrpcMethod;
 use crate::shared::Shared;
 
 /// A metadata request is a name and a version.
-const MAX_MESSAGE: usize = 4 << 10;
+pub const MAX_MESSAGE: usize = 4 << 10;
 /// What `/v2` says is spoken beyond the protocol's core.
 const EXTENSIONS: [&str; 3] = ["binary_tensor_data", "parameters", "schedule_policy"];
 const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";

@@ -10,10 +10,10 @@
 //! | its deadline, or its client went away, after more than 100 ms        | x        | x      | deadline |    |
 //! | the same, sooner: nobody promised that                              | x        |        |        |      |
 //! | too much to do here, whoever said so                                | x        |        |        | x    |
-//! | a tenant's own limit, a bad request, no right to it                 | x        |        |        |      |
+//! | a tenant's own limit, a bad request, no right to it; shed by plan   | x        |        |        |      |
 //! | sent to a peer region, which counts the rest                        | x        |        |        |      |
 //!
-//! A request that a peer forwarded counts all but `requests` here, a probe nothing. Streams are left out: what their
+//! A request that a peer forwarded counts all but `requests` here; probes are not counted. Streams are left out: what their
 //! requests take depends on their clients. How much the region's pods could serve is not said: a limit that was never
 //! reached measures nothing, and where it is reached, `served` and `shed` say it for the region as a whole.
 
@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use spillway_core::limit::Class;
 use spillway_proto::control;
+use spillway_runtime::link::TrafficSource;
 use tonic::Code;
 
 use crate::admission::Why;
@@ -31,20 +32,12 @@ use crate::errors::Refusal;
 /// Longer than this is slow: `SoftSettings::slow_after` of core's health.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// Who asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Client,
-    /// A gateway of another region, for its client.
-    Peer,
-    /// A vantage.
-    Probe,
-}
-
 /// Why there is no answer, as far as regions are compared by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     Caller,
+    /// The plan, which says that what comes is too much: that measures nothing.
+    Plan,
     /// The region, which failed.
     Region,
     /// The region, which has too much to do.
@@ -58,7 +51,8 @@ pub enum Blame {
 /// How one request ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
-    pub origin: Origin,
+    /// A gateway of another region sent it.
+    pub forwarded: bool,
     pub class: Option<Class>,
     /// A peer region has it.
     pub spilled: bool,
@@ -98,13 +92,16 @@ impl Default for Tally {
     }
 }
 
+impl TrafficSource for Tally {
+    fn since_last(&self) -> control::Traffic {
+        self.take()
+    }
+}
+
 impl Tally {
     pub fn count(&self, ended: &Ended) {
         let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-        if ended.origin == Origin::Probe {
-            return;
-        }
-        if ended.origin == Origin::Client {
+        if !ended.forwarded {
             add(&self.requests);
             if let Some(class) = ended.class.and_then(|class| self.classes.get(class as usize)) {
                 add(class);
@@ -125,7 +122,7 @@ impl Tally {
                 add(&self.shed);
                 (false, false)
             }
-            Some(Blame::Caller) => (false, false),
+            Some(Blame::Caller | Blame::Plan) => (false, false),
         };
         if served {
             add(&self.served);
@@ -143,7 +140,7 @@ impl Tally {
 
     /// What was counted since the call before. A request that ends meanwhile may be in one figure now and in the next
     /// ones later.
-    pub fn since_last(&self) -> control::Traffic {
+    pub fn take(&self) -> control::Traffic {
         let now = Instant::now();
         let time = now.saturating_duration_since(std::mem::replace(&mut *self.since.lock(), now));
         let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
@@ -186,6 +183,7 @@ pub fn blame(refusal: &Refusal) -> Blame {
         | Refusal::Invalid(_)
         | Refusal::Untrusted(_)
         | Refusal::Denied(_)
+        | Refusal::NoPassage(_)
         | Refusal::UnknownModel(_)
         | Refusal::OtherPool(_)
         | Refusal::UnknownVersion { .. }
@@ -194,6 +192,7 @@ pub fn blame(refusal: &Refusal) -> Blame {
         Refusal::Busy { why, .. } => match why {
             Why::TenantFull => Blame::Caller,
             Why::TooShort => Blame::Impatience { gone: false },
+            Why::Planned => Blame::Plan,
             Why::Shed | Why::Full | Why::TooLate => Blame::Overload,
         },
         Refusal::Overloaded | Refusal::LowestClass | Refusal::PodsBusy => Blame::Overload,

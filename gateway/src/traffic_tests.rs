@@ -11,14 +11,14 @@ const QUICK: Duration = Duration::from_millis(3);
 const LONG: Duration = Duration::from_millis(101);
 
 fn ended(took: Duration, blame: Option<Blame>) -> Ended {
-    Ended { origin: Origin::Client, class: Some(Class::High), spilled: false, took, blame }
+    Ended { forwarded: false, class: Some(Class::High), spilled: false, took, blame }
 }
 
 /// requests, served, slow, errors, shed, spilled
 fn counted(ended: &Ended) -> [u64; 6] {
     let tally = Tally::default();
     tally.count(ended);
-    let told = tally.since_last();
+    let told = tally.take();
     assert_eq!(told.classes, [0, told.requests, 0, 0]);
     assert_eq!(told.p99_us > 0, told.served > 0);
     [told.requests, told.served, told.slow, told.errors, told.shed, told.spilled]
@@ -37,12 +37,12 @@ fn only_what_the_region_did_counts_against_it() {
         (QUICK, Some(gone), [1, 0, 0, 0, 0, 0]),
         (LONG, Some(Blame::Overload), [1, 0, 0, 0, 1, 0]),
         (LONG, Some(Blame::Caller), [1, 0, 0, 0, 0, 0]),
+        (LONG, Some(Blame::Plan), [1, 0, 0, 0, 0, 0]),
     ] {
         assert_eq!(counted(&ended(took, blame)), expected, "{took:?} {blame:?}");
-        let forwarded = Ended { origin: Origin::Peer, ..ended(took, blame) };
+        let forwarded = Ended { forwarded: true, ..ended(took, blame) };
         assert_eq!(counted(&forwarded)[1..], expected[1..], "it came in elsewhere: {blame:?}");
         assert_eq!(counted(&forwarded)[0], 0);
-        assert_eq!(counted(&Ended { origin: Origin::Probe, ..ended(took, blame) }), [0; 6]);
         let spilled = Ended { spilled: true, ..ended(took, blame) };
         assert_eq!(counted(&spilled), [1, 0, 0, 0, 0, 1], "the peer counts what became of it");
     }
@@ -58,6 +58,7 @@ fn refusals_are_blamed_on_whom_they_come_from() {
         (Refusal::Path, Blame::Caller),
         (busy(Why::TenantFull), Blame::Caller),
         (busy(Why::Shed), Blame::Overload),
+        (busy(Why::Planned), Blame::Plan),
         (busy(Why::Full), Blame::Overload),
         (busy(Why::TooLate), Blame::Overload),
         (busy(Why::TooShort), Blame::Impatience { gone: false }),
@@ -85,11 +86,11 @@ fn each_interval_begins_anew() {
         tally.count(&ended(Duration::from_millis(500), None));
     }
     tally.count(&Ended { class: None, ..ended(QUICK, Some(Blame::Caller)) });
-    let told = tally.since_last();
+    let told = tally.take();
     assert_eq!((told.requests, told.served, told.slow, told.capacity), (101, 100, 2, None));
     assert_eq!(told.classes, [0, 100, 0, 0], "a class is known once a request was read");
     assert!((500_000..=562_500).contains(&told.p99_us), "{}", told.p99_us);
-    let told = tally.since_last();
+    let told = tally.take();
     assert_eq!((told.requests, told.served, told.p99_us), (0, 0, 0));
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prost::Message;
-use spillway_core::health::{Event, Gateway, Records, Vantage, What};
+use spillway_core::health::{Event, Records, Vantage, What};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control::{self, SealedPlan};
@@ -27,7 +27,7 @@ use super::orders::Times;
 use super::status::{self, Chronicle, Findings};
 use super::stored::Stored;
 use super::{HealthSettings, Verdicts};
-use crate::distribution::Report;
+use crate::distribution::{Report, Standing};
 use crate::store::{Condition, Fence, Store, StoreError, Write};
 
 const PLAN: &str = "plan";
@@ -37,8 +37,6 @@ const TICK: Duration = Duration::from_millis(250);
 const SOON: Duration = Duration::from_millis(20);
 /// Between two attempts at a store that does not answer.
 const REST: Duration = Duration::from_secs(1);
-/// Nudges that wait for who passes them on.
-const NUDGES: usize = 256;
 /// Where this task's time begins: records say how long something lasted, which may be longer than this process.
 const ORIGIN: Duration = Duration::from_secs(365 * 86_400);
 
@@ -51,8 +49,10 @@ pub struct Inputs {
     /// The newest intent, as the nodes know it. Asked often; must not block.
     pub snapshot: Box<dyn Fn() -> Option<Arc<Snapshot>> + Send>,
     pub store: Store,
-    /// While this node leads, by which election.
-    pub leading: watch::Receiver<Option<Fence>>,
+    pub standing: watch::Receiver<Standing>,
+    /// Told of gateways, as `region/gateway`, that were just refused to somebody or whose stream ended: all vantages
+    /// should probe them at once.
+    pub nudges: broadcast::Sender<String>,
     pub audit: Audit,
 }
 
@@ -72,7 +72,6 @@ pub struct Judging {
     published: u64,
     plan: watch::Sender<Option<Arc<SealedPlan>>>,
     findings: status::Shared,
-    nudges: broadcast::Sender<Gateway>,
     chronicle: Chronicle,
     metrics: VerdictMetrics,
     regions: BTreeSet<Name>,
@@ -95,8 +94,7 @@ impl Judging {
     pub fn new(inputs: Inputs, settings: HealthSettings, metrics: &Metrics) -> (Self, Verdicts) {
         let (plan, planned) = watch::channel(None);
         let (findings, found) = watch::channel(Arc::new(Findings::default()));
-        let nudges = broadcast::Sender::new(NUDGES);
-        let verdicts = Verdicts { plan: planned, findings: found, nudges: nudges.clone() };
+        let verdicts = Verdicts { plan: planned, findings: found };
         let judging = Self {
             judge: Judge::new(settings, inputs.us.clone()),
             term: Term::Follower,
@@ -109,7 +107,6 @@ impl Judging {
             published: 0,
             plan,
             findings,
-            nudges,
             chronicle: Chronicle::default(),
             metrics: VerdictMetrics::register(metrics),
             regions: BTreeSet::new(),
@@ -129,7 +126,7 @@ impl Judging {
                         next = next.min(Instant::now() + SOON);
                     }
                 }
-                Ok(()) = self.inputs.leading.changed() => next = Instant::now(),
+                Ok(()) = self.inputs.standing.changed() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
                     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                     self.tick(Times { now: ORIGIN + began.elapsed(), wall }).await;
@@ -146,7 +143,7 @@ impl Judging {
         self.metrics.ignored(heard.ignored);
         for gateway in heard.nudged {
             // Nobody passes them on: then there is no vantage.
-            let _ = self.nudges.send(gateway);
+            let _ = self.inputs.nudges.send(format!("{}/{}", gateway.region, gateway.node));
         }
         heard.failed
     }
@@ -167,8 +164,10 @@ impl Judging {
     }
 
     fn follow_election(&mut self) {
-        let leading = self.inputs.leading.borrow_and_update().clone();
-        let leading = leading.filter(|fence| self.fenced != Some(fence.epoch));
+        let leading = match &*self.inputs.standing.borrow_and_update() {
+            Standing::Leading(fence) if self.fenced != Some(fence.epoch) => Some(fence.clone()),
+            Standing::Leading(_) | Standing::Following(_) | Standing::Alone => None,
+        };
         match (&self.term, leading) {
             (Term::Taking(known) | Term::Leading(known, _), Some(fence)) if *known == fence => {}
             (_, Some(fence)) => self.term = Term::Taking(fence),

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use spillway_core::health::{Gateway, Vantage};
 use spillway_core::identity::{Role, SpiffeId};
 use spillway_proto::control::SealedPlan;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
 pub use judging::{Inputs, Judging};
 pub use settings::HealthSettings;
@@ -47,18 +47,12 @@ pub use status::Findings;
 pub struct Verdicts {
     plan: watch::Receiver<Option<Arc<SealedPlan>>>,
     findings: watch::Receiver<Arc<Findings>>,
-    nudges: broadcast::Sender<Gateway>,
 }
 
 impl Verdicts {
     /// The plan that is in force: the newest in the store that this node knows.
     pub fn plan(&self) -> watch::Receiver<Option<Arc<SealedPlan>>> {
         self.plan.clone()
-    }
-
-    /// Gateways that were just refused to somebody, or whose stream ended: all vantages should probe them at once.
-    pub fn nudges(&self) -> broadcast::Receiver<Gateway> {
-        self.nudges.subscribe()
     }
 
     /// What `spillway status` shows of regions. On a node that does not lead, as the leader last wrote it.

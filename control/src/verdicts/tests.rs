@@ -16,12 +16,12 @@ use spillway_runtime::plan::{Published, open};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::vantage::outcome_code;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use super::orders::Times;
 use super::*;
-use crate::distribution::Report;
-use crate::store::{Fence, Leadership, Store, StoreSettings, Write};
+use crate::distribution::{Report, Standing as Role};
+use crate::store::{Leadership, Store, StoreSettings, Write};
 
 const SECOND: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(50);
@@ -50,11 +50,11 @@ struct World {
     folder: TempDir,
     store: Store,
     leadership: Option<Leadership>,
-    leading: watch::Sender<Option<Fence>>,
+    standing: watch::Sender<Role>,
     _reports: mpsc::Sender<Report>,
     judging: Judging,
     verdicts: Verdicts,
-    nudges: broadcast::Receiver<Gateway>,
+    nudges: broadcast::Receiver<String>,
     metrics: Metrics,
     now: Duration,
     next_tick: Duration,
@@ -99,10 +99,9 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&StoreSettings::Sqlite(folder.path().join("control.db"))).await.unwrap();
         let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
-        let fence = leadership.fence.clone();
-        let leading = watch::Sender::new(Some(fence));
+        let standing = watch::Sender::new(Role::Leading(leadership.fence.clone()));
         let metrics = Metrics::new("test");
-        let (reports, judging, verdicts) = judging(&store, &leading, capacity, &metrics);
+        let (Outside { reports, nudges }, judging, verdicts) = judging(&store, &standing, capacity, &metrics);
         let mut probing = Vec::new();
         for (vantage, id) in vantages().iter().enumerate() {
             for gateway in 0..3_usize {
@@ -118,10 +117,10 @@ impl World {
             folder,
             store,
             leadership: Some(leadership),
-            leading,
+            standing,
             _reports: reports,
             judging,
-            nudges: verdicts.nudges(),
+            nudges: nudges.subscribe(),
             verdicts,
             metrics,
             now: START,
@@ -177,7 +176,7 @@ impl World {
         while let Ok(nudged) = self.nudges.try_recv() {
             let now = self.now;
             for probing in &mut self.probing {
-                if REGIONS[probing.gateway] == nudged.region.as_str() {
+                if nudged == format!("{}/g", REGIONS[probing.gateway]) {
                     probing.schedule.nudge(now);
                 }
             }
@@ -281,29 +280,37 @@ impl World {
     }
 
     async fn write(&self, write: Write) {
-        let fence = self.leading.borrow().clone().unwrap();
+        let Role::Leading(fence) = self.standing.borrow().clone() else { panic!("it leads") };
         self.store.commit(&fence, &[], vec![write]).await.unwrap();
     }
 }
 
+/// The other ends.
+struct Outside {
+    reports: mpsc::Sender<Report>,
+    nudges: broadcast::Sender<String>,
+}
+
 fn judging(
     store: &Store,
-    leading: &watch::Sender<Option<Fence>>,
+    standing: &watch::Sender<Role>,
     capacity: Option<u32>,
     metrics: &Metrics,
-) -> (mpsc::Sender<Report>, Judging, Verdicts) {
+) -> (Outside, Judging, Verdicts) {
     let (reports, heard) = mpsc::channel(1_024);
+    let nudges = broadcast::Sender::new(64);
     let served = snapshot(capacity);
     let inputs = Inputs {
         us: vantage(&id("eu/control/c")).unwrap(),
         reports: heard,
         snapshot: Box::new(move || Some(served.clone())),
         store: store.clone(),
-        leading: leading.subscribe(),
+        standing: standing.subscribe(),
+        nudges: nudges.clone(),
         audit: Audit::off(),
     };
     let (judging, verdicts) = Judging::new(inputs, HealthSettings::default(), metrics);
-    (reports, judging, verdicts)
+    (Outside { reports, nudges }, judging, verdicts)
 }
 
 fn near(weights: [f64; 3], expected: [f64; 3]) {
@@ -437,8 +444,8 @@ async fn the_next_leader_goes_on_and_the_last_one_is_refused() {
     let path = world.folder.path().join("control.db");
     let other = Store::open(&StoreSettings::Sqlite(path)).await.unwrap();
     let won = other.campaign(&name("d"), "127.0.0.1:2").await.unwrap();
-    let leading = watch::Sender::new(Some(won.fence.clone()));
-    let (_reports, mut next, told) = judging(&other, &leading, Some(400), &Metrics::new("test"));
+    let standing = watch::Sender::new(Role::Leading(won.fence.clone()));
+    let (_outside, mut next, told) = judging(&other, &standing, Some(400), &Metrics::new("test"));
     let times = world.times();
     next.tick(times).await;
     let plan = open(&told.plan().borrow().clone().unwrap()).unwrap();
@@ -512,8 +519,8 @@ async fn without_the_store_nothing_new_is_told_and_with_it_at_once() {
 async fn who_does_not_lead_tells_what_the_leader_wrote() {
     let mut world = World::new(None).await;
     world.run(SECOND * 20).await;
-    let follows = watch::Sender::new(None);
-    let (_reports, mut follower, told) = judging(&world.store, &follows, None, &Metrics::new("test"));
+    let follows = watch::Sender::new(Role::Alone);
+    let (_outside, mut follower, told) = judging(&world.store, &follows, None, &Metrics::new("test"));
     follower.tick(world.times()).await;
     assert_eq!(*told.plan().borrow(), *world.verdicts.plan().borrow());
     world.kill(1);
@@ -524,7 +531,7 @@ async fn who_does_not_lead_tells_what_the_leader_wrote() {
     assert_eq!((us.phase.as_str(), us.weight), ("down", 0.0));
     // It resigns; the leadership of before says nothing any more.
     drop(world.leadership.take());
-    world.leading.send_replace(None);
+    world.standing.send_replace(Role::Alone);
     let plans = world.plans.len();
     world.lives[1] = Life::Well;
     world.run(SECOND * 700).await;
@@ -596,7 +603,7 @@ async fn a_gateway_whose_stream_ended_is_probed_by_all() {
     world.run(SECOND).await;
     let heard = world.judging.hear(&Report::Left(id("us/gateway/g")), world.now);
     assert!(!heard);
-    assert_eq!(world.nudges.try_recv().unwrap(), Gateway { region: name("us"), node: name("g") });
+    assert_eq!(world.nudges.try_recv().unwrap(), "us/g");
     world.judging.hear(&Report::Left(id("mars/gateway/g")), world.now);
     world.judging.hear(&Report::Left(id("us/control/c")), world.now);
     assert!(world.nudges.try_recv().is_err());
@@ -638,19 +645,19 @@ async fn the_task_judges_by_itself_and_ends_with_the_drain() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&StoreSettings::Sqlite(folder.path().join("control.db"))).await.unwrap();
     let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
-    let leading = watch::Sender::new(None);
-    let (reports, judging, verdicts) = judging(&store, &leading, None, &Metrics::new("test"));
+    let standing = watch::Sender::new(Role::Alone);
+    let (outside, judging, verdicts) = judging(&store, &standing, None, &Metrics::new("test"));
     let drain = spillway_runtime::drain::Drain::new(SECOND);
     let task = tokio::spawn(judging.run(drain.clone()));
     let mut plan = verdicts.plan();
     assert!(plan.borrow().is_none());
-    leading.send_replace(Some(leadership.fence.clone()));
+    standing.send_replace(Role::Leading(leadership.fence.clone()));
     tokio::time::timeout(SECOND * 5, plan.wait_for(Option::is_some)).await.unwrap().unwrap();
     let statuses: BTreeMap<String, String> =
         verdicts.findings().regions.iter().map(|status| (status.region.clone(), status.phase.clone())).collect();
     assert_eq!(statuses.len(), 3);
-    let mut nudges = verdicts.nudges();
-    reports.send(Report::Left(id("us/gateway/g"))).await.unwrap();
+    let mut nudges = outside.nudges.subscribe();
+    outside.reports.send(Report::Left(id("us/gateway/g"))).await.unwrap();
     tokio::time::timeout(SECOND * 5, nudges.recv()).await.unwrap().unwrap();
     drain.stop();
     tokio::time::timeout(SECOND * 5, task).await.unwrap().unwrap();

@@ -6,8 +6,8 @@
 
 use pingora_proxy::Session;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
-use spillway_core::policy::Denied;
 use spillway_core::resource::Tier;
+use spillway_proto::inference::ServerReadyResponse;
 use spillway_runtime::oip;
 use spillway_runtime::telemetry::TraceParent;
 
@@ -16,12 +16,27 @@ use crate::answer::Reply;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::{check, clipped, gone};
+use crate::local;
 use crate::pods::call::PodCall;
 use crate::pods::fleet::Fleet;
 use crate::prediction::fetch;
 use crate::request::body;
 use crate::request::head::Head;
 use crate::shared::Shared;
+
+/// Without a model to ask: whether a pod of the region answers its health checks.
+pub async fn ready(
+    shared: &Shared,
+    session: &mut Session,
+    exchange: &mut Exchange,
+    head: &Head,
+) -> Result<Reply, Refusal> {
+    head.check_uncompressed()?;
+    let frame = body::read(session, exchange, head, local::MAX_MESSAGE).await?;
+    exchange.received = frame.len();
+    body::message(&frame)?;
+    Ok(Reply::Grpc(vec![local::frame(&ServerReadyResponse { ready: shared.is_ready() })]))
+}
 
 pub async fn serve(
     shared: &Shared,
@@ -37,8 +52,11 @@ pub async fn serve(
     exchange.received = frame.len();
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     (exchange.model, exchange.version) = (clipped(&request.model), clipped(&request.version));
+    // Who asks may have a newer Snapshot, or an older one: it must not take this region for a sick one.
+    let unknown = || Refusal::UnknownModel(clipped(&request.model));
     let model = fleet.snapshot.models.get(request.model.as_str()).filter(|model| model.tier == Tier::One);
-    let model = model.ok_or(Denied::NotAClient)?;
+    let model = model.ok_or_else(unknown)?;
+    fleet.snapshot.pool_of(model, &shared.region).ok_or_else(unknown)?;
     let version = model.version(&request.version).ok_or_else(|| Refusal::UnknownVersion {
         model: clipped(&request.model),
         version: clipped(&request.version),

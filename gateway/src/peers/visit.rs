@@ -1,6 +1,7 @@
 //! Who comes over a connection that is no client's: another region's gateway with a client's request, or a prober.
 //!
-//! The rule: what such a peer says counts only by its role, and only for unary inference over gRPC. What is not exactly
+//! The rule: what such a peer says counts only by its role, and only for unary inference over gRPC; a prober may ask
+//! whether the region is ready, too, which it does where there is no model to ask. What is not exactly
 //! a forwarded request or a probe is refused as if these did not exist. From clients both headers mean nothing.
 
 use std::time::SystemTime;
@@ -38,23 +39,32 @@ pub enum Visitor {
     Prober,
 }
 
-/// `None`: it is a client, or as good as one. `is_infer`: it asks for `ModelInfer`.
+/// What is asked for, as far as such peers may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Infer,
+    Ready,
+    Other,
+}
+
+/// `None`: it is a client, or as good as one.
 pub fn receive(
     shared: &Shared,
     snapshot: &Snapshot,
     caller: &Caller,
     headers: &HeaderMap,
-    is_infer: bool,
+    asked: Asked,
 ) -> Result<Option<Visitor>, Refusal> {
     let is_gateway = match &caller.peer.id.role {
         Role::Gateway { .. } => true,
         Role::Control { .. } => false,
         _ => return Ok(None),
     };
-    if !is_infer {
+    if asked == Asked::Other {
         return Ok(None);
     }
-    match (headers.get(FORWARDED).filter(|_| is_gateway), headers.get(PROBE)) {
+    let may_forward = is_gateway && asked == Asked::Infer;
+    match (headers.get(FORWARDED).filter(|_| may_forward), headers.get(PROBE)) {
         (None, Some(probe)) if probe.as_bytes() == b"1" => Ok(Some(Visitor::Prober)),
         (Some(token), None) => forwarded(shared, snapshot, caller, token).map(Some),
         (Some(_), Some(_)) => Err(Denied::NotAClient.into()),

@@ -498,6 +498,8 @@ async fn t21_only_another_regions_gateway_speaks_for_a_client() {
     assert_eq!(stream.code, "not-a-client");
 }
 
+const READY: &str = "/inference.GRPCInferenceService/ServerReady";
+
 async fn probe(http2: &Http2, model: &str) -> Grpc {
     Grpc::call(http2, INFER, &[("spillway-probe", "1")], request(model, "probe", "plain")).await
 }
@@ -512,8 +514,12 @@ async fn probes_ask_the_region_itself_and_are_nobodys_traffic() {
         assert_eq!((answer.status, answer.answer.header("spillway-region")), (0, "eu"), "{answer:?}");
         assert_eq!(answer.answer.header("ratelimit"), "");
         // Of tier 2, and not there at all.
-        assert_eq!(probe(&http2, "kept").await.code, "not-a-client");
-        assert_eq!(probe(&http2, "gone").await.code, "not-a-client");
+        assert_eq!(probe(&http2, "kept").await.code, "unknown-model");
+        assert_eq!(probe(&http2, "gone").await.code, "unknown-model");
+        let empty = || bytes::Bytes::from_static(&[0; 5]);
+        let ready = Grpc::call(&http2, READY, &[("spillway-probe", "1")], empty()).await;
+        assert_eq!((ready.status, &ready.answer.body[5..]), (0, &[8, 1][..]), "ready: true");
+        assert_eq!(Grpc::call(&http2, READY, &[], empty()).await.code, "not-a-client");
         for (name, value) in [("spillway-probe", "0"), ("spillway-probe", "yes"), ("x-spillway-probe", "1")] {
             let answer = Grpc::call(&http2, INFER, &[(name, value)], request("double", "7", "plain")).await;
             assert_eq!(answer.code, "not-a-client", "{name}: {value}");
@@ -522,8 +528,8 @@ async fn probes_ask_the_region_itself_and_are_nobodys_traffic() {
     let eu = regions.place("eu");
     let requests = eu.metric("spillway_gateway_requests_total", &["code=\"0\""]).await;
     assert_eq!(requests, 0, "no client asked");
-    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"answered\""]).await, 2);
-    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"not-a-client\""]).await, 4);
+    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"answered\""]).await, 4);
+    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"unknown-model\""]).await, 4);
     assert!(eu.seen().iter().all(|seen| !seen.metadata.contains_key("x-spillway-tenant")));
 
     // A client that says so is no prober: its limits count.

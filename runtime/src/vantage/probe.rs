@@ -33,11 +33,10 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
 use super::target::{Asked, Target};
+use crate::forwarding::PROBE;
 use crate::oip;
 use crate::upstream::{ConnectError, OipBody, Upstream, UpstreamBody, UpstreamError};
 
-/// Says that a request is a probe: it is answered in its region or not at all, and counts for no tenant.
-pub const PROBE: HeaderName = HeaderName::from_static("spillway-probe");
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const READY: &str = "/inference.GRPCInferenceService/ServerReady";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -22,6 +22,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::*;
 use crate::fixture::*;
+use crate::forwarding::PROBE;
 use crate::oip;
 use crate::tls::{Offer, accept};
 
@@ -120,7 +121,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let mode = *state.mode.lock();
-    assert_eq!(request.headers().get(probe::PROBE).unwrap(), "1");
+    assert_eq!(request.headers().get(PROBE).unwrap(), "1");
     assert!(request.headers().contains_key("grpc-timeout"));
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
