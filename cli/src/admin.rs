@@ -23,22 +23,29 @@ pub struct Target {
     /// The gateway's admin port; what changes or explains something is answered to its own machine only
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev", conflicts_with = "dev")]
     admin: Option<String>,
-    /// The gateway of the region that `spillway dev` runs out of this folder
+    /// A gateway that `spillway dev` runs out of this folder
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
     dev: Option<PathBuf>,
+    /// Of which region, with --dev [default: the first one]
+    #[arg(long, value_name = "NAME", requires = "dev")]
+    region: Option<String>,
 }
 
 impl Target {
     pub fn address(&self) -> Result<SocketAddr> {
-        let given = match (&self.admin, &self.dev) {
-            (Some(admin), _) => admin.clone(),
-            (None, Some(folder)) => crate::dev::admin(folder)?,
+        match (&self.admin, &self.dev) {
+            (Some(admin), _) => address(admin),
+            (None, Some(folder)) => address(&crate::dev::admin(folder, self.region.as_deref())?),
             (None, None) => bail!("--admin or --dev is needed"),
-        };
-        let host = given.strip_prefix("http://").unwrap_or(&given).trim_end_matches('/');
-        let found = host.to_socket_addrs().with_context(|| format!("{given}: expected HOST:PORT"))?.next();
-        found.with_context(|| format!("{given} has no address"))
+        }
     }
+}
+
+/// Of `HOST:PORT`, also as a URL.
+pub fn address(given: &str) -> Result<SocketAddr> {
+    let host = given.strip_prefix("http://").unwrap_or(given).trim_end_matches('/');
+    let found = host.to_socket_addrs().with_context(|| format!("{given}: expected HOST:PORT"))?.next();
+    found.with_context(|| format!("{given} has no address"))
 }
 
 /// What is posted.

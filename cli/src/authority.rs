@@ -25,7 +25,7 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut problems = Vec::new();
-        for server in &target.control {
+        for server in &target.servers()? {
             let channel = match dial(&workload, expected.clone(), server, CONNECT).await {
                 Ok(channel) => channel,
                 Err(error) => {

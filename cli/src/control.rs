@@ -22,8 +22,11 @@ pub type Client = IntentClient<Channel>;
 #[derive(clap::Args)]
 pub struct Target {
     /// Control nodes: the first that can be reached is asked, and passes on what only the leader may do
-    #[arg(long, value_name = "HOST:PORT,...", env = "SPILLWAY_CONTROL", value_delimiter = ',', required = true)]
-    pub control: Vec<String>,
+    #[arg(long, value_name = "HOST:PORT,...", env = "SPILLWAY_CONTROL", value_delimiter = ',')]
+    control: Vec<String>,
+    /// What `spillway dev` runs out of this folder, instead of all others
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
+    pub dev: Option<PathBuf>,
     /// A folder with certificate.pem, key.pem and trust-bundle.pem, instead of the three options below
     #[arg(long, value_name = "FOLDER", env = "SPILLWAY_IDENTITY")]
     identity: Option<PathBuf>,
@@ -39,22 +42,39 @@ pub struct Target {
 }
 
 impl Target {
+    /// One control node, asked by this identity.
+    pub fn at(server: String, identity: IdentitySettings) -> Self {
+        let IdentitySettings { certificate, key, trust_bundle } = identity;
+        let [certificate, key, trust_bundle] = [certificate, key, trust_bundle].map(Some);
+        Self { control: vec![server], dev: None, identity: None, certificate, key, trust_bundle }
+    }
+
+    /// The control nodes, in the order in which they are tried.
+    pub fn servers(&self) -> Result<Vec<String>> {
+        match &self.dev {
+            Some(folder) => crate::dev::control(folder),
+            None if self.control.is_empty() => bail!("--control, SPILLWAY_CONTROL or --dev is needed"),
+            None => Ok(self.control.clone()),
+        }
+    }
+
     /// Asks one question, or has one thing done.
     pub fn ask<T>(&self, work: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async { work(self.client().await?).await })
     }
 
-    async fn client(&self) -> Result<Client> {
+    pub async fn client(&self) -> Result<Client> {
         let workload = Workload::load(&self.identity()?).context("our identity")?;
         let expected = ExpectedPeer::ControlOf { trust_domain: workload.id().trust_domain };
         let mut problem = None;
-        for server in &self.control {
+        let servers = self.servers()?;
+        for server in &servers {
             match dial(&workload, expected.clone(), server, REACH).await {
                 Ok(channel) => return Ok(IntentClient::new(channel).max_decoding_message_size(usize::MAX)),
                 Err(error) => {
                     let error = anyhow!(error).context(format!("the control node {server}"));
-                    if self.control.len() > 1 {
+                    if servers.len() > 1 {
                         eprintln!("spillway: {error:#}");
                     }
                     problem = Some(error);
@@ -66,6 +86,9 @@ impl Target {
 
     /// The files of who is asking.
     pub fn identity(&self) -> Result<IdentitySettings> {
+        if let Some(folder) = &self.dev {
+            return Ok(crate::dev::operator(folder));
+        }
         let file = |given: &Option<PathBuf>, name: &str| {
             given.clone().or_else(|| self.identity.as_ref().map(|folder| folder.join(name)))
         };

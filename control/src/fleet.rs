@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use spillway_core::failover::Standing as RegionStanding;
-use spillway_core::health::{Gateway, Vantage};
+use spillway_core::health::Vantage;
 use spillway_core::identity::{Role, SpiffeId};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
@@ -45,7 +45,7 @@ pub struct Fleet {
     judging: Judging,
     prober: Prober,
     nudges: Nudges,
-    told: broadcast::Sender<String>,
+    told: broadcast::Receiver<String>,
     standing: watch::Sender<Standing>,
     leading: Arc<Leading>,
 }
@@ -60,6 +60,8 @@ impl Fleet {
     pub fn new(settings: &ControlSettings, parts: &Parts) -> Self {
         let Parts { workload, store, leading, versions, audit, metrics, .. } = parts;
         let (reports, reported) = mpsc::channel(REPORTS);
+        let (standing, stands) = watch::channel(Standing::Alone);
+        let told = broadcast::Sender::new(NUDGES);
         let us = Vantage::Control { region: Some(settings.region.clone()), node: settings.name.clone() };
         let inputs = Inputs {
             us: us.clone(),
@@ -69,7 +71,8 @@ impl Fleet {
                 move || versions.current().map(|current| current.snapshot.clone())
             }),
             store: store.clone(),
-            leading: leading.fences(),
+            standing: stands.clone(),
+            nudges: told.clone(),
             audit: audit.clone(),
         };
         let verdict = settings.health.verdict.clone();
@@ -90,8 +93,6 @@ impl Fleet {
             }),
         };
         let (prober, Lookout { nudges, .. }) = Prober::new(workload.clone(), us, sight, verdict, metrics);
-        let (standing, stands) = watch::channel(Standing::Alone);
-        let told = broadcast::Sender::new(NUDGES);
         let around = Surroundings {
             node: settings.name.clone(),
             workload: workload.clone(),
@@ -103,7 +104,7 @@ impl Fleet {
             reports,
         };
         let distribution = Distribution::new(settings.rollout.clone(), around);
-        Self { distribution, verdicts, judging, prober, nudges, told, standing, leading: leading.clone() }
+        Self { distribution, verdicts, judging, prober, nudges, told: told.subscribe(), standing, leading: leading.clone() }
     }
 
     pub fn service(&self) -> DistributionServer<Service> {
@@ -116,9 +117,9 @@ impl Fleet {
 
     /// Runs them as tasks of the process's.
     pub fn start(self, tasks: &mut JoinSet<()>, drain: &Drain) {
-        let Self { distribution, verdicts, judging, prober, nudges, told, standing, leading } = self;
+        let Self { distribution, judging, prober, nudges, told, standing, leading, .. } = self;
         tasks.spawn(distribution.run(drain.clone()));
-        tasks.spawn(pass_on(verdicts.nudges(), nudges, told));
+        tasks.spawn(hear(told, nudges));
         tasks.spawn(judging.run(drain.clone()));
         tasks.spawn(prober.run(drain.clone()));
         tasks.spawn(follow_election(leading, standing));
@@ -156,15 +157,11 @@ impl StatusSource for Shown {
     }
 }
 
-/// All vantages hear of a gateway that somebody was refused by: our own, and those of the streams.
-async fn pass_on(mut nudged: broadcast::Receiver<Gateway>, own: Nudges, told: broadcast::Sender<String>) {
+/// Our own vantage hears, as those at the streams' other ends do.
+async fn hear(mut told: broadcast::Receiver<String>, nudges: Nudges) {
     loop {
-        match nudged.recv().await {
-            Ok(Gateway { region, node }) => {
-                own.nudge(&region, &node);
-                // Nobody has a stream now.
-                let _ = told.send(format!("{region}/{node}"));
-            }
+        match told.recv().await {
+            Ok(gateway) => nudges.hear(&gateway),
             // They were of the same few gateways.
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,

@@ -16,6 +16,7 @@ use http::HeaderValue;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
+use spillway_core::health::{Gateway as VantageGateway, Vantage};
 use spillway_core::identity::Role;
 use spillway_core::units::Name;
 use spillway_runtime::access_log::AccessLog;
@@ -27,6 +28,7 @@ use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
+use spillway_runtime::vantage::{Post, Sources};
 use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::net::TcpListener;
@@ -193,6 +195,15 @@ impl Gateway {
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.clone().follow(subscription.clone(), audit, drain.clone()));
         let feed = source.feed(workload.clone(), Some(shared.traffic.clone()), &registry);
+        let sources = Sources {
+            us: Vantage::Gateway(VantageGateway { region: settings.region.clone(), node: settings.name.clone() }),
+            region: &settings.region,
+            snapshots: &subscription,
+            plans: &shared.plans,
+            sightings: feed.sightings(),
+            pulses: feed.pulses(),
+        };
+        tokio::spawn(Post::new(sources, workload.clone(), &registry).run(drain.clone()));
         tokio::spawn(feed.follow(drain.clone()));
         if let Some(renew) = &settings.common.renew {
             let identity = settings.common.identity.clone();

@@ -1,10 +1,11 @@
 //! `spillway apply`: resources into the control plane, as its next version.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use spillway_core::intent::Source;
 use spillway_proto::control::{ApplyRequest, ApplyResponse, Change, ResourceName, SourceFile};
 
 use super::check::{count, read};
@@ -34,29 +35,39 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let sources = read(&arguments.file)?;
-    let mut files = Vec::with_capacity(sources.len());
-    for source in &sources {
-        match &source.text {
-            Ok(yaml) => files.push(SourceFile { path: source.path.clone(), yaml: yaml.clone() }),
-            Err(problem) => bail!("{}: cannot be read: {problem}", source.path),
-        }
-    }
     let message = ApplyRequest {
-        files,
+        files: files(&arguments.file)?,
         dry_run: arguments.dry_run,
         message: arguments.message.clone(),
         expected_version: arguments.expect,
         confirmed_empty: arguments.confirm_empty.clone(),
     };
+    let read = message.files.len();
     let applied = arguments.target.ask(async |mut client| answer(client.apply(request(message)).await))?;
     if !applied.faults.is_empty() {
         applied.faults.iter().for_each(|fault| println!("{fault}"));
-        eprintln!("{} in {}; nothing was changed", count(applied.faults.len(), "fault"), count(sources.len(), "file"));
+        eprintln!("{} in {}; nothing was changed", count(applied.faults.len(), "fault"), count(read, "file"));
         return Ok(ExitCode::FAILURE);
     }
     report(&applied, arguments.dry_run);
     Ok(ExitCode::SUCCESS)
+}
+
+fn files(paths: &[PathBuf]) -> Result<Vec<SourceFile>> {
+    let file = |source: Source| match source.text {
+        Ok(yaml) => Ok(SourceFile { path: source.path, yaml }),
+        Err(problem) => bail!("{}: cannot be read: {problem}", source.path),
+    };
+    read(paths)?.into_iter().map(file).collect()
+}
+
+/// Applies a whole folder; returns the version that is then current.
+pub async fn folder(target: &Target, folder: &Path, message: &str) -> Result<u64> {
+    let (files, message) = (files(&[folder.to_owned()])?, message.to_owned());
+    let message = ApplyRequest { files, message, ..ApplyRequest::default() };
+    let applied = answer(target.client().await?.apply(request(message)).await)?;
+    ensure!(applied.faults.is_empty(), "{}", applied.faults.join("\n"));
+    Ok(applied.version)
 }
 
 /// What changed, on standard output; what that amounts to, on standard error.

@@ -14,9 +14,12 @@ use tonic::transport::{Channel, Endpoint, Uri};
 /// Which sidecar, and who is asking.
 #[derive(clap::Args)]
 pub struct Target {
-    /// The region that `spillway dev` runs out of this folder, instead of the five options below
+    /// A region that `spillway dev` runs out of this folder, instead of the five options below
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
     dev: Option<PathBuf>,
+    /// Which region, with --dev [default: the first one]
+    #[arg(long, value_name = "NAME", requires = "dev")]
+    region: Option<String>,
     /// The sidecar's address
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev")]
     sidecar: Option<String>,
@@ -45,7 +48,7 @@ pub struct Connection {
 impl Target {
     pub fn connection(&self) -> Result<Connection> {
         if let Some(folder) = &self.dev {
-            return crate::dev::loader(folder);
+            return crate::dev::loader(folder, self.region.as_deref());
         }
         let given = (&self.sidecar, &self.sidecar_id, &self.certificate, &self.key, &self.trust_bundle);
         let (Some(address), Some(expected), Some(certificate), Some(key), Some(trust_bundle)) = given else {

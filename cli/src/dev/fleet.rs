@@ -81,9 +81,9 @@ impl Fleet {
         let dns = member(DNS, control_id(DNS), address, &mut ports)?;
         let mut regions = Vec::new();
         for (name, ip) in REGIONS {
-            let address = SocketAddr::from((ip, port));
-            ports.hold(address).with_context(|| format!("{address} is taken; --port 0 takes a free port"))?;
-            regions.push(Region::lay_out(dir, name, address, &mut ports)?);
+            let service = SocketAddr::from((ip, port));
+            ports.hold(service).with_context(|| format!("{service} is taken; --port 0 takes a free port"))?;
+            regions.push(Region::lay_out(dir, name, service, &mut ports)?);
         }
         let fleet = Self { dir: dir.to_owned(), regions, control, dns, authority };
         fleet.issue_all()?;
@@ -112,7 +112,7 @@ impl Fleet {
         };
         for region in &self.regions {
             let gateway = &region.gateway;
-            issue(&gateway.path, &gateway.id, LIFE, &[gateway.address.ip()])?;
+            issue(&gateway.path, &gateway.id, LIFE, &[region.service.ip()])?;
             for pod in &region.sidecars {
                 issue(&pod.path, &pod.id, LIFE, &[])?;
             }
@@ -134,13 +134,11 @@ impl Fleet {
             format!(
                 "region: {region}\n\
                  identity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\n\
-                 listen: \"{}\"\n\
                  admin: \"{}\"\n\
                  drainTimeout: 5s\n{}",
                 quoted(&files.certificate),
                 quoted(&files.key),
                 quoted(&files.trust_bundle),
-                member.address,
                 member.admin,
                 otlp.map(|endpoint| format!("otlp: \"{endpoint}\"\n")).unwrap_or_default(),
             )
@@ -148,17 +146,24 @@ impl Fleet {
         for region in &self.regions {
             region.write_settings(&common, self.control.address, backends)?;
         }
-        let store = quoted(&self.dir.join("control.sqlite"));
         let control = format!(
-            "name: {CONTROL}\n{}store: {{ sqlite: {store} }}\noperators: [dev]\nhealth: {{ profile: dev }}\n",
-            common(&self.control, REGIONS[0].0)
+            "name: {CONTROL}\n{}listen: \"{}\"\nstore: {{ sqlite: {} }}\naudit: {}\noperators: [dev]\n\
+             health: {{ profile: dev }}\nrollout: {{ gather: 1s, canaryDwell: 1s, regionDwell: 1s, patience: 3s }}\n",
+            common(&self.control, REGIONS[0].0),
+            self.control.address,
+            quoted(&self.dir.join("control.sqlite")),
+            quoted(&self.dir.join(format!("{CONTROL}.audit.log"))),
         );
         write(&self.control.config, &control)?;
         let dns = format!(
-            "name: {DNS}\n{}snapshot: {}\ncontrol: {{ servers: [\"{}\"] }}\nzone: {SERVICE}\n",
+            "node: {DNS}\n{}listen: [\"{}\"]\nsnapshot: {}\ncontrol: {{ servers: [\"{}\"] }}\n\
+             zone: {TRUST_DOMAIN}\nname: {SERVICE}\n\
+             nameServers:\n  - {{ name: ns.{TRUST_DOMAIN}, addresses: [{}] }}\ncontact: hostmaster.{TRUST_DOMAIN}\n",
             common(&self.dns, REGIONS[0].0),
-            quoted(&self.dir.join("dns-0.snapshot")),
+            self.dns.address,
+            quoted(&self.dir.join(format!("{DNS}.snapshot"))),
             self.control.address,
+            self.dns.address.ip(),
         );
         write(&self.dns.config, &dns)
     }

@@ -7,8 +7,6 @@
 //! * [`injector`]: what breaks things for drills.
 
 mod fleet;
-// Started with the regions.
-#[allow(dead_code)]
 pub mod injector;
 mod processes;
 mod region;
@@ -16,17 +14,23 @@ mod servers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures_util::future::try_join_all;
 use serde_json::{Map, Value, json};
 use spillway_core::identity::SpiffeId;
+use spillway_runtime::tls::IdentitySettings;
 
+use crate::commands::apply;
 use crate::commands::features::Load;
 use crate::commands::sidecar::Connection;
+use crate::control::Target;
 use processes::Processes;
-use fleet::{EXAMPLE_ENTITY, Fleet, MODEL, SERVICE, TENANTS};
+use fleet::{CONTROL, EXAMPLE_ENTITY, Fleet, MODEL, SERVICE, TENANTS};
+use injector::Injector;
+use injector::relay::Links;
 use region::{Backends, Region};
 use servers::Servers;
 
@@ -49,6 +53,8 @@ pub struct Arguments {
 
 /// Certificates are renewed long before half of their life, 1 h in dev, is over.
 const RENEW_EVERY: Duration = Duration::from_secs(20 * 60);
+
+const LED_WITHIN: Duration = Duration::from_secs(5);
 
 const ENDPOINTS: &str = "endpoints.json";
 const SITE: &[u8] = include_bytes!("../../dev/model/site.csv");
@@ -88,7 +94,8 @@ async fn start_and_watch(
     };
     let fleet = Fleet::lay_out(&arguments.dir, arguments.port, arguments.otlp.as_deref(), &backends)?;
     processes.spawn(&fleet.control.path, "control", &fleet.control.config).await?;
-    apply::folder(&operator(&fleet), &fleet.dir.join("resources"), "spillway dev").await?;
+    let target = Target::at(fleet.control.address.to_string(), operator(&fleet.dir));
+    apply_when_led(&target, &fleet.dir.join("resources")).await?;
     let pods = fleet.regions.iter().flat_map(|region| &region.sidecars);
     let mut nodes: Vec<_> = pods.map(|pod| (pod.path.clone(), "sidecar", pod.config.clone())).collect();
     nodes.push((fleet.dns.path.clone(), "dns", fleet.dns.config.clone()));
@@ -99,11 +106,28 @@ async fn start_and_watch(
     let gateways = fleet.regions.iter().map(|region| &region.gateway);
     let gateways = gateways.map(|gateway| (gateway.path.clone(), "gateway", gateway.config.clone())).collect();
     processes.spawn_all(gateways).await?;
+    let handles = Arc::new(processes.handles());
+    let links = Links::new(handles.clone());
+    for region in &fleet.regions {
+        links.add(&region.gateway.path, region.service, region.gateway.address).await?;
+    }
+    let _injector = injector::service::serve(Injector::new(handles, links), &fleet.dir).await?;
     try_join_all(fleet.regions.iter().map(Region::wait_until_ready)).await?;
     announce(&fleet)?;
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         fleet.renew_certificates()?;
+    }
+}
+
+/// A control node leads as soon as it has stood for election.
+async fn apply_when_led(target: &Target, folder: &Path) -> Result<()> {
+    let end = Instant::now() + LED_WITHIN;
+    loop {
+        match apply::folder(target, folder, "spillway dev").await {
+            Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(50)).await,
+            outcome => return outcome.map(drop),
+        }
     }
 }
 
@@ -144,6 +168,18 @@ pub fn admin(folder: &Path, region: Option<&str>) -> Result<String> {
     Ok(admin.with_context(|| format!("{}/{ENDPOINTS} names no gateway", folder.display()))?.to_owned())
 }
 
+/// The control nodes of what runs out of a folder.
+pub fn control(folder: &Path) -> Result<Vec<String>> {
+    let endpoints = endpoints(folder)?;
+    let nodes = endpoints["control"].as_array().into_iter().flatten();
+    Ok(nodes.filter_map(|node| node["grpc"].as_str().map(str::to_owned)).collect())
+}
+
+/// Who gives orders to what runs out of a folder.
+pub fn operator(folder: &Path) -> IdentitySettings {
+    fleet::identity(folder, fleet::OPERATOR)
+}
+
 fn region_of(folder: &Path, name: Option<&str>) -> Result<Value> {
     let mut endpoints = endpoints(folder)?;
     let regions = endpoints["regions"].as_array_mut().context("there are no regions")?;
@@ -169,7 +205,7 @@ fn announce(fleet: &Fleet) -> Result<()> {
             "name": region.name,
             "gateway": {
                 "id": region.gateway.id,
-                "https": format!("https://{}", region.gateway.address),
+                "https": format!("https://{}", region.service),
                 "admin": format!("http://{}", region.gateway.admin),
             },
             "sidecars": region.sidecars.iter().map(|pod| json!({
@@ -182,10 +218,15 @@ fn announce(fleet: &Fleet) -> Result<()> {
     };
     let endpoints = json!({
         "regions": fleet.regions.iter().map(region).collect::<Vec<_>>(),
-        "service": SERVICE,
-        "port": fleet.regions[0].gateway.address.port(),
-        "control": { "id": fleet.control.id, "grpc": fleet.control.address.to_string(), "admin": format!("http://{}", fleet.control.admin) },
-        "dns": { "address": fleet.dns.address.to_string(), "admin": format!("http://{}", fleet.dns.admin) },
+        "service": { "name": SERVICE, "port": fleet.regions[0].service.port() },
+        "control": [{
+            "name": CONTROL,
+            "id": fleet.control.id,
+            "grpc": fleet.control.address.to_string(),
+            "admin": format!("http://{}", fleet.control.admin),
+        }],
+        "dns": [fleet.dns.address.to_string()],
+        "injector": shown(&fleet.dir.join(injector::service::FILE)),
         "trust_bundle": shown(&pki.join("trust-bundle.pem")),
         "pki_dir": shown(&pki),
         "operator": files(fleet::OPERATOR),
@@ -222,7 +263,7 @@ The regions {names} are up. A prediction:
 Ctrl-C stops all of it.",
         names = names.join(", "),
         pki = shown(&pki),
-        gateway = first.gateway.address,
+        gateway = first.service,
         region = first.name,
         endpoints = file.display(),
         dir = fleet.dir.display(),

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,14 +13,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+use super::injector;
 
 /// A child that is not up within this time will not be.
 const START: Duration = Duration::from_secs(30);
 /// What a child gets to drain.
 const STOP: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
+/// Orders that wait for one child.
+const ORDERS: usize = 16;
 
 /// All children, by name.
 #[derive(Default)]
@@ -29,13 +35,15 @@ pub struct Processes {
 }
 
 struct Supervised {
-    orders: mpsc::Sender<(Order, oneshot::Sender<Result<()>>)>,
+    orders: mpsc::Sender<Order>,
     task: JoinHandle<()>,
+    /// 0 while it does not run.
+    pid: Arc<AtomicU32>,
 }
 
 /// What may be done to a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+enum Order {
     /// At once, and it stays dead until [`Order::Start`].
     Kill,
     /// It neither runs nor ends until [`Order::Resume`].
@@ -76,47 +84,81 @@ impl Processes {
         Ok(())
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.order.iter().map(String::as_str)
-    }
-
-    /// Returns when it is done.
-    pub async fn order(&self, name: &str, order: Order) -> Result<()> {
-        let child = self.children.get(name).with_context(|| format!("there is no process '{name}'"))?;
-        let (tell, told) = oneshot::channel();
-        child.orders.send((order, tell)).await.with_context(|| format!("{name} is gone"))?;
-        told.await.with_context(|| format!("{name} is gone"))?
+    /// Who may break them: those that run now.
+    pub fn handles(&self) -> Handles {
+        let handle = |(name, child): (&String, &Supervised)| {
+            (name.clone(), Handle { orders: child.orders.clone(), pid: child.pid.clone() })
+        };
+        Handles(self.children.iter().map(handle).collect())
     }
 
     /// Drains all children, the last started first, and kills those that take too long.
     pub async fn stop(&mut self) {
         for name in std::mem::take(&mut self.order).into_iter().rev() {
-            if let Err(error) = self.order(&name, Order::Stop).await {
-                eprintln!("{error:#}");
-            }
-            if let Some(child) = self.children.remove(&name) {
-                child.task.abort();
+            let Some(child) = self.children.remove(&name) else { continue };
+            // It is gone already if its supervisor is.
+            let _ = child.orders.send(Order::Stop).await;
+            if let Err(error) = child.task.await {
+                eprintln!("{name}: {error}");
             }
         }
     }
 
     fn keep(&mut self, program: Program, child: Child) {
-        let (orders, received) = mpsc::channel(4);
-        let name = program.name.clone();
-        let task = tokio::spawn(supervise(program, child, received));
+        let (orders, received) = mpsc::channel(ORDERS);
+        let (name, pid) = (program.name.clone(), Arc::new(AtomicU32::new(0)));
+        let task = tokio::spawn(supervise(program, child, received, pid.clone()));
         self.order.push(name.clone());
-        self.children.insert(name, Supervised { orders, task });
+        self.children.insert(name, Supervised { orders, task, pid });
+    }
+}
+
+/// Orders for children, from wherever. What is ordered is done soon; what fails is told on standard error.
+pub struct Handles(BTreeMap<String, Handle>);
+
+struct Handle {
+    orders: mpsc::Sender<Order>,
+    pid: Arc<AtomicU32>,
+}
+
+impl Handles {
+    fn order(&self, name: &str, order: Order) -> Result<()> {
+        let handle = self.0.get(name).with_context(|| format!("there is no process '{name}'"))?;
+        handle.orders.try_send(order).with_context(|| format!("{name} takes no orders"))
+    }
+}
+
+impl injector::Processes for Handles {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn pid(&self, name: &str) -> Option<u32> {
+        self.0.get(name).map(|handle| handle.pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
+    fn kill(&self, name: &str) -> Result<()> {
+        self.order(name, Order::Kill)
+    }
+
+    fn pause(&self, name: &str) -> Result<()> {
+        self.order(name, Order::Pause)
+    }
+
+    fn resume(&self, name: &str) -> Result<()> {
+        self.order(name, Order::Resume)
+    }
+
+    fn start(&self, name: &str) -> Result<()> {
+        self.order(name, Order::Start)
     }
 }
 
 /// Until it is stopped or nobody can give orders any more.
-async fn supervise(
-    program: Program,
-    child: Child,
-    mut orders: mpsc::Receiver<(Order, oneshot::Sender<Result<()>>)>,
-) {
+async fn supervise(program: Program, child: Child, mut orders: mpsc::Receiver<Order>, pid: Arc<AtomicU32>) {
     let mut child = Some(child);
     loop {
+        pid.store(child.as_ref().and_then(Child::id).unwrap_or_default(), Ordering::Relaxed);
         let died = async {
             match &mut child {
                 Some(child) => child.wait().await,
@@ -131,9 +173,10 @@ async fn supervise(
                 child = program.start().await.map_err(|error| eprintln!("{error:#}")).ok();
             }
             order = orders.recv() => {
-                let Some((order, tell)) = order else { return };
-                // Who asked may have gone; it is done all the same.
-                let _ = tell.send(program.carry_out(order, &mut child).await);
+                let Some(order) = order else { return };
+                if let Err(error) = program.carry_out(order, &mut child).await {
+                    eprintln!("{error:#}");
+                }
                 if order == Order::Stop {
                     return;
                 }

@@ -26,12 +26,14 @@ pub enum Backends {
 pub struct Region {
     pub name: String,
     pub dir: PathBuf,
+    /// Where clients, peers and probes call it: a link that drills can break, before the gateway.
+    pub service: SocketAddr,
     pub gateway: Member,
     pub sidecars: Vec<Member>,
 }
 
 impl Region {
-    pub fn lay_out(fleet: &Path, name: &str, address: SocketAddr, ports: &mut FreePorts) -> Result<Self> {
+    pub fn lay_out(fleet: &Path, name: &str, service: SocketAddr, ports: &mut FreePorts) -> Result<Self> {
         let dir = fleet.join(name);
         make(&dir.join(format!("models/{MODEL}/1")))?;
         std::fs::write(dir.join(format!("models/{MODEL}/1/model.onnx")), ONNX)?;
@@ -40,13 +42,14 @@ impl Region {
             let id = format!("spiffe://{TRUST_DOMAIN}/region/{name}/{role}");
             Ok::<_, anyhow::Error>(Member { path: format!("{name}/{member}"), id, config, address, admin: ports.take()? })
         };
+        let address = ports.take()?;
         let gateway = member(GATEWAY, format!("gateway/{GATEWAY}"), address, ports)?;
         let mut sidecars = Vec::new();
         for pod in PODS {
             let address = ports.take()?;
             sidecars.push(member(pod, format!("sidecar/{}/{pod}", pool(name)), address, ports)?);
         }
-        Ok(Self { name: name.to_owned(), dir, gateway, sidecars })
+        Ok(Self { name: name.to_owned(), dir, service, gateway, sidecars })
     }
 
     pub fn pool(&self) -> String {
@@ -64,7 +67,7 @@ impl Region {
 
     /// What an operator would write of this region.
     pub fn resources(&self) -> String {
-        let Self { name, gateway, .. } = self;
+        let name = &self.name;
         let pods: String = self
             .sidecars
             .iter()
@@ -76,7 +79,7 @@ impl Region {
              trustDomain: {TRUST_DOMAIN}\n  weight: 100\n  capacity: 500/s\n  gateways:\n    \
              - {{ name: {GATEWAY}, address: \"{address}\" }}\n---\n\
              apiVersion: spillway/v1\nkind: Pool\nmetadata: {{ name: {pool} }}\nspec:\n  region: {name}\n  pods:\n{pods}",
-            address = gateway.address,
+            address = self.service,
             pool = self.pool(),
         )
     }
@@ -95,7 +98,7 @@ impl Region {
                 path(&format!("{name}.snapshot")),
                 path(&format!("{name}.access.log"))
             );
-            format!("{shared}{files}control: {{ servers: [\"{control}\"] }}\n")
+            format!("{shared}listen: \"{}\"\n{files}control: {{ servers: [\"{control}\"] }}\n", member.address)
         };
         let redis = match backends {
             Backends::Embedded => String::new(),

@@ -58,7 +58,7 @@ impl Servers {
         self.running.push((name, dir.clone()));
         let mut arguments: Vec<String> = ports.iter().map(u16::to_string).collect();
         if name == "triton" {
-            arguments.push(super::region::MODEL.to_owned());
+            arguments.push(super::fleet::MODEL.to_owned());
         }
         self.script(name, "start", &dir, &arguments)
     }

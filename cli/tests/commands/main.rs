@@ -2,6 +2,7 @@
 
 mod audit;
 mod cache;
+mod control;
 mod explain;
 mod starting;
 mod status;

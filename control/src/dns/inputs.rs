@@ -7,17 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use spillway_core::failover::Standing;
-use spillway_core::health::{Vantage, VerdictSettings};
+use spillway_core::health::Vantage;
 use spillway_core::units::Name;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
-use spillway_proto::control;
 use spillway_runtime::link::{Intake, Link};
 use spillway_runtime::plan::Plans;
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::Workload;
-use spillway_runtime::vantage::{Lookout, Nudges, Prober, Surroundings};
+use spillway_runtime::vantage::{Post, Sources};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -36,8 +35,7 @@ pub struct Inputs {
 
 /// What keeps them fresh.
 pub struct Feeds {
-    prober: Prober,
-    nudges: Nudges,
+    post: Post,
     /// None: the snapshot's file is followed.
     link: Option<Link>,
 }
@@ -60,29 +58,18 @@ impl Inputs {
             }
             None => (Arc::new(Subscription::start(path, metrics, audit)?), Arc::new(Plans::none()), None),
         };
-        // It answers for all regions, and so has a word of its own on each.
-        let us = Vantage::Control { region: None, node: settings.node.clone() };
-        let (region, told) = (settings.region.clone(), link.as_ref().map(Link::sightings));
-        let surroundings = Surroundings {
-            snapshot: Box::new({
-                let snapshots = Arc::clone(&snapshots);
-                move || snapshots.current()
-            }),
-            out: Box::new({
-                let plans = Arc::clone(&plans);
-                move || planned_out(&plans)
-            }),
-            // Not of the own region: who stands beside it is no witness.
-            sighted: Box::new(move |sighting| {
-                if let Some(told) = told.as_ref().filter(|_| sighting.region != region.as_str()) {
-                    told.record([sighting]);
-                }
-            }),
+        let sources = Sources {
+            // It answers for all regions, and so has a word of its own on each.
+            us: Vantage::Control { region: None, node: settings.node.clone() },
+            region: &settings.region,
+            snapshots: &snapshots,
+            plans: &plans,
+            sightings: link.as_ref().map(Link::sightings),
+            pulses: link.as_ref().map(Link::pulses),
         };
-        let (prober, Lookout { down, nudges }) =
-            Prober::new(Arc::clone(workload), us, surroundings, VerdictSettings::default(), metrics);
-        let feeds = Feeds { prober, nudges, link };
-        Ok((Self { snapshots, plans, down }, feeds))
+        let post = Post::new(sources, Arc::clone(workload), metrics);
+        let down = post.down();
+        Ok((Self { snapshots, plans, down }, Feeds { post, link }))
     }
 
     pub fn view(&self) -> View {
@@ -113,10 +100,9 @@ impl Inputs {
 impl Feeds {
     /// Runs them as tasks of the node's.
     pub fn start(self, tasks: &mut JoinSet<()>, inputs: &Inputs, drain: &Drain) {
-        tasks.spawn(self.prober.run(drain.clone()));
+        tasks.spawn(self.post.run(drain.clone()));
         match self.link {
             Some(link) => {
-                tasks.spawn(hear(link.pulses(), self.nudges));
                 tasks.spawn(link.follow(drain.clone()));
             }
             None => {
@@ -141,18 +127,4 @@ pub fn take(server: &Server, view: &View) {
     } else {
         tracing::error!(serial = view.serial, "a view lacks addresses; the last ones are answered");
     }
-}
-
-/// Probes soon what others say may be gone.
-async fn hear(mut pulses: watch::Receiver<control::Pulse>, nudges: Nudges) {
-    while pulses.changed().await.is_ok() {
-        let nudged = pulses.borrow_and_update().nudged.clone();
-        nudged.iter().for_each(|gateway| nudges.hear(gateway));
-    }
-}
-
-fn planned_out(plans: &Plans) -> BTreeSet<Name> {
-    let Some(published) = plans.current() else { return BTreeSet::new() };
-    let out = published.standings.iter().filter(|(_, (standing, _))| *standing == Standing::Out);
-    out.map(|(name, _)| name.clone()).collect()
 }

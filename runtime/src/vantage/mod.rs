@@ -14,6 +14,7 @@
 //! off and knows nothing: then it is empty.
 
 mod metrics;
+mod post;
 mod probe;
 mod target;
 
@@ -34,6 +35,7 @@ use spillway_proto::control::{self, sighting};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use self::post::{Post, Sources};
 use self::metrics::ProbeMetrics;
 use self::probe::Probed;
 use self::target::{Target, targets};

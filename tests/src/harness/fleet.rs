@@ -217,13 +217,12 @@ impl Fleet {
             Store::Sqlite => format!("sqlite: {}", self.folder.join("control.sqlite").display()),
             Store::Etcd(etcd, _) => super::servers::etcd_settings(etcd),
         };
-        let peers: Vec<String> = self.controls.iter().map(|node| format!("\"{}\"", node.listen)).collect();
         let node = &self.controls[index];
         let settings = format!(
-            "{}name: {}\nstore: {{ {store} }}\noperators: [test]\npeers: [{}]\n{}",
+            "{}name: {}\nlisten: \"{}\"\nstore: {{ {store} }}\noperators: [test]\nhealth: {{ profile: dev }}\n{}",
             self.common(node, "eu-west"),
             last(&node.id),
-            peers.join(", "),
+            node.listen,
             self.control_settings,
         );
         let node = &mut self.controls[index];
@@ -252,7 +251,13 @@ impl Fleet {
         };
         let mut settings = Vec::new();
         for node in &self.dns {
-            settings.push(format!("{}name: {}\n{}zone: {SERVICE}\n", self.common(node, "eu-west"), last(&node.id), follows(&node.name)));
+            settings.push(format!(
+                "{}node: {}\nlisten: [\"{}\"]\n{}zone: {TRUST_DOMAIN}\nname: {SERVICE}\nnameServers: [{{ name: ns.{TRUST_DOMAIN}, addresses: [127.0.0.1] }}]\ncontact: hostmaster.{TRUST_DOMAIN}\n",
+                self.common(node, "eu-west"),
+                last(&node.id),
+                node.listen,
+                follows(&node.name),
+            ));
         }
         let models = crate::root().join("cli/dev/model");
         let folder = self.folder.join("models/phishing/1");
@@ -261,8 +266,9 @@ impl Fleet {
         for site in &self.regions {
             for pod in &site.sidecars {
                 settings.push(format!(
-                    "{}{}accessLog: {}\npool: scorers-{}\npod: {}\nmodels: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {}\n",
+                    "{}listen: \"{}\"\n{}accessLog: {}\npool: scorers-{}\npod: {}\nmodels: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {}\n",
                     self.common(pod, site.name),
+                    pod.listen,
                     follows(&pod.name),
                     self.folder.join(format!("{}.access.log", pod.name)).display(),
                     site.name,
@@ -273,8 +279,9 @@ impl Fleet {
             }
             for gateway in &site.gateways {
                 settings.push(format!(
-                    "{}{}accessLog: {}\nname: {}\n{}",
+                    "{}listen: \"{}\"\n{}accessLog: {}\nname: {}\n{}",
                     self.common(gateway, site.name),
+                    gateway.listen,
                     follows(&gateway.name),
                     self.folder.join(format!("{}.access.log", gateway.name)).display(),
                     last(&gateway.id),
@@ -291,11 +298,10 @@ impl Fleet {
     fn common(&self, node: &Node, region: &str) -> String {
         let files = self.issue(&node.name, &node.id, &[node.listen.ip()]);
         format!(
-            "region: {region}\nidentity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\nlisten: \"{}\"\nadmin: \"127.0.0.1:0\"\ndrainTimeout: 10s\n",
+            "region: {region}\nidentity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\nadmin: \"127.0.0.1:0\"\ndrainTimeout: 10s\n",
             files.certificate.display(),
             files.key.display(),
             files.trust_bundle.display(),
-            node.listen,
         )
     }
 

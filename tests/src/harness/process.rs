@@ -77,9 +77,12 @@ impl Process {
         let listening = first.as_deref().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let address = |names: &[&str]| {
             let all = listening.as_ref()?.get("listening")?;
-            names.iter().find_map(|name| all.get(name)?.as_str()?.parse().ok())
+            names.iter().find_map(|name| {
+                let said = all.get(name)?;
+                said.get(0).unwrap_or(said).as_str()?.parse().ok()
+            })
         };
-        let Some((address, admin)) = address(&["https", "grpc"]).zip(address(&["admin"])) else {
+        let Some((address, admin)) = address(&["https", "grpc", "dns"]).zip(address(&["admin"])) else {
             let _ = child.kill();
             let status = child.wait().expect("it can be waited for");
             let log = std::fs::read_to_string(&log).unwrap_or_default();

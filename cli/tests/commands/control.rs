@@ -1,12 +1,11 @@
 //! What an operator does with a control plane: one node, its own process, and the commands.
 
-mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use support::spillway;
+use crate::support::spillway;
 
 /// A trust domain, a control node of it, and whoever has a certificate.
 struct Plane {

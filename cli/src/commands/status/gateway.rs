@@ -1,36 +1,25 @@
-//! `spillway status`: a gateway's state, as tables. What they are made from is `/config` of its admin port.
+//! One gateway's state, as tables. What they are made from is `/config` of its admin port.
 
-use std::process::ExitCode;
+use std::net::SocketAddr;
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
-use crate::admin::{Target, get};
+use super::Form;
+use crate::admin::get;
 
-#[derive(clap::Args)]
-pub struct Arguments {
-    #[command(flatten)]
-    gateway: Target,
-    /// Print JSON: `ready`, `failing`, and `/config`
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let admin = arguments.gateway.address()?;
+/// As text or JSON: `ready`, `failing`, and `/config`.
+pub fn shown(admin: SocketAddr, form: Form) -> Result<String> {
     let config = get(admin, "/config")?.good()?;
     if config.get("name").is_none() {
         bail!("what answers at {admin} is no gateway");
     }
     // Its status says the same as its text.
     let ready = get(admin, "/readyz")?.json();
-    if arguments.json {
-        let status = json!({ "ready": ready["ready"], "failing": ready["failing"], "config": config });
-        println!("{status:#}");
-    } else {
-        print!("{}", tables(&config, &ready));
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(match form {
+        Form::Json => format!("{:#}\n", json!({ "ready": ready["ready"], "failing": ready["failing"], "config": config })),
+        Form::Text => tables(&config, &ready),
+    })
 }
 
 fn tables(config: &Value, ready: &Value) -> String {
