@@ -19,6 +19,7 @@
 //!
 //! A datagram without EDNS has 512 octets: fewer addresses are chosen then, so that TC is not needed for them.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -68,15 +69,15 @@ pub struct Responder<'a> {
     zone: &'a Zone,
     /// None: nothing is known of the regions yet.
     served: Option<&'a Served>,
-    v4: Sites<'a>,
-    v6: Sites<'a>,
-    both: Sites<'a>,
+    /// Each when it is first asked for: most batches are of one query.
+    v4: OnceCell<Sites<'a>>,
+    v6: OnceCell<Sites<'a>>,
+    both: OnceCell<Sites<'a>>,
 }
 
 impl<'a> Responder<'a> {
     pub fn of(zone: &'a Zone, served: Option<&'a Served>) -> Self {
-        let sites = |family| served.map(|served| served.sites(family)).unwrap_or_default();
-        Self { zone, served, v4: sites(Family::V4), v6: sites(Family::V6), both: sites(Family::Both) }
+        Self { zone, served, v4: OnceCell::new(), v6: OnceCell::new(), both: OnceCell::new() }
     }
 
     /// Writes the answer. None: there is none to give, and `out` says nothing.
@@ -154,7 +155,9 @@ impl<'a> Responder<'a> {
         let told = ecs.and_then(|ecs| ecs.address.map(|address| (address, ecs.source)));
         let (subnet, scope) = Subnet::of_query(told, from);
         let settings = self.chosen(&draft, family);
-        let Some(given) = answer(of_pinned.as_ref().unwrap_or(all), &subnet, &settings) else {
+        let Some(given) =
+            answer(of_pinned.as_ref().unwrap_or_else(|| all.get_or_init(|| served.sites(family))), &subnet, &settings)
+        else {
             return self.negative(draft, ResponseCode::NoError);
         };
         let ttl = seconds(given.ttl);

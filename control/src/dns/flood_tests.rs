@@ -34,6 +34,17 @@ struct Got {
     longest: AtomicU64,
 }
 
+impl Got {
+    /// What has come for a socket.
+    fn read(&self, socket: &UdpSocket, answer: &mut [u8]) {
+        while let Ok(length) = socket.recv(answer) {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            self.answer_bytes.fetch_add(length as u64, Ordering::Relaxed);
+            self.longest.fetch_max(length as u64, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Sends at the rate from as many networks, and reads what comes back, until told to end.
 fn flood(to: SocketAddr, networks: u32, message: &[u8], got: &Got, ends: &AtomicBool) {
     let sockets: Vec<UdpSocket> = (0..networks)
@@ -58,13 +69,11 @@ fn flood(to: SocketAddr, networks: u32, message: &[u8], got: &Got, ends: &Atomic
                 got.sent_bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
             }
             sent += 1;
-            while let Ok(length) = socket.recv(&mut answer) {
-                got.answers.fetch_add(1, Ordering::Relaxed);
-                got.answer_bytes.fetch_add(length as u64, Ordering::Relaxed);
-                got.longest.fetch_max(length as u64, Ordering::Relaxed);
-            }
+            got.read(socket, &mut answer);
         }
     }
+    std::thread::sleep(Duration::from_millis(100));
+    sockets.iter().for_each(|socket| got.read(socket, &mut answer));
 }
 
 /// Asks every two milliseconds from networks of its own in turn, and gives how long each answer took; none: it did not

@@ -196,9 +196,10 @@ impl<'a> Bytes<'a> {
         }
         let name = self.all.get(start..self.at)?;
         let mut octets = [0; MOST_NAME];
-        octets.get_mut(..name.len())?.copy_from_slice(name);
+        let lowered = octets.get_mut(..name.len())?;
+        lowered.copy_from_slice(name);
         // Lengths of labels are below 'A'.
-        octets.make_ascii_lowercase();
+        lowered.make_ascii_lowercase();
         Some(Lowered { octets, length: u8::try_from(name.len()).ok()? })
     }
 
