@@ -43,6 +43,8 @@ pub enum Role {
     Control { region: Name, name: Name },
     /// `/tenant/<t>/client/<n>`
     Client { tenant: Name, name: Name },
+    /// `/operator/<n>`
+    Operator { name: Name },
 }
 
 /// A whole identity: `spiffe://<trust domain>/<role path>`.
@@ -72,6 +74,7 @@ impl SpiffeId {
             }
             ["region", region, "control", n] => Role::Control { region: name(region)?, name: name(n)? },
             ["tenant", tenant, "client", n] => Role::Client { tenant: name(tenant)?, name: name(n)? },
+            ["operator", n] => Role::Operator { name: name(n)? },
             _ => return Err(InvalidId::Path),
         };
         Ok(Self { trust_domain, role })
@@ -86,6 +89,7 @@ impl fmt::Display for SpiffeId {
             Role::Sidecar { region, pool, pod } => write!(f, "/region/{region}/sidecar/{pool}/{pod}"),
             Role::Control { region, name } => write!(f, "/region/{region}/control/{name}"),
             Role::Client { tenant, name } => write!(f, "/tenant/{tenant}/client/{name}"),
+            Role::Operator { name } => write!(f, "/operator/{name}"),
         }
     }
 }
@@ -190,7 +194,9 @@ pub enum InvalidId {
     Scheme,
     #[error("the trust domain is 1 to 255 of a-z 0-9 . - _")]
     TrustDomain,
-    #[error("the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N or /tenant/T/client/N")]
+    #[error(
+        "the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N, /tenant/T/client/N or /operator/N"
+    )]
     Path,
     #[error("a SPIFFE id has at most 2048 bytes")]
     Length,
@@ -245,6 +251,7 @@ mod tests {
             "spiffe://spillway.test/region/eu-west/sidecar/scorers/pod-0",
             "spiffe://spillway.test/region/eu-west/control/c1",
             "spiffe://spillway.test/tenant/acme/client/web",
+            "spiffe://spillway.test/operator/alice",
         ] {
             assert_eq!(SpiffeId::parse(id).unwrap().to_string(), id);
         }
@@ -271,6 +278,10 @@ mod tests {
             "spiffe://td/tenant/a/client/b#x",
             "spiffe://td/tenant/a/client",
             "spiffe://td/tenant/a/admin/b",
+            "spiffe://td/operator",
+            "spiffe://td/operator/",
+            "spiffe://td/operator/a/b",
+            "spiffe://td/region/eu/operator/a",
             " spiffe://td/tenant/a/client/b",
         ] {
             assert!(SpiffeId::parse(id).is_err(), "{id:?}");

@@ -16,6 +16,7 @@
 //! * [`resilience`]: what keeps good traffic right while pods, models and callers misbehave.
 //! * [`feature`]: groups, stored values, freshness.
 //! * [`cache`]: results that are given again.
+//! * [`intent`]: what operators ask for, before it counts.
 //! * [`health`]: which regions get traffic.
 //! * [`failover`]: where traffic goes while a region cannot take it.
 //! * [`rollout`]: how a new version reaches all nodes.
@@ -29,6 +30,7 @@ pub mod feature;
 pub mod health;
 pub mod identity;
 pub mod inference;
+pub mod intent;
 pub mod limit;
 pub mod line;
 pub mod members;

@@ -1,12 +1,10 @@
 //! `spillway check`: every fault of every resource, and the Snapshot that they compile to.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use spillway_core::resource::{self, Fault, Resource};
-use spillway_core::snapshot::Snapshot;
+use spillway_core::intent::{Source, compile};
 use spillway_runtime::file::write_atomic;
 use spillway_runtime::snapshot;
 
@@ -25,23 +23,17 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut sources = Vec::new();
-    for path in &arguments.file {
-        collect(path, &mut sources)?;
-    }
-    if sources.is_empty() {
-        bail!("no *.yaml or *.yml file in {}", display(&arguments.file));
-    }
+    let sources = read(&arguments.file)?;
     let version = match (arguments.snapshot_version, &arguments.output) {
         (Some(version), _) => version,
         (None, Some(output)) => following_version(output)?,
         (None, None) => 1,
     };
-    let resources = match compile(&sources, version) {
-        Ok(resources) => resources,
+    let resources = match compile(version, &sources) {
+        Ok((resources, _)) => resources,
         Err(faults) => {
-            for (path, fault) in &faults {
-                println!("{}:{}: {fault}", path.display(), fault.line);
+            for fault in &faults {
+                println!("{fault}");
             }
             eprintln!("{} in {}", count(faults.len(), "fault"), count(sources.len(), "file"));
             return Ok(ExitCode::FAILURE);
@@ -57,36 +49,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads and checks all files as one set.
-fn compile(sources: &[PathBuf], version: u64) -> Result<Vec<Resource>, Vec<(PathBuf, Fault)>> {
-    let mut resources: Vec<Resource> = Vec::new();
-    let mut origins: Vec<&PathBuf> = Vec::new(); // of the resource at the same index
-    let mut faults = Vec::new();
-    for path in sources {
-        let read = std::fs::read_to_string(path).map_err(|error| vec![unreadable(&error)]);
-        let (found, mut wrong) = match read.map(|text| resource::parse_each(&text)) {
-            Ok(outcome) => outcome,
-            Err(faults) => (Vec::new(), faults),
-        };
-        origins.resize(origins.len() + found.len(), path);
-        resources.extend(found);
-        faults.extend(wrong.drain(..).map(|fault| (path.clone(), fault)));
+/// Reads the files; whether their texts are right is [`compile`]'s to say.
+pub fn read(paths: &[PathBuf]) -> Result<Vec<Source>> {
+    let mut files = Vec::new();
+    for path in paths {
+        collect(path, &mut files)?;
     }
-    let broken: BTreeSet<String> = faults.iter().map(|(_, fault)| fault.resource.clone()).collect();
-    if let Err(found) = Snapshot::compile_beside(version, &resources, &broken) {
-        faults.extend(found.into_iter().map(|fault| {
-            // Of two with one name, the fault is in the later one, which stands at its line or before it.
-            let mut of_this_name = (0..resources.len()).filter(|at| resources[*at].label() == fault.resource);
-            let at = of_this_name.rfind(|at| resources[*at].line <= fault.line);
-            (at.map_or(&sources[0], |at| origins[at]).clone(), fault)
-        }));
+    if files.is_empty() {
+        bail!("no *.yaml or *.yml file in {}", display(paths));
     }
-    faults.sort();
-    if faults.is_empty() { Ok(resources) } else { Err(faults) }
-}
-
-fn unreadable(error: &std::io::Error) -> Fault {
-    Fault { line: 0, resource: "-".into(), field: "-".into(), problem: format!("cannot be read: {error}") }
+    let source = |path: &PathBuf| Source {
+        path: path.display().to_string(),
+        text: std::fs::read_to_string(path).map_err(|error| error.to_string()),
+    };
+    Ok(files.iter().map(source).collect())
 }
 
 fn following_version(output: &Path) -> Result<u64> {
@@ -122,7 +98,7 @@ fn collect(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// `1 fault`, `2 faults`.
-fn count(number: usize, what: &str) -> String {
+pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

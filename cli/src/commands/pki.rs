@@ -34,7 +34,8 @@ enum Action {
 struct Issue {
     /// The folder of the authority
     dir: PathBuf,
-    /// The one identity, such as spiffe://spillway.test/tenant/acme/client/web
+    /// The one identity, such as spiffe://spillway.test/tenant/acme/client/web or
+    /// spiffe://spillway.test/operator/alice
     id: String,
     /// Name of the two files [default: the last part of the id]
     #[arg(long)]
@@ -81,7 +82,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn last_part(id: &SpiffeId) -> String {
     match &id.role {
-        Role::Gateway { name, .. } | Role::Control { name, .. } | Role::Client { name, .. } => name.to_string(),
+        Role::Gateway { name, .. }
+        | Role::Control { name, .. }
+        | Role::Client { name, .. }
+        | Role::Operator { name } => name.to_string(),
         Role::Sidecar { pod, .. } => pod.to_string(),
     }
 }

@@ -70,7 +70,7 @@ struct Settled {
 }
 
 impl Distribution {
-    /// Plays the role of now until stopped.
+    /// Plays the role of now until draining.
     pub async fn run(self, drain: Drain) {
         let mut standing = self.0.around.standing.clone();
         loop {
@@ -82,7 +82,8 @@ impl Distribution {
             let goes_on = tokio::select! {
                 never = self.play(&now, &over) => match never {},
                 changed = standing.wait_for(|standing| *standing != now) => changed.is_ok(),
-                () = drain.stopped() => false,
+                // Streams have no end of their own: nodes go elsewhere, and the drain need not wait for them.
+                () = drain.draining() => false,
             };
             self.0.role.store(Arc::new(Role::none()));
             drop(guard);

@@ -28,6 +28,25 @@ pub enum Event {
     CertificateChanged { generation: u64, serial: String, not_after: Timestamp, trust_bundle_sha256: Sha256 },
     /// The last good certificate and roots stayed.
     CertificateRefused { problem: String },
+    /// An operator's resources are this version from now on; `rolled_back_to` where they were that version's before.
+    IntentApplied {
+        version: u64,
+        sha256: Sha256,
+        author: String,
+        message: String,
+        rolled_back_to: Option<u64>,
+        added: u32,
+        changed: u32,
+        removed: u32,
+    },
+    /// An operator ordered something for a region: `act` is `drain`, `weight 5` or `force-in`.
+    OverrideSet { region: String, act: String, until: Timestamp, reason: String, author: String },
+    /// An order ended; without an author, because its time was over.
+    OverrideEnded { region: String, author: Option<String> },
+    /// What an operator asked for was not done: `action` is `apply`, `rollback`, `override` or `lift`.
+    IntentRefused { author: String, action: &'static str, problem: String },
+    /// This control node leads by the election of this epoch, or does so no more.
+    LeadershipChanged { epoch: u64, leads: bool },
     /// A process began to write here.
     Started { process: &'static str, id: String, version: &'static str },
     /// It stopped in good order.

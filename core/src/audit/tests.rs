@@ -78,6 +78,8 @@ fn every_event_is_written_and_read() {
             },
             "certificate-changed",
         ),
+        (Event::OverrideEnded { region: "eu".into(), author: None }, "override-ended"),
+        (Event::LeadershipChanged { epoch: 7, leads: true }, "leadership-changed"),
         (Event::CertificateRefused { problem: "p".into() }, "certificate-refused"),
         (Event::Started { process: "gateway", id: "spiffe://td/x".into(), version: "1" }, "started"),
         (Event::Stopped, "stopped"),

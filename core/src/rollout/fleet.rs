@@ -144,7 +144,7 @@ impl Node {
 pub(super) fn region_of(id: &SpiffeId) -> Option<&Name> {
     match &id.role {
         Role::Gateway { region, .. } | Role::Sidecar { region, .. } | Role::Control { region, .. } => Some(region),
-        Role::Client { .. } => None,
+        Role::Client { .. } | Role::Operator { .. } => None,
     }
 }
 
