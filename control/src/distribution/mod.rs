@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use spillway_core::identity::{Role as Identity, SpiffeId};
 use spillway_core::units::Name;
 use spillway_proto::control;
@@ -43,7 +44,7 @@ pub use status::DistributionStatus;
 
 use crate::intent::{StatusSource, Version, Versions};
 use crate::store::{Store, StoreError};
-use lead::Role;
+use lead::{Role, Settled};
 use service::Service;
 
 /// What nodes say, for [`crate::verdicts`].
@@ -101,6 +102,8 @@ struct Inner {
     settings: DistributionSettings,
     around: Surroundings,
     role: ArcSwap<Role>,
+    /// What the store said last of what has settled: it counts while the store cannot be asked.
+    known: Mutex<Option<Settled>>,
     /// From which the hubs' time counts.
     began: Instant,
 }
@@ -108,7 +111,7 @@ struct Inner {
 impl Distribution {
     pub fn new(settings: DistributionSettings, around: Surroundings) -> Self {
         let role = ArcSwap::from_pointee(Role::none());
-        Self(Arc::new(Inner { settings, around, role, began: Instant::now() }))
+        Self(Arc::new(Inner { settings, around, role, known: Mutex::default(), began: Instant::now() }))
     }
 
     /// The gRPC service. Each request needs an `Arc<Peer>` among its extensions: whom the connection is with.

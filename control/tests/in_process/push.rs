@@ -108,3 +108,20 @@ async fn a_fleet_goes_on_under_the_next_leader() {
     drop(fleet);
     follower.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t59_without_the_store_what_has_settled_is_still_given() {
+    let (domain, cluster) = (Domain::create(), Cluster::start());
+    let (leader, follower) = two(&domain, &cluster).await;
+    let mut alice = domain.alice(&leader).await;
+    let first = Gateway::start(&domain, "eu", "a", &[&leader]);
+    apply(&mut alice, &regions(1)).await;
+    eventually("it serves the first version", || first.snapshots.load().version == 1).await;
+    cluster.kill();
+    eventually("nobody leads", || leader.parts.leading.fence().is_none()).await;
+    let late = Gateway::start(&domain, "us", "late", &[&leader]);
+    eventually("a late one serves it, too", || late.snapshots.load().version == 1).await;
+    drop((first, late));
+    leader.stop().await;
+    follower.stop().await;
+}
