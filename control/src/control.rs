@@ -20,7 +20,8 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::authority::{Authority, Newcomers, OpenError as NoAuthority, may_call as may_call_authority};
-use crate::fleet::{Fleet, may_follow};
+use crate::distribution;
+use crate::fleet::Fleet;
 use crate::intent::service::may_call as may_call_intent;
 use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
 use crate::leading::Leading;
@@ -165,14 +166,14 @@ impl Control {
         let fleet = Fleet::new(&settings, &parts);
         let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
-        let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone()), fleet.status()];
+        let status: Vec<Arc<dyn StatusSource>> = [vec![Arc::new(events.clone()) as Arc<dyn StatusSource>], fleet.status()].concat();
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
         let mut routes = Routes::new(intent.into_server()).add_service(fleet.service());
         let mut doors = vec![
             Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
-            Door { service: "/spillway.control.v1.Distribution/", action: "follow", may_call: may_follow },
+            Door { service: distribution::SERVICE, action: "follow", may_call: distribution::may_call },
         ];
         if let Some(authority) = &authority {
             routes = routes.add_service(authority.service());

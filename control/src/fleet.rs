@@ -9,10 +9,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use spillway_core::failover::Standing as RegionStanding;
 use spillway_core::health::Vantage;
-use spillway_core::identity::{Role, SpiffeId};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control;
@@ -26,11 +24,10 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::control::Parts;
-use crate::distribution::{Distribution, Library, Report, Service, Standing, Surroundings};
-use crate::intent::{StatusSource, Version, Versions};
+use crate::distribution::{Distribution, Report, Service, Standing, Surroundings};
+use crate::intent::StatusSource;
 use crate::leading::Leading;
 use crate::settings::ControlSettings;
-use crate::store::StoreError;
 use crate::verdicts::{Inputs, Judging, Verdicts};
 
 /// What nodes said and nobody has judged yet.
@@ -48,12 +45,6 @@ pub struct Fleet {
     told: broadcast::Receiver<String>,
     standing: watch::Sender<Standing>,
     leading: Arc<Leading>,
-}
-
-/// Who may open a stream: gateways, sidecars, DNS nodes, and control nodes for these.
-pub fn may_follow(own: &SpiffeId, peer: &SpiffeId) -> bool {
-    let role = matches!(peer.role, Role::Gateway { .. } | Role::Sidecar { .. } | Role::Control { .. });
-    role && own.trust_domain == peer.trust_domain
 }
 
 impl Fleet {
@@ -97,7 +88,7 @@ impl Fleet {
             node: settings.name.clone(),
             workload: workload.clone(),
             store: store.clone(),
-            library: Arc::new(Kept(versions.clone())),
+            library: versions.clone(),
             standing: stands,
             plan: verdicts.plan(),
             nudges: told.clone(),
@@ -111,8 +102,8 @@ impl Fleet {
         self.distribution.service()
     }
 
-    pub fn status(&self) -> Arc<dyn StatusSource> {
-        Arc::new(Shown { distribution: self.distribution.clone(), verdicts: self.verdicts.clone() })
+    pub fn status(&self) -> Vec<Arc<dyn StatusSource>> {
+        vec![Arc::new(self.distribution.clone()), Arc::new(self.verdicts.clone())]
     }
 
     /// Runs them as tasks of the process's.
@@ -122,35 +113,13 @@ impl Fleet {
         tasks.spawn(hear(told, nudges));
         tasks.spawn(judging.run(drain.clone()));
         tasks.spawn(prober.run(drain.clone()));
-        tasks.spawn(follow_election(leading, standing));
+        tasks.spawn(async move { Standing::follow(&leading, standing).await });
     }
 }
 
-/// Versions out of the store.
-struct Kept(Arc<Versions>);
-
-#[async_trait]
-impl Library for Kept {
-    fn newest(&self) -> watch::Receiver<u64> {
-        self.0.changed()
-    }
-
-    async fn version(&self, number: u64) -> Result<Option<Arc<Version>>, StoreError> {
-        self.0.version(number).await
-    }
-}
-
-/// Both parts of what `spillway status` says of the fleet.
-struct Shown {
-    distribution: Distribution,
-    verdicts: Verdicts,
-}
-
-impl StatusSource for Shown {
+impl StatusSource for Verdicts {
     fn add_to(&self, status: &mut control::StatusResponse) {
-        let fleet = self.distribution.status();
-        let findings = self.verdicts.findings();
-        (status.settled_version, status.rollout, status.nodes) = (fleet.settled, fleet.rollout, fleet.nodes);
+        let findings = self.findings();
         (status.plan, status.regions) = (findings.plan.clone(), findings.regions.clone());
         status.events.extend(findings.events.iter().cloned());
         status.events.sort();
@@ -165,31 +134,6 @@ async fn hear(mut told: broadcast::Receiver<String>, nudges: Nudges) {
             // They were of the same few gateways.
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
-        }
-    }
-}
-
-async fn follow_election(leading: Arc<Leading>, standing: watch::Sender<Standing>) {
-    let (mut fences, mut leaders) = (leading.fences(), leading.leaders());
-    loop {
-        let fence = fences.borrow_and_update().clone();
-        let leader = leaders.borrow_and_update().clone().filter(|leader| leader.node != *leading.node());
-        let now = match (fence, leader) {
-            (Some(fence), _) => Standing::Leading(fence),
-            (None, Some(leader)) => Standing::Following(leader),
-            (None, None) => Standing::Alone,
-        };
-        standing.send_if_modified(|standing| {
-            let changed = *standing != now;
-            *standing = now;
-            changed
-        });
-        let changed = tokio::select! {
-            changed = fences.changed() => changed,
-            changed = leaders.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
         }
     }
 }

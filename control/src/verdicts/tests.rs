@@ -263,7 +263,11 @@ impl World {
     /// Plans by which traffic went elsewhere.
     fn moves(&self) -> usize {
         let pairs = self.plans.windows(2);
-        pairs.filter(|pair| pair[1].1.plan.moved_since(&pair[0].1.plan) > 0.001).count()
+        let lost = |pair: &[(_, Published)]| {
+            let [before, after] = [&pair[0].1.plan, &pair[1].1.plan];
+            before.regions.keys().map(|region| (before.weight(region) - after.weight(region)).max(0.0)).sum::<f64>()
+        };
+        pairs.filter(|pair| lost(pair) > 0.001).count()
     }
 
     async fn order(&mut self, region: &str, act: Act, seconds: u64) {

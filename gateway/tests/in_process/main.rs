@@ -2,6 +2,7 @@
 
 mod audit;
 mod bounds;
+mod control;
 mod degrade;
 mod explain;
 mod inference;
