@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn capacity_shows_where_there_is_too_much_and_is_believed_for_ten_minutes() {
         let mut traffic = RegionTraffic::new(SoftSettings::default());
-        let mut beat = |traffic: &mut RegionTraffic, second: u32, served, shed| {
+        let beat = |traffic: &mut RegionTraffic, second: u32, served, shed| {
             let now = START + SECOND * second;
             for number in 0..2 {
                 traffic.hear(&gateway(number), &told(5_000, served, shed), now);
