@@ -2,7 +2,9 @@
 
 mod admin;
 mod commands;
+mod control;
 mod dev;
+mod yaml;
 
 use clap::{Parser, Subcommand};
 
@@ -23,8 +25,20 @@ enum Command {
     Gateway(commands::process::Arguments),
     /// Run the sidecar of one model pod
     Sidecar(commands::process::Arguments),
+    /// Run a node of the control plane
+    Control(commands::process::Arguments),
     /// Check resources; compile them into a snapshot
     Check(commands::check::Arguments),
+    /// Make resources the next version of what the control plane pushes
+    Apply(commands::apply::Arguments),
+    /// Show the control plane's resources
+    Get(commands::intent::Get),
+    /// Show the versions that the control plane keeps
+    History(commands::intent::History),
+    /// Go back to an old version's resources
+    Rollback(commands::intent::Rollback),
+    /// Order something for a region, for a while
+    Override(commands::overrides::Arguments),
     /// Check audit logs
     Audit(commands::audit::Arguments),
     /// Show a gateway's state: buckets, pods, breakers, cache, levels of degradation
@@ -46,7 +60,13 @@ fn main() -> std::process::ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Gateway(arguments) => commands::process::gateway(&arguments),
         Command::Sidecar(arguments) => commands::process::sidecar(&arguments),
+        Command::Control(arguments) => commands::process::control(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Apply(arguments) => commands::apply::run(&arguments),
+        Command::Get(arguments) => commands::intent::get(&arguments),
+        Command::History(arguments) => commands::intent::history(&arguments),
+        Command::Rollback(arguments) => commands::intent::rollback(&arguments),
+        Command::Override(arguments) => commands::overrides::run(&arguments),
         Command::Audit(arguments) => commands::audit::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Explain(arguments) => commands::explain::run(&arguments),

@@ -5,14 +5,25 @@
 //!
 //! In reading order:
 //!
-//! * [`store`]: versions, overrides, verdicts and the plan, in etcd or in a SQLite file.
+//! * [`store`]: versions, overrides, verdicts and the plan, in etcd or in a SQLite file. [`leading`]: who writes to it.
+//! * [`server`]: the gRPC port; who may come in.
 //! * [`intent`]: what operators ask for, version by version.
 //! * [`distribution`]: the streams to all nodes, and who gets which version when.
 //! * [`verdicts`]: from what vantages see to the plan.
 //! * [`dns`]: the plan as answers.
+//!
+//! [`settings`] are read at start; [`control`] binds and runs it all.
 
+pub mod control;
 pub mod distribution;
 pub mod dns;
 pub mod intent;
+pub mod leading;
+pub mod metrics;
+pub mod server;
+pub mod settings;
 pub mod store;
 pub mod verdicts;
+
+pub use control::{Control, StartError, run};
+pub use settings::ControlSettings;

@@ -108,13 +108,7 @@ impl CommonSettings {
         let access_log = optional(fields, "accessLog");
         let audit = optional(fields, "audit");
         let otlp = optional(fields, "otlp");
-        let drain_timeout = match fields.optional("drainTimeout") {
-            Some(field) => field.parse(|text| match parse_duration(text)? {
-                time if time <= LONGEST_DRAIN => Ok(time),
-                _ => Err(InvalidUnit("at most 1h")),
-            }),
-            None => Some(DRAIN_TIMEOUT),
-        };
+        let drain_timeout = drain_timeout(fields);
         Some(Self {
             identity: identity?,
             snapshot: snapshot?,
@@ -125,6 +119,17 @@ impl CommonSettings {
             otlp: otlp?,
             drain_timeout: drain_timeout?,
         })
+    }
+}
+
+/// `drainTimeout`: its default is 30s.
+pub fn drain_timeout(fields: &Fields<'_>) -> Option<Duration> {
+    match fields.optional("drainTimeout") {
+        Some(field) => field.parse(|text| match parse_duration(text)? {
+            time if time <= LONGEST_DRAIN => Ok(time),
+            _ => Err(InvalidUnit("at most 1h")),
+        }),
+        None => Some(DRAIN_TIMEOUT),
     }
 }
 

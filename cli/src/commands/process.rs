@@ -1,4 +1,4 @@
-//! `spillway gateway` and `spillway sidecar`: settings in, a process that runs until it is told to drain.
+//! `spillway gateway`, `spillway sidecar` and `spillway control`: settings in, a process that runs until it is told to drain.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +29,12 @@ pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_sidecar::SidecarSettings = settings::read(&arguments.config)?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_sidecar::run(settings, drain))
+}
+
+pub fn control(arguments: &Arguments) -> Result<ExitCode> {
+    let settings: spillway_control::ControlSettings = settings::read(&arguments.config)?;
+    let cores = std::thread::available_parallelism()?.get();
+    serve(arguments, cores, settings.drain_timeout, |drain| spillway_control::run(settings, drain))
 }
 
 /// Runs a process until it has drained: on TERM or INT, or because its admin port was told to.

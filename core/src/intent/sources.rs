@@ -78,7 +78,7 @@ mod tests {
 
     fn pool(region: &str, more: &str) -> String {
         format!(
-            "apiVersion: spillway/v1\nkind: Pool\nmetadata: {{name: scorers}}\nspec:\n  region: {region}\n  pods: []\n{more}"
+            "apiVersion: spillway/v1\nkind: Pool\nmetadata: {{name: scorers}}\nspec:\n  region: {region}\n  pods: [{{name: a, address: '10.0.0.1:1'}}]\n{more}"
         )
     }
 

@@ -1,8 +1,5 @@
 //! The store on a real etcd: three members, TLS, client certificates.
 
-#[path = "support/etcd.rs"]
-mod etcd;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +8,7 @@ use spillway_core::units::Name;
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, timeout};
 
-use self::etcd::Cluster;
+use crate::cluster::Cluster;
 
 /// A call may be late by what a busy machine needs.
 const SLACK: Duration = Duration::from_millis(700);

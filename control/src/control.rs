@@ -1,0 +1,232 @@
+//! Load, bind, run: one control node from its settings to its end.
+//!
+//! The rule: nothing listens before settings, identity and store are accepted; nothing runs after the drain is over. A
+//! store that does not answer is waited for: what was pushed stays in service, and what is known is given meanwhile.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spillway_core::identity::Role;
+use spillway_core::units::Name;
+use spillway_runtime::admin::{Admin, Pages, Readiness};
+use spillway_runtime::audit::{Audit, Event};
+use spillway_runtime::drain::Drain;
+use spillway_runtime::telemetry::Metrics;
+use spillway_runtime::tls::{IdentityError, Workload};
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use crate::intent::service::may_call as may_call_intent;
+use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
+use crate::leading::Leading;
+use crate::metrics::ControlMetrics;
+use crate::server::{Door, Guard, Server};
+use crate::settings::ControlSettings;
+use crate::store::{OpenError, Store};
+
+/// How long the last records may take to be written.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Why a control node does not start. The operator's fault, except for ports that somebody else holds.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("identity")]
+    Identity(#[from] IdentityError),
+    #[error("the certificate is that of '{found}'; the settings say region {region}, name {name}")]
+    NotOurs { found: String, region: Name, name: Name },
+    #[error("store")]
+    Store(#[from] OpenError),
+    #[error("audit")]
+    Audit(#[source] io::Error),
+    #[error("{setting}: cannot listen on {address}")]
+    Bind { setting: &'static str, address: SocketAddr, source: io::Error },
+}
+
+/// Where a control node listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub grpc: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// What the parts of a control node share.
+#[derive(Clone)]
+pub struct Parts {
+    pub workload: Arc<Workload>,
+    pub store: Store,
+    pub leading: Arc<Leading>,
+    pub versions: Arc<Versions>,
+    pub overrides: Arc<Overrides>,
+    pub events: Events,
+    pub audit: Audit,
+    pub metrics: Metrics,
+    pub drain: Drain,
+}
+
+/// A control node that has bound its ports and answers nothing yet.
+pub struct Control {
+    addresses: Addresses,
+    server: Server,
+    admin: Admin,
+    parts: Parts,
+    settings: ControlSettings,
+}
+
+/// Loads, binds, prints the one line that says where it listens, and serves until drained.
+/// Signals are the caller's: see [`Drain::on_signals`].
+pub async fn run(settings: ControlSettings, drain: Drain) -> Result<(), StartError> {
+    let control = Control::bind(settings, drain).await?;
+    let Addresses { grpc, admin } = control.addresses();
+    let line = serde_json::json!({"listening": {"grpc": grpc.to_string(), "admin": admin.to_string()}});
+    // Nobody may be listening; that is no reason not to serve.
+    let _ = writeln!(io::stdout(), "{line}");
+    control.serve().await;
+    Ok(())
+}
+
+impl Control {
+    pub async fn bind(settings: ControlSettings, drain: Drain) -> Result<Self, StartError> {
+        let metrics = Metrics::new("control");
+        let workload = Workload::load(&settings.identity)?;
+        workload.register(&metrics);
+        check_identity(&workload, &settings)?;
+        let audit = Audit::start(settings.audit.as_ref(), "control", &workload.id(), &metrics);
+        let audit = audit.map_err(StartError::Audit)?;
+        let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
+        let server = Server::bind(settings.listen).await.map_err(bound("listen", settings.listen))?;
+        let admin = Admin::bind(&settings.admin).await.map_err(bound("admin", settings.admin.listen))?;
+        let addresses = Addresses {
+            grpc: server.address().map_err(bound("listen", settings.listen))?,
+            admin: admin.address().map_err(bound("admin", settings.admin.listen))?,
+        };
+        // The last thing that can fail: a SQLite file is taken over from whoever had it.
+        let store = Store::open(&settings.store).await?;
+        let address = settings.advertise.clone().unwrap_or_else(|| addresses.grpc.to_string());
+        let leading = Leading::new(store.clone(), settings.name.clone(), address, audit.clone(), &metrics);
+        let parts = Parts {
+            workload,
+            versions: Versions::new(store.clone(), &metrics),
+            overrides: Overrides::new(store.clone()),
+            store,
+            leading,
+            events: Events::default(),
+            audit,
+            metrics,
+            drain,
+        };
+        Ok(Self { addresses, server, admin, parts, settings })
+    }
+
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Serves until the drain has begun and its work has ended or its time is over.
+    pub async fn serve(self) {
+        let Self { server, admin, parts, settings, .. } = self;
+        let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
+        // Each part that has something to say of how it stands.
+        let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone())];
+        let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
+        let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
+        // Each service has a door.
+        let routes = Routes::new(intent.into_server());
+        let doors = [Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent }];
+        let guard = Guard {
+            workload: workload.clone(),
+            doors: doors.into(),
+            metrics: ControlMetrics::register(&metrics),
+            audit: audit.clone(),
+            drain: drain.clone(),
+        };
+        let pages = Pages {
+            actions: Vec::new(),
+            readiness: readiness(&leading, &drain),
+            config: config(&settings, &leading, &versions),
+            metrics,
+            drain: drain.clone(),
+        };
+        // Dropped at the end of this function, and with it every task of ours.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(admin.serve(pages));
+        tasks.spawn(workload.clone().watch(audit.clone(), drain.clone()));
+        tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
+        tasks.spawn(versions.follow(drain.clone()));
+        tasks.spawn(overrides.follow(leading.clone(), audit.clone(), drain.clone()));
+        // Counted as work, so that another node may lead before this one has ended.
+        let election = drain.work();
+        tasks.spawn({
+            let drain = drain.clone();
+            async move {
+                leading.run(drain).await;
+                drop(election);
+            }
+        });
+        server.serve(routes, guard).await;
+        drain.finish().await;
+        tasks.shutdown().await;
+        let flushed = tokio::task::spawn_blocking(move || audit.stop(FLUSH));
+        // Bounded; a panic there has nothing left to harm.
+        let _ = flushed.await;
+    }
+}
+
+fn check_identity(workload: &Workload, settings: &ControlSettings) -> Result<(), StartError> {
+    let ControlSettings { region, name, .. } = settings;
+    let id = workload.id();
+    match &id.role {
+        Role::Control { region: r, name: n } if r == region && n == name => Ok(()),
+        _ => Err(StartError::NotOurs { found: id.to_string(), region: region.clone(), name: name.clone() }),
+    }
+}
+
+fn readiness(leading: &Arc<Leading>, drain: &Drain) -> Readiness {
+    let readiness = Readiness::default();
+    let (leading, drain) = (leading.clone(), drain.clone());
+    readiness.check("leader", move || match leading.leader() {
+        Some(_) => Ok(()),
+        None => Err("no leader is known".into()),
+    });
+    readiness.check("serving", move || if drain.is_serving() { Ok(()) } else { Err("draining".into()) });
+    readiness
+}
+
+type Config = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+fn config(settings: &ControlSettings, leading: &Arc<Leading>, versions: &Arc<Versions>) -> Config {
+    let (settings, leading, versions) = (settings.clone(), leading.clone(), versions.clone());
+    Arc::new(move || {
+        let leader = leading.leader();
+        serde_json::json!({
+            "region": settings.region.to_string(),
+            "name": settings.name.to_string(),
+            "leads": leading.fence().is_some(),
+            "leader": leader.as_ref().map(|leader| leader.node.to_string()),
+            "epoch": leader.map(|leader| leader.epoch),
+            "intent": versions.current().map(|current| current.number),
+        })
+    })
+}
+
+/// Revocations of the newest version hold here at once, whatever nodes serve.
+async fn follow_revocations(workload: Arc<Workload>, versions: Arc<Versions>, audit: Audit) {
+    let mut changed = versions.changed();
+    loop {
+        if let Some(current) = versions.current() {
+            let revoked = current.snapshot.revoked.clone();
+            if workload.revoke(&revoked) {
+                let (generation, serials, ids) = (workload.generation(), revoked.serials.len(), revoked.ids.len());
+                tracing::info!(generation, serials, ids, "revocations changed");
+                audit.record(Event::RevocationsChanged { generation, serials, ids });
+            }
+        }
+        // Never fails: the versions, which we hold, are the sender.
+        let _ = changed.changed().await;
+    }
+}
