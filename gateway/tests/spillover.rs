@@ -2,16 +2,19 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use spillway_core::failover::Passage;
+use prost::Message;
+use spillway_core::failover::{Passage, Plan, Region, Standing, Traffic};
 use spillway_core::identity::Serial;
 use spillway_core::limit::Class;
 use spillway_core::units::Name;
-use spillway_proto::inference::ModelInferResponse;
+use spillway_proto::inference::*;
 use spillway_runtime::forwarding::issue;
+use spillway_runtime::plan::Published;
 use support::*;
 use tonic::Code;
 
@@ -128,7 +131,7 @@ async fn a_region_whose_pods_die_is_answered_by_its_peer() {
     while clients.join_next().await.is_some() {}
     let [good, bad] = [0, 1].map(|at| counts[at].load(Ordering::SeqCst));
     println!("{good} answered, {bad} failed");
-    assert!(good > 500 && bad * 100 <= good + bad, "{good} answered, {bad} failed");
+    assert!(good > 200 && bad * 100 <= good + bad, "{good} answered, {bad} failed");
 
     let answer = call(&eu, "double", "plain").await;
     assert_eq!((answer.status, answer.answer.header("spillway-region")), (0, "us"), "{answer:?}");
@@ -166,8 +169,8 @@ async fn a_region_whose_pods_die_is_answered_by_its_peer() {
         (&line["method"], &line["limit"], &line["class"]),
         (&"forwarded".into(), &serde_json::Value::Null, &"normal".into())
     );
-    assert!(eu.metric("spillway_gateway_spilled_total", &["region=\"us\"", "outcome=\"answered\""]).await > 300);
-    assert!(us.metric("spillway_gateway_forwarded_total", &["region=\"eu\"", "outcome=\"answered\""]).await > 300);
+    assert!(eu.metric("spillway_gateway_spilled_total", &["region=\"us\"", "outcome=\"answered\""]).await > 100);
+    assert!(us.metric("spillway_gateway_forwarded_total", &["region=\"eu\"", "outcome=\"answered\""]).await > 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -350,6 +353,47 @@ async fn a_gateway_of_the_peer_that_is_gone_is_passed_over() {
     for _ in 0..20 {
         assert_eq!(call(&eu, "double", "a").await.status, 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_plan_has_no_room_for_is_refused_and_who_is_out_is_not_asked() {
+    let mut regions = two().await;
+    let name = |text| Name::parse(text).unwrap();
+    // us is lost; eu carries what it can, and a quarter of all fits nowhere: the lowest of four equal classes.
+    let region = |share| Region { planned: 100.0, share, capacity: Some(150.0), load: Some(100.0), overridden: None };
+    let of = BTreeMap::from([(name("eu"), region(1.0)), (name("us"), region(0.0))]);
+    let plan = Plan::of(5, &of, &Traffic { demand: None, classes: [1.0; 4] }, Duration::ZERO).unwrap();
+    let standings = BTreeMap::from([(name("us"), (Standing::Out, "gone".to_owned()))]);
+    let (gateway, drain) = regions.resumed("eu", &Published { epoch: 1, plan, standings }).await;
+    let as_whom = regions.workload("tenant/acme/client/web");
+    let http2 = Http2::to("spiffe://spillway.test/region/eu/gateway/gw-7", gateway.https, &as_whom).await.unwrap();
+    let of_priority = async |priority: i64| {
+        let mut message: ModelInferRequest = Message::decode(request("double", "7", "plain").slice(5..)).unwrap();
+        let choice = Some(infer_parameter::ParameterChoice::Int64Param(priority));
+        message.parameters.insert("priority".to_owned(), InferParameter { parameter_choice: choice });
+        Grpc::call(&http2, INFER, &[], frame(&message)).await
+    };
+    for _ in 0..10 {
+        assert_eq!(of_priority(3).await.status, 0);
+        let low = of_priority(4).await;
+        assert_eq!((&*low.code, low.status), ("overloaded", Code::Unavailable as i32), "{low:?}");
+        assert!(!low.answer.header("grpc-retry-pushback-ms").is_empty());
+    }
+    let metric = async |line: &str| metric_of(gateway.admin, line).await;
+    assert_eq!(metric("spillway_gateway_gate_refused_total{reason=\"planned\"}").await, 10);
+    let text = ask_admin(gateway.admin, "GET", "/metrics", "").await;
+    assert!(text.contains("spillway_capacity_factor{region=\"eu\"} 1.5"), "{text}");
+    assert!(!text.contains("spillway_gateway_spilled_total{"), "what is shed by plan is not sent on: {text}");
+
+    // It could be reached, but the plan says that it is out.
+    regions.kill_pods("eu");
+    until("its pods are known to be gone", async || of_priority(3).await.code == "no-pod").await;
+    let text = ask_admin(gateway.admin, "GET", "/metrics", "").await;
+    let stayed = text.lines().filter(|line| line.starts_with("spillway_gateway_no_peer_total{"));
+    assert!(stayed.clone().count() > 0 && stayed.clone().all(|line| line.contains("reason=\"unhealthy\"")), "{text}");
+    assert!(regions.place("us").seen().is_empty());
+    drain.start();
+    gateway.finish().await;
 }
 
 /// What a gateway of `eu` says of a client's request to `us`.

@@ -44,7 +44,7 @@ pub struct Outgoing<'a> {
 
 /// What came of a call.
 pub enum Came {
-    Answer(PodAnswer, Told),
+    Answer(Box<(PodAnswer, Told)>),
     /// The request is wrong, and would be wrong anywhere.
     Wrong(Refusal),
     /// Another gateway of the region may have it: this one was not reached, or lost it.
@@ -73,7 +73,7 @@ impl Came {
     /// For a metric's label.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Answer(..) => "answered",
+            Self::Answer(_) => "answered",
             Self::Wrong(_) => "wrong-request",
             Self::Unreachable => "unreachable",
             Self::Lost => "lost",
@@ -107,7 +107,7 @@ pub async fn attempt<'a>(
     let late = Err(Ended::Call(UpstreamError::Deadline { sent: true }));
     let whole = timeout_at(outgoing.until, called).await.unwrap_or(late);
     match whole.map_err(Failed::from).and_then(|whole| answer(outgoing, whole)) {
-        Ok((answer, told)) => (Came::Answer(answer, told), Some(part)),
+        Ok(answer) => (Came::Answer(Box::new(answer)), Some(part)),
         Err(Failed { ended, after }) => (judge(ended, after), None),
     }
 }

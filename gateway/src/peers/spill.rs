@@ -166,7 +166,8 @@ impl<'a> Way<'a> {
                 shared.peer_metrics.sent(name, cause, came.word());
                 let now = shared.clock.now();
                 match came {
-                    Came::Answer(answer, told) => {
+                    Came::Answer(answer) => {
+                        let (answer, told) = *answer;
                         if let Some(part) = part {
                             exchange.join(part);
                         }

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use spillway_core::resource;
 use spillway_gateway::Gateway;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::plan::{self, Published};
 use spillway_runtime::snapshot::seal;
 use spillway_runtime::tls::Workload;
 
@@ -65,6 +67,22 @@ impl Regions {
         place.drains.push(drain);
         ready(&gateway).await;
         place.gateways.push(gateway);
+    }
+
+    /// One more gateway of a region, `gw-7`: what it serves from was pushed to it before it started, with a plan.
+    pub async fn resumed(&self, region: &str, plan: &Published) -> (Gateway, Drain) {
+        let folder = self.ground.folder.path().join(format!("{region}-resumed"));
+        let own = folder.join("gateway");
+        let id = format!("spiffe://spillway.test/region/{region}/gateway/gw-7");
+        workload(&self.ground.authority, &own, &id, HOUR);
+        std::fs::write(folder.join("snapshot"), seal(&resource::parse(&self.resources()).unwrap(), 2)).unwrap();
+        std::fs::write(folder.join("plan"), plan::seal(plan).encode_to_vec()).unwrap();
+        let drain = Drain::new(Duration::from_secs(2));
+        // Nobody listens there.
+        let extra = "control: { servers: ['127.0.0.1:1'] }\n";
+        let gateway = gateway_in(region, &folder, "gw-7", &own, extra, &drain).await;
+        ready(&gateway).await;
+        (gateway, drain)
     }
 
     fn publish(&self, version: u64, replaced: &[(&str, &str)]) {
