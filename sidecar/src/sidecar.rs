@@ -184,7 +184,19 @@ impl Sidecar {
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
         let Self {
-            server, admin, inference, load, triton, workload, snapshots, feed, audit, metrics, settings, drain, ..
+            server,
+            admin,
+            inference,
+            load,
+            triton,
+            workload,
+            snapshots,
+            feed,
+            audit,
+            metrics,
+            settings,
+            drain,
+            ..
         } = self;
         let (models, fallbacks) = (Arc::clone(&inference.models), Arc::clone(inference.fallbacks.models()));
         let (reporter, health) = health_reporter();

@@ -28,9 +28,8 @@ pub fn version(number: u64, regions: &[&str], weight: &str) -> Arc<Version> {
 
 /// The same content as a new version.
 pub fn rolled_back(number: u64, to: &Version) -> Arc<Version> {
-    let resource = |resource: &control::Resource| {
-        ((resource.kind.clone(), resource.name.clone()), resource.spec_json.clone())
-    };
+    let resource =
+        |resource: &control::Resource| ((resource.kind.clone(), resource.name.clone()), resource.spec_json.clone());
     let origin = Origin::RolledBack { to: to.number };
     of_resources(number, origin, to.resources.iter().map(resource).collect())
 }

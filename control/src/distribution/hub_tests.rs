@@ -36,7 +36,11 @@ impl Node {
     }
 
     fn encoded(&self) -> Bytes {
-        if self.version == 0 { Bytes::new() } else { spillway_runtime::link::encode(self.version, self.resources.clone()) }
+        if self.version == 0 {
+            Bytes::new()
+        } else {
+            spillway_runtime::link::encode(self.version, self.resources.clone())
+        }
     }
 
     fn sha256(&self) -> Bytes {
@@ -108,9 +112,8 @@ impl Node {
         if self.refuses {
             return Err("invalid");
         }
-        let keyed = |resource: &control::Resource| {
-            ((resource.kind.clone(), resource.name.clone()), resource.spec_json.clone())
-        };
+        let keyed =
+            |resource: &control::Resource| ((resource.kind.clone(), resource.name.clone()), resource.spec_json.clone());
         let mut resources = if delta.base == 0 { BTreeMap::new() } else { self.resources.clone() };
         for removed in &delta.removed {
             resources.remove(&(removed.kind.clone(), removed.name.clone()));
@@ -176,7 +179,10 @@ fn a_change_is_tried_on_one_gateway_then_on_its_region_then_given_to_all() {
             counts.push(with.len());
         }
     }
-    assert!(counts == [0, 1, 3, 5] || counts == [1, 3, 5] || counts == [1, 2, 5] || counts == [0, 1, 2, 5], "{counts:?}");
+    assert!(
+        counts == [0, 1, 3, 5] || counts == [1, 3, 5] || counts == [1, 2, 5] || counts == [0, 1, 2, 5],
+        "{counts:?}"
+    );
     assert_eq!((hub.settled(), hub.rollout.progress()), (2, Progress::Done { behind: 0 }));
 }
 
@@ -201,7 +207,8 @@ fn a_refusal_stops_the_change_and_says_who_and_why_until_a_rollback() {
     assert_eq!(taken, [("delta 2".into(), "invalid")], "nobody else gets it, and nobody twice");
     let status = hub.status(now);
     assert!(status.rollout.contains("stopped"), "{}", status.rollout);
-    let drifts: Vec<&str> = status.nodes.iter().map(|node| node.drift.as_str()).filter(|drift| !drift.is_empty()).collect();
+    let drifts: Vec<&str> =
+        status.nodes.iter().map(|node| node.drift.as_str()).filter(|drift| !drift.is_empty()).collect();
     assert_eq!(drifts, ["refused 2: invalid: so it is"]);
     nodes.iter_mut().for_each(|node| node.refuses = false);
     let good = version(1, &["eu", "us"], "100");

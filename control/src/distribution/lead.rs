@@ -115,7 +115,12 @@ impl Distribution {
     }
 
     /// Streams in, versions and plans out. With a fence it leads.
-    async fn serve(&self, settled: &Settled, fence: Option<&Fence>, over: &CancellationToken) -> std::convert::Infallible {
+    async fn serve(
+        &self,
+        settled: &Settled,
+        fence: Option<&Fence>,
+        over: &CancellationToken,
+    ) -> std::convert::Infallible {
         let epoch = fence.map_or(settled.epoch, |fence| fence.epoch);
         let hub = Arc::new(Mutex::new(Hub::new(self.0.settings.rollout.clone(), epoch, settled.version)));
         self.take_part(Part::Hub { hub: Arc::clone(&hub), leads: fence.is_some() }, over);

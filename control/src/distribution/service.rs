@@ -187,7 +187,9 @@ mod tests {
     fn a_node_is_who_its_certificate_says_and_only_control_nodes_speak_for_others() {
         let id = |path: &str| SpiffeId::parse(&format!("spiffe://{path}")).unwrap();
         let (gateway, control) = (id("td/region/eu/gateway/one"), id("td/region/eu/control/one"));
-        let with = |node: &str| MetadataMap::from_headers([(NODE.parse().unwrap(), node.parse().unwrap())].into_iter().collect());
+        let with = |node: &str| {
+            MetadataMap::from_headers([(NODE.parse().unwrap(), node.parse().unwrap())].into_iter().collect())
+        };
         let plain = MetadataMap::new();
         for node in [&gateway, &control, &id("td/region/eu/sidecar/pool/one")] {
             assert_eq!(whose(node, &plain).unwrap(), (node.clone(), false));

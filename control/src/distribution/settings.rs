@@ -60,12 +60,7 @@ fn pace(fields: &Fields<'_>, default: &Pace) -> Option<Pace> {
         Some(field) => field.number(1..=MOST_CANARIES).and_then(|count| u32::try_from(count).ok()),
         None => Some(default.canaries),
     };
-    Some(Pace {
-        canary_dwell: canary_dwell?,
-        region_dwell: region_dwell?,
-        patience: patience?,
-        canaries: canaries?,
-    })
+    Some(Pace { canary_dwell: canary_dwell?, region_dwell: region_dwell?, patience: patience?, canaries: canaries? })
 }
 
 fn time(fields: &Fields<'_>, name: &'static str, default: Duration) -> Option<Duration> {

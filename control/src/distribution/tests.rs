@@ -134,7 +134,11 @@ impl Control {
 
     fn drifts(&self) -> Vec<String> {
         let nodes = self.distribution.status().nodes;
-        nodes.into_iter().filter(|node| !node.drift.is_empty()).map(|node| format!("{}: {}", node.id, node.drift)).collect()
+        nodes
+            .into_iter()
+            .filter(|node| !node.drift.is_empty())
+            .map(|node| format!("{}: {}", node.id, node.drift))
+            .collect()
     }
 }
 
@@ -216,9 +220,8 @@ fn all_serve(nodes: &[Node], version: u64) -> bool {
 /// A version that no node takes: a resource in it cannot be read.
 fn unreadable(number: u64) -> Arc<Version> {
     let good = version(number, &REGIONS, "100");
-    let keyed = |resource: &control::Resource| {
-        ((resource.kind.clone(), resource.name.clone()), resource.spec_json.clone())
-    };
+    let keyed =
+        |resource: &control::Resource| ((resource.kind.clone(), resource.name.clone()), resource.spec_json.clone());
     let mut resources: std::collections::BTreeMap<_, _> = good.resources.iter().map(keyed).collect();
     resources.insert(("Tenant".into(), "acme".into()), "[".into());
     of_resources(number, Origin::Applied, resources)
