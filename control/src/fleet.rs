@@ -13,7 +13,6 @@ use spillway_core::failover::Standing as RegionStanding;
 use spillway_core::health::Vantage;
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
-use spillway_proto::control;
 use spillway_proto::control::SealedPlan;
 use spillway_proto::control::distribution_server::DistributionServer;
 use spillway_runtime::drain::Drain;
@@ -49,7 +48,7 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(settings: &ControlSettings, parts: &Parts) -> Self {
-        let Parts { workload, store, leading, versions, audit, metrics, .. } = parts;
+        let Parts { workload, store, leading, versions, events, audit, metrics, .. } = parts;
         let (reports, reported) = mpsc::channel(REPORTS);
         let (standing, stands) = watch::channel(Standing::Alone);
         let told = broadcast::Sender::new(NUDGES);
@@ -62,9 +61,10 @@ impl Fleet {
                 move || versions.current().map(|current| current.snapshot.clone())
             }),
             store: store.clone(),
-            standing: stands.clone(),
+            leading: leading.fences(),
             nudges: told.clone(),
             audit: audit.clone(),
+            events: events.clone(),
         };
         let verdict = settings.health.verdict.clone();
         let (judging, verdicts) = Judging::new(inputs, settings.health.clone(), metrics);
@@ -114,15 +114,6 @@ impl Fleet {
         tasks.spawn(judging.run(drain.clone()));
         tasks.spawn(prober.run(drain.clone()));
         tasks.spawn(async move { Standing::follow(&leading, standing).await });
-    }
-}
-
-impl StatusSource for Verdicts {
-    fn add_to(&self, status: &mut control::StatusResponse) {
-        let findings = self.findings();
-        (status.plan, status.regions) = (findings.plan.clone(), findings.regions.clone());
-        status.events.extend(findings.events.iter().cloned());
-        status.events.sort();
     }
 }
 

@@ -258,12 +258,7 @@ fn check_identity(settings: &GatewaySettings, workload: &Workload) -> Result<(),
     Err(StartError::NotThisGateway { found: id.to_string(), region, name })
 }
 
-fn pages(
-    settings: &GatewaySettings,
-    shared: &Arc<Shared>,
-    snapshots: Arc<Subscription>,
-    registry: Registry,
-) -> Pages {
+fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, snapshots: Arc<Subscription>, registry: Registry) -> Pages {
     let readiness = Readiness::default();
     readiness.check("snapshot", move || {
         if snapshots.is_empty() { Err("the first push of the control plane is waited for".into()) } else { Ok(()) }

@@ -24,10 +24,11 @@ use super::docket::{Docket, Due};
 use super::judge::Judge;
 use super::metrics::VerdictMetrics;
 use super::orders::Times;
-use super::status::{self, Chronicle, Findings};
+use super::status::{self, Findings};
 use super::stored::Stored;
 use super::{HealthSettings, Verdicts};
-use crate::distribution::{Report, Standing};
+use crate::distribution::Report;
+use crate::intent::Events;
 use crate::store::{Condition, Fence, Store, StoreError, Write};
 
 const PLAN: &str = "plan";
@@ -49,11 +50,14 @@ pub struct Inputs {
     /// The newest intent, as the nodes know it. Asked often; must not block.
     pub snapshot: Box<dyn Fn() -> Option<Arc<Snapshot>> + Send>,
     pub store: Store,
-    pub standing: watch::Receiver<Standing>,
+    /// While this node leads, by which election.
+    pub leading: watch::Receiver<Option<Fence>>,
     /// Told of gateways, as `region/gateway`, that were just refused to somebody or whose stream ended: all vantages
     /// should probe them at once.
     pub nudges: broadcast::Sender<String>,
     pub audit: Audit,
+    /// For people.
+    pub events: Events,
 }
 
 /// Judges until the drain is over.
@@ -72,7 +76,6 @@ pub struct Judging {
     published: u64,
     plan: watch::Sender<Option<Arc<SealedPlan>>>,
     findings: status::Shared,
-    chronicle: Chronicle,
     metrics: VerdictMetrics,
     regions: BTreeSet<Name>,
 }
@@ -107,7 +110,6 @@ impl Judging {
             published: 0,
             plan,
             findings,
-            chronicle: Chronicle::default(),
             metrics: VerdictMetrics::register(metrics),
             regions: BTreeSet::new(),
             inputs,
@@ -126,7 +128,7 @@ impl Judging {
                         next = next.min(Instant::now() + SOON);
                     }
                 }
-                Ok(()) = self.inputs.standing.changed() => next = Instant::now(),
+                Ok(()) = self.inputs.leading.changed() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
                     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                     self.tick(Times { now: ORIGIN + began.elapsed(), wall }).await;
@@ -164,10 +166,8 @@ impl Judging {
     }
 
     fn follow_election(&mut self) {
-        let leading = match &*self.inputs.standing.borrow_and_update() {
-            Standing::Leading(fence) if self.fenced != Some(fence.epoch) => Some(fence.clone()),
-            Standing::Leading(_) | Standing::Following(_) | Standing::Alone => None,
-        };
+        let leading = self.inputs.leading.borrow_and_update().clone();
+        let leading = leading.filter(|fence| self.fenced != Some(fence.epoch));
         match (&self.term, leading) {
             (Term::Taking(known) | Term::Leading(known, _), Some(fence)) if *known == fence => {}
             (_, Some(fence)) => self.term = Term::Taking(fence),
@@ -216,7 +216,7 @@ impl Judging {
             let (ordered, refused) = self.judge.order(&self.overrides, times);
             events.extend(ordered);
             events.extend(self.judge.observe(times.now));
-            self.tell(&events, &refused, times);
+            self.tell(&events, &refused);
             let draft = self.judge.plan(docket.next(), fence.epoch, times);
             let records = self.judge.records(times.now);
             let due = draft.and_then(|draft| docket.due(draft, &records, times.now));
@@ -300,7 +300,7 @@ impl Judging {
         };
         self.publish(plan, &published);
         if matches!(self.term, Term::Follower) {
-            self.findings.send_replace(Arc::new(status::read(&published, &records, &self.chronicle)));
+            self.findings.send_replace(Arc::new(status::read(&published, &records)));
         }
         Some((Some(value.revision), Some((records, published))))
     }
@@ -342,15 +342,15 @@ impl Judging {
         }
     }
 
-    fn tell(&mut self, events: &[Event], refused: &[String], times: Times) {
+    fn tell(&self, events: &[Event], refused: &[String]) {
         for text in refused {
             tracing::warn!("{text}");
-            self.chronicle.add(text, times.wall);
+            self.inputs.events.tell(text);
         }
         for event in events {
             let text = status::words(event);
             tracing::warn!(region = %event.region, "{text}");
-            self.chronicle.add(&text, times.wall);
+            self.inputs.events.tell(&text);
             self.metrics.happened(event);
             let region = event.region.to_string();
             self.inputs.audit.record(match &event.what {
@@ -372,7 +372,7 @@ impl Judging {
         self.metrics.forget(&self.regions.difference(&regions).cloned().collect());
         self.regions = regions;
         self.metrics.judged(&self.judge);
-        let findings = status::judged(&self.judge, docket.written(), &self.chronicle);
+        let findings = status::judged(&self.judge, docket.written());
         self.findings.send_if_modified(|known| {
             let changed = **known != findings;
             if changed {

@@ -67,9 +67,7 @@ pub fn vantage(id: &SpiffeId) -> Option<Vantage> {
         Role::Gateway { region, name } => {
             Some(Vantage::Gateway(Gateway { region: region.clone(), node: name.clone() }))
         }
-        Role::Control { region, name } => {
-            Some(Vantage::Control { region: Some(region.clone()), node: name.clone() })
-        }
+        Role::Control { region, name } => Some(Vantage::Control { region: Some(region.clone()), node: name.clone() }),
         _ => None,
     }
 }

@@ -121,7 +121,10 @@ mod tests {
         assert_eq!((probe.urgent, probe.stale_after), (Duration::from_secs(1), Duration::from_secs(3)));
         assert_eq!((settings.soft.slow, settings.soft.slow_for), (0.01, Duration::from_secs(60)));
         assert_eq!((settings.soft.errors, settings.soft.samples), (0.1, 50));
-        assert_eq!((region.hold_down, region.longest_hold_down), (Duration::from_secs(3_600), Duration::from_secs(3_600)));
+        assert_eq!(
+            (region.hold_down, region.longest_hold_down),
+            (Duration::from_secs(3_600), Duration::from_secs(3_600))
+        );
         assert_eq!((region.clean, region.step_for), (3, Duration::from_secs(10)));
     }
 

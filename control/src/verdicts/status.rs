@@ -1,20 +1,16 @@
 //! What `spillway status` shows of regions.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use spillway_core::audit::Timestamp;
 use spillway_core::health::{Event, Quality, Record, Records, What};
 use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_runtime::plan::{Published, encode};
 
+use super::Verdicts;
 use super::judge::{Judge, Seen};
 use super::stored::phase_word;
-
-/// Events that are kept.
-const EVENTS: usize = 200;
+use crate::intent::StatusSource;
 
 /// The parts of a `StatusResponse` that are about regions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,25 +18,13 @@ pub struct Findings {
     /// In force; none before the first.
     pub plan: Option<control::Plan>,
     pub regions: Vec<control::RegionStatus>,
-    /// The newest last, for people; of this node's own time as a leader.
-    pub events: Vec<String>,
 }
 
-/// Events of late, bounded.
-#[derive(Debug, Default)]
-pub(super) struct Chronicle(VecDeque<String>);
-
-impl Chronicle {
-    pub(super) fn add(&mut self, text: &str, wall: Duration) {
-        if self.0.len() == EVENTS {
-            self.0.pop_front();
-        }
-        let time = Timestamp::from(SystemTime::UNIX_EPOCH + wall);
-        self.0.push_back(format!("{time} {text}"));
-    }
-
-    pub(super) fn lines(&self) -> Vec<String> {
-        self.0.iter().cloned().collect()
+impl StatusSource for Verdicts {
+    fn add_to(&self, status: &mut control::StatusResponse) {
+        let findings = self.findings();
+        status.plan.clone_from(&findings.plan);
+        status.regions.clone_from(&findings.regions);
     }
 }
 
@@ -55,7 +39,7 @@ pub(super) fn words(event: &Event) -> String {
 }
 
 /// As the leader sees it.
-pub(super) fn judged(judge: &Judge, written: Option<&Published>, events: &Chronicle) -> Findings {
+pub(super) fn judged(judge: &Judge, written: Option<&Published>) -> Findings {
     let seen: Vec<Seen<'_>> = judge.seen().collect();
     let planned: f64 = seen.iter().map(|seen| seen.planned).sum();
     let load = |seen: &Seen<'_>| seen.traffic.and_then(|traffic| traffic.load()).unwrap_or_default();
@@ -75,11 +59,11 @@ pub(super) fn judged(judge: &Judge, written: Option<&Published>, events: &Chroni
         failing_pairs: u32::try_from(seen.evidence.failing + seen.evidence.failed).unwrap_or(u32::MAX),
     };
     let regions = seen.iter().map(region).collect();
-    Findings { plan: written.map(encode), regions, events: events.lines() }
+    Findings { plan: written.map(encode), regions }
 }
 
 /// As the leader last wrote it.
-pub(super) fn read(published: &Published, records: &Records, events: &Chronicle) -> Findings {
+pub(super) fn read(published: &Published, records: &Records) -> Findings {
     let region = |(name, record): (&Name, &Record)| {
         let allotment = published.plan.regions.get(name);
         control::RegionStatus {
@@ -92,7 +76,7 @@ pub(super) fn read(published: &Published, records: &Records, events: &Chronicle)
         }
     };
     let regions = records.regions.iter().map(region).collect();
-    Findings { plan: Some(encode(published)), regions, events: events.lines() }
+    Findings { plan: Some(encode(published)), regions }
 }
 
 fn quality(seen: &Seen<'_>) -> String {

@@ -156,7 +156,14 @@ mod tests {
 
     fn told(milliseconds: u64, served: u64, shed: u64) -> control::Traffic {
         let requests = served + shed;
-        control::Traffic { milliseconds, requests, classes: vec![0, 0, requests, 0], served, shed, ..Default::default() }
+        control::Traffic {
+            milliseconds,
+            requests,
+            classes: vec![0, 0, requests, 0],
+            served,
+            shed,
+            ..Default::default()
+        }
     }
 
     fn gateway(number: u32) -> Name {

@@ -39,7 +39,11 @@ impl ProbeMetrics {
         Self {
             probes: metrics.family("vantage_probes", "Probes of other regions' gateways, by outcome"),
             seconds: metrics.register("vantage_probe_seconds", "Time of probes that were answered, by region", seconds),
-            nudges: metrics.register("vantage_nudges", "Probes hurried because a gateway may be gone", Counter::default()),
+            nudges: metrics.register(
+                "vantage_nudges",
+                "Probes hurried because a gateway may be gone",
+                Counter::default(),
+            ),
             down: metrics.family("vantage_down", "1 while a region is down as seen from here"),
             isolated: metrics.register(
                 "vantage_isolated",

@@ -169,8 +169,13 @@ fn predict(state: &State, message: Bytes, mode: Mode) -> Vec<u8> {
         parameters: Parameters::default(),
         data: Bytes::from_static(&[0; 4]),
     };
-    let response =
-        InferResponse { model: request.model, version: request.version, id: request.id, parameters, outputs: vec![output] };
+    let response = InferResponse {
+        model: request.model,
+        version: request.version,
+        id: request.id,
+        parameters,
+        outputs: vec![output],
+    };
     oip::encode_response(&response).encode_to_vec()
 }
 
@@ -183,7 +188,8 @@ fn snapshot_of(gateways: &[(&str, SocketAddr)], tier: u8) -> Arc<Snapshot> {
     let mut text = String::new();
     for region in ["eu", "us", "ap"] {
         let found = gateways.iter().filter(|(of, _)| *of == region);
-        let list: Vec<String> = found.map(|(of, address)| format!("{{name: {of}-0, address: \"{address}\"}}")).collect();
+        let list: Vec<String> =
+            found.map(|(of, address)| format!("{{name: {of}-0, address: \"{address}\"}}")).collect();
         text += &format!(
             "apiVersion: spillway/v1\nkind: Region\nmetadata: {{name: {region}}}\n\
              spec: {{trustDomain: spillway.test, gateways: [{}]}}\n---\n\
@@ -266,7 +272,8 @@ const EACH: Duration = Duration::from_millis(200);
 async fn what_a_gateway_does_is_told_as_what_it_is() {
     let domain = Domain::create();
     let double = Double::start(&domain, "us");
-    let settings = UpstreamSettings { rest: Duration::ZERO, longest_rest: Duration::ZERO, ..UpstreamSettings::default() };
+    let settings =
+        UpstreamSettings { rest: Duration::ZERO, longest_rest: Duration::ZERO, ..UpstreamSettings::default() };
     let workload = domain.workload(GATEWAY);
     let ask = async |target: Target, time: u64| {
         let expected = target.expected.clone();
