@@ -15,6 +15,8 @@ use crate::yaml;
 
 /// Show resources of the current version, or of another one
 #[derive(clap::Args)]
+// `--version` is a version of the resources here, not the program's.
+#[command(disable_version_flag = true)]
 pub struct Get {
     /// Such as Pool [default: all kinds]
     kind: Option<String>,
@@ -53,7 +55,8 @@ pub struct History {
 #[derive(clap::Args)]
 pub struct Rollback {
     /// Whose resources
-    version: u64,
+    #[arg(value_name = "VERSION")]
+    to: u64,
     /// Why, for the history
     #[arg(short, long, value_name = "TEXT", default_value = "")]
     message: String,
@@ -107,7 +110,7 @@ pub fn history(arguments: &History) -> Result<ExitCode> {
 }
 
 pub fn rollback(arguments: &Rollback) -> Result<ExitCode> {
-    let message = RollbackRequest { version: arguments.version, message: arguments.message.clone() };
+    let message = RollbackRequest { version: arguments.to, message: arguments.message.clone() };
     let done = arguments.target.ask(async |mut client| answer(client.rollback(request(message)).await))?;
     report(&done, false);
     Ok(ExitCode::SUCCESS)

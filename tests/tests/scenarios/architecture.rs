@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// Who may use whom, by folder. `cli` and `tests` may use everything.
-const ARROWS: [(&str, &[&str]); 5] = [
+const ARROWS: [(&str, &[&str]); 6] = [
     ("core", &[]),
     ("proto", &[]),
     ("runtime", &["core", "proto"]),
     ("gateway", &["core", "proto", "runtime"]),
     ("sidecar", &["core", "proto", "runtime"]),
+    ("control", &["core", "proto", "runtime"]),
 ];
 
 /// Small pure crates: no I/O, no clock, no randomness.
