@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use spillway_core::identity::Role;
 use spillway_core::units::Name;
+use spillway_proto::control;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::{Audit, Event};
 use spillway_runtime::drain::Drain;
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::{IdentityError, Workload};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
+use crate::distribution::{self, Distribution, Standing, Surroundings};
 use crate::intent::service::may_call as may_call_intent;
 use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
 use crate::leading::Leading;
@@ -28,6 +31,10 @@ use crate::store::{OpenError, Store};
 
 /// How long the last records may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Reports of nodes that wait: a second's heartbeats of a large fleet.
+const REPORTS: usize = 16_384;
+/// Nudges that wait; more are as good as these.
+const NUDGES: usize = 256;
 
 /// Why a control node does not start. The operator's fault, except for ports that somebody else holds.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,10 @@ pub struct Parts {
     pub leading: Arc<Leading>,
     pub versions: Arc<Versions>,
     pub overrides: Arc<Overrides>,
+    /// The newest plan: the leader's own, or else the store's.
+    pub plan: watch::Sender<Option<Arc<control::SealedPlan>>>,
+    /// `region/gateway` that somebody was just refused by.
+    pub nudges: broadcast::Sender<String>,
     pub events: Events,
     pub audit: Audit,
     pub metrics: Metrics,
@@ -111,6 +122,8 @@ impl Control {
             overrides: Overrides::new(store.clone()),
             store,
             leading,
+            plan: watch::Sender::new(None),
+            nudges: broadcast::Sender::new(NUDGES),
             events: Events::default(),
             audit,
             metrics,
@@ -130,14 +143,33 @@ impl Control {
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
         let Self { server, admin, parts, settings, .. } = self;
-        let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
+        let Parts { workload, store, leading, versions, overrides, plan, nudges, events, audit, metrics, drain } =
+            parts;
+        let (standing, standings) = watch::channel(Standing::default());
+        let (reports, mut reported) = mpsc::channel(REPORTS);
+        let distribution = Distribution::new(
+            settings.distribution.clone(),
+            Surroundings {
+                node: settings.name.clone(),
+                workload: workload.clone(),
+                store,
+                library: versions.clone(),
+                standing: standings,
+                plan: plan.subscribe(),
+                nudges,
+                reports,
+            },
+        );
         // Each part that has something to say of how it stands.
-        let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone())];
+        let status: Vec<Arc<dyn StatusSource>> = vec![Arc::new(events.clone()), Arc::new(distribution.clone())];
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
-        let routes = Routes::new(intent.into_server());
-        let doors = [Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent }];
+        let routes = Routes::new(intent.into_server()).add_service(distribution.service());
+        let doors = [
+            Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
+            Door { service: distribution::SERVICE, action: "follow", may_call: distribution::may_call },
+        ];
         let guard = Guard {
             workload: workload.clone(),
             doors: doors.into(),
@@ -159,6 +191,11 @@ impl Control {
         tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
         tasks.spawn(versions.follow(drain.clone()));
         tasks.spawn(overrides.follow(leading.clone(), audit.clone(), drain.clone()));
+        tasks.spawn(distribution.run(drain.clone()));
+        let told = leading.clone();
+        tasks.spawn(async move { Standing::follow(&told, standing).await });
+        // Nobody judges them yet.
+        tasks.spawn(async move { while reported.recv().await.is_some() {} });
         // Counted as work, so that another node may lead before this one has ended.
         let election = drain.work();
         tasks.spawn({

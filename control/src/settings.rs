@@ -8,6 +8,7 @@
 //! advertise: 10.0.4.1:7443          # where other control nodes reach it
 //! store: {sqlite: control.db}       # or etcd: {endpoints, identity, prefix}
 //! operators: [alice, bob]           # or any
+//! rollout: {canaryDwell: 30s}       # see [`DistributionSettings`]
 //! admin: 127.0.0.1:9090
 //! audit: audit.log
 //! drainTimeout: 10s
@@ -23,6 +24,7 @@ use spillway_runtime::audit::AuditSettings;
 use spillway_runtime::settings::{Field, FromNode, drain_timeout, optional, or_default, read_optional, required};
 use spillway_runtime::tls::IdentitySettings;
 
+use crate::distribution::DistributionSettings;
 use crate::intent::Operators;
 use crate::store::StoreSettings;
 
@@ -37,6 +39,8 @@ pub struct ControlSettings {
     pub advertise: Option<String>,
     pub store: StoreSettings,
     pub operators: Operators,
+    /// `rollout`: how versions reach the nodes.
+    pub distribution: DistributionSettings,
     /// Default: a free port of loopback.
     pub admin: AdminSettings,
     /// Absent: none is written.
@@ -61,6 +65,7 @@ impl FromNode for ControlSettings {
         };
         let store = required(&fields, "store");
         let operators = required(&fields, "operators");
+        let distribution = or_default(&fields, "rollout", DistributionSettings::default);
         let admin = or_default(&fields, "admin", AdminSettings::default);
         let audit = optional(&fields, "audit");
         let drain_timeout = drain_timeout(&fields);
@@ -73,6 +78,7 @@ impl FromNode for ControlSettings {
             advertise: advertise?,
             store: store?,
             operators: operators?,
+            distribution: distribution?,
             admin: admin?,
             audit: audit?,
             drain_timeout: drain_timeout?,

@@ -229,7 +229,8 @@ impl Hub {
                 self.rollout.leave(id, *since);
             }
         }
-        self.seats.retain(|_, seat| !seat.left.is_some_and(|(since, _)| now.saturating_sub(since) >= FORGOTTEN_AFTER));
+        let remembered = |since: Duration| now.saturating_sub(since) < FORGOTTEN_AFTER;
+        self.seats.retain(|_, seat| seat.left.is_none_or(|(since, _)| remembered(since)));
         let before = self.rollout.progress();
         self.rollout.tick(now);
         let after = self.rollout.progress();

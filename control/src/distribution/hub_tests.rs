@@ -356,7 +356,7 @@ proptest! {
         let (mut now, mut newest, mut newest_plan) = (Duration::ZERO, 0, 0);
         let announce = |hub: &mut Hub, library: &mut BTreeMap<u64, Arc<Version>>, newest: &mut u64, now| {
             *newest += 1;
-            let made = if *newest % 4 == 0 {
+            let made = if newest.is_multiple_of(4) {
                 rolled_back(*newest, &library[&(*newest - 1)])
             } else {
                 version(*newest, &["eu", "us"], &newest.to_string())

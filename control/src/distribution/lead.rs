@@ -29,6 +29,8 @@ const KEY: &str = "rollout";
 const TICK: Duration = Duration::from_millis(100);
 /// How long a store that did not answer is left alone.
 const REST: Duration = Duration::from_millis(500);
+/// How often a follower reads what has settled.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Nudges of one pulse; more are as good as all.
 const MOST_NUDGES: usize = 256;
 
@@ -62,15 +64,15 @@ impl Role {
 }
 
 /// What has settled, as the store has it.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Settled {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Settled {
     version: u64,
     /// Of the leader that wrote it: no node has seen a newer one that pushed anything.
     epoch: u64,
 }
 
 impl Distribution {
-    /// Plays the role of now until stopped.
+    /// Plays the role of now until draining.
     pub async fn run(self, drain: Drain) {
         let mut standing = self.0.around.standing.clone();
         loop {
@@ -82,7 +84,8 @@ impl Distribution {
             let goes_on = tokio::select! {
                 never = self.play(&now, &over) => match never {},
                 changed = standing.wait_for(|standing| *standing != now) => changed.is_ok(),
-                () = drain.stopped() => false,
+                // Streams have no end of their own: nodes go elsewhere, and the drain need not wait for them.
+                () = drain.draining() => false,
             };
             self.0.role.store(Arc::new(Role::none()));
             drop(guard);
@@ -97,14 +100,20 @@ impl Distribution {
             Standing::Following(leader) => {
                 let relay = Relay::new(leader.clone(), self.0.around.workload.clone());
                 self.take_part(Part::Relay(relay), over);
-                std::future::pending().await
+                loop {
+                    // So that it is known when both the leader and the store are gone.
+                    if let Err(error) = self.settled().await {
+                        tracing::debug!(error = %Chain(&error), "what has settled is not known anew");
+                    }
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
             }
             Standing::Leading(fence) => {
                 let settled = self.until_done(|| self.take_over(fence)).await;
                 self.serve(&settled, Some(fence), over).await
             }
             Standing::Alone => {
-                let settled = self.until_done(|| self.settled()).await;
+                let settled = self.until_done(|| self.settled_or_known()).await;
                 self.serve(&settled, None, over).await
             }
         }
@@ -229,13 +238,22 @@ impl Distribution {
 
     async fn settled(&self) -> Result<Settled, StoreError> {
         let Some(value) = self.0.around.store.get(KEY).await? else { return Ok(Settled::default()) };
-        serde_json::from_slice(&value.bytes).map_err(|_| StoreError::Corrupt { key: KEY.into() })
+        let corrupt = |_| StoreError::Corrupt { key: KEY.into() };
+        let settled = serde_json::from_slice(&value.bytes).map_err(corrupt)?;
+        *self.0.known.lock() = Some(settled);
+        Ok(settled)
+    }
+
+    async fn settled_or_known(&self) -> Result<Settled, StoreError> {
+        let stored = self.settled().await;
+        stored.or_else(|error| self.0.known.lock().ok_or(error))
     }
 
     async fn write(&self, fence: &Fence, version: u64) -> Result<(), StoreError> {
         let settled = Settled { version, epoch: fence.epoch };
         let bytes = serde_json::to_vec(&settled).map_err(|_| StoreError::Corrupt { key: KEY.into() })?;
         self.0.around.store.commit(fence, &[], vec![Write::Put(KEY.into(), bytes.into())]).await?;
+        *self.0.known.lock() = Some(settled);
         Ok(())
     }
 

@@ -21,13 +21,15 @@ mod relay;
 mod service;
 mod settings;
 mod shelf;
+mod standing;
 mod status;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use spillway_core::identity::SpiffeId;
+use parking_lot::Mutex;
+use spillway_core::identity::{Role as Identity, SpiffeId};
 use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_proto::control::distribution_server::DistributionServer;
@@ -37,11 +39,12 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 pub use settings::DistributionSettings;
+pub use standing::Standing;
 pub use status::DistributionStatus;
 
-use crate::intent::Version;
-use crate::store::{Fence, Leader, Store, StoreError};
-use lead::Role;
+use crate::intent::{StatusSource, Version, Versions};
+use crate::store::{Store, StoreError};
+use lead::{Role, Settled};
 use service::Service;
 
 /// What nodes say, for [`crate::verdicts`].
@@ -55,16 +58,6 @@ pub enum Report {
     Sightings(SpiffeId, Vec<control::Sighting>),
 }
 
-/// What this control node is now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Standing {
-    Leading(Fence),
-    Following(Leader),
-    /// Nobody is known to lead.
-    #[default]
-    Alone,
-}
-
 /// Where versions come from.
 #[async_trait]
 pub trait Library: Send + Sync {
@@ -72,6 +65,17 @@ pub trait Library: Send + Sync {
     fn newest(&self) -> watch::Receiver<u64>;
 
     async fn version(&self, number: u64) -> Result<Option<Arc<Version>>, StoreError>;
+}
+
+#[async_trait]
+impl Library for Versions {
+    fn newest(&self) -> watch::Receiver<u64> {
+        self.changed()
+    }
+
+    async fn version(&self, number: u64) -> Result<Option<Arc<Version>>, StoreError> {
+        Self::version(self, number).await
+    }
 }
 
 /// What the distribution goes by, and whom it tells.
@@ -98,6 +102,8 @@ struct Inner {
     settings: DistributionSettings,
     around: Surroundings,
     role: ArcSwap<Role>,
+    /// What the store said last of what has settled: it counts while the store cannot be asked.
+    known: Mutex<Option<Settled>>,
     /// From which the hubs' time counts.
     began: Instant,
 }
@@ -105,7 +111,7 @@ struct Inner {
 impl Distribution {
     pub fn new(settings: DistributionSettings, around: Surroundings) -> Self {
         let role = ArcSwap::from_pointee(Role::none());
-        Self(Arc::new(Inner { settings, around, role, began: Instant::now() }))
+        Self(Arc::new(Inner { settings, around, role, known: Mutex::default(), began: Instant::now() }))
     }
 
     /// The gRPC service. Each request needs an `Arc<Peer>` among its extensions: whom the connection is with.
@@ -124,6 +130,25 @@ impl Distribution {
     fn now(&self) -> std::time::Duration {
         self.0.began.elapsed()
     }
+}
+
+impl StatusSource for Distribution {
+    fn add_to(&self, status: &mut control::StatusResponse) {
+        let DistributionStatus { settled, rollout, nodes } = self.status();
+        (status.settled_version, status.rollout, status.nodes) = (settled, rollout, nodes);
+    }
+}
+
+/// The path of the service, for the server's door.
+pub const SERVICE: &str = "/spillway.control.v1.Distribution/";
+
+/// Who may call it: nodes, and control nodes, of the trust domain.
+pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
+    own.trust_domain == peer.trust_domain && is_node(peer)
+}
+
+fn is_node(id: &SpiffeId) -> bool {
+    matches!(id.role, Identity::Gateway { .. } | Identity::Sidecar { .. } | Identity::Control { .. })
 }
 
 #[cfg(test)]

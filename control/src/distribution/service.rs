@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::hub::{Hub, Joined, ToNode};
 use super::lead::Part;
-use super::{Distribution, Report};
+use super::{Distribution, Report, is_node};
 
 /// Whose stream it is that a control node brings.
 pub(super) const NODE: &str = "x-spillway-node";
@@ -171,10 +171,7 @@ fn whose(peer: &SpiffeId, metadata: &MetadataMap) -> Result<(SpiffeId, bool), St
             _ => return refused("this is no node of the trust domain"),
         },
     };
-    match node.role {
-        Identity::Gateway { .. } | Identity::Sidecar { .. } | Identity::Control { .. } => Ok((node, relayed)),
-        _ => refused("only gateways, sidecars and control nodes are nodes"),
-    }
+    if is_node(&node) { Ok((node, relayed)) } else { refused("only gateways, sidecars and control nodes are nodes") }
 }
 
 #[cfg(test)]

@@ -1,14 +1,10 @@
 //! Control nodes and nodes of the fleet in one process, over real TLS.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use spillway_core::identity::{SpiffeId, TrustDomain};
 use spillway_core::rollout::{Pace, RolloutSettings};
 use spillway_core::snapshot::Snapshot;
@@ -21,18 +17,18 @@ use spillway_runtime::link::{ControlSettings, Intake, Link};
 use spillway_runtime::plan::Plans;
 use spillway_runtime::snapshot::Subscription;
 use spillway_runtime::telemetry::Metrics;
-use spillway_runtime::tls::{Offer, Workload, accept};
+use spillway_runtime::tls::Workload;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::codegen::Service as _;
 use tonic::service::Routes;
 
 use super::fixture::{Shelved, of_resources, plan, rolled_back, version};
-use super::{Distribution, DistributionSettings, Report, Standing, Surroundings};
+use super::{Distribution, DistributionSettings, Report, SERVICE, Standing, Surroundings, may_call};
 use crate::intent::{Origin, Version};
+use crate::metrics::ControlMetrics;
+use crate::server::{Door, Guard, Server};
 use crate::store::{Leader, Leadership, Store, StoreSettings};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -113,11 +109,18 @@ impl Control {
             reports: told,
         };
         let distribution = Distribution::new(settings, around);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = server.address().unwrap();
         let drain = Drain::new(Duration::ZERO);
+        let guard = Guard {
+            workload,
+            doors: [Door { service: SERVICE, action: "follow", may_call }].into(),
+            metrics: ControlMetrics::register(&Metrics::new("control")),
+            audit: Audit::off(),
+            drain: drain.clone(),
+        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, workload, Routes::new(distribution.service()).prepare()));
+        tasks.spawn(server.serve(Routes::new(distribution.service()), guard));
         tasks.spawn(distribution.clone().run(drain.clone()));
         Self { address, distribution, standing, plan, nudges, reports, drain, _tasks: tasks }
     }
@@ -139,24 +142,6 @@ impl Control {
             .filter(|node| !node.drift.is_empty())
             .map(|node| format!("{}: {}", node.id, node.drift))
             .collect()
-    }
-}
-
-async fn serve(listener: TcpListener, workload: Arc<Workload>, routes: Routes) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let (workload, routes) = (workload.clone(), routes.clone());
-        connections.spawn(async move {
-            let Ok(accepted) = accept(&workload, stream, Offer::H2, SECOND * 5).await else { return };
-            let peer = accepted.peer;
-            let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-                let mut routes = routes.clone();
-                request.extensions_mut().insert(Arc::clone(&peer));
-                async move { Ok::<_, Infallible>(routes.call(request).await.unwrap_or_else(|never| match never {})) }
-            });
-            let io = TokioIo::new(accepted.stream);
-            let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
-        });
     }
 }
 

@@ -23,7 +23,7 @@ fn store(cluster: &Cluster) -> String {
 }
 
 /// A leader and a follower that knows it.
-async fn two(domain: &Domain, cluster: &Cluster) -> (Node, Node) {
+pub async fn two(domain: &Domain, cluster: &Cluster) -> (Node, Node) {
     let store = store(cluster);
     let leader = domain.node("c-0", &store).await;
     eventually("it leads", || leader.parts.leading.fence().is_some()).await;

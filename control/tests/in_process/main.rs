@@ -4,4 +4,5 @@ mod cluster;
 mod etcd;
 mod followers;
 mod intent;
+mod push;
 mod support;

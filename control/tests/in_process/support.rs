@@ -68,6 +68,7 @@ impl Domain {
         let audit = self.path(&format!("{name}-{}.audit", NODES.fetch_add(1, Ordering::Relaxed)));
         let text = format!(
             "region: eu\nname: {name}\nlisten: 127.0.0.1:0\nstore:\n  {store}\noperators: [alice, bob]\naudit: {}\n\
+             rollout: {{gather: 1s, canaryDwell: 300ms, regionDwell: 300ms, patience: 3s}}\n\
              drainTimeout: 5s\nidentity: {{certificate: {}, key: {}, trustBundle: {}}}\n",
             audit.display(),
             certificate.display(),
