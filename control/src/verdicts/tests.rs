@@ -106,8 +106,8 @@ impl World {
         let (Outside { reports, nudges, events }, judging, verdicts) = judging(&store, &leading, capacity, &metrics);
         let mut probing = Vec::new();
         for (vantage, id) in vantages().iter().enumerate() {
-            for gateway in 0..3_usize {
-                let own = super::vantage(id).unwrap().region() == Some(&name(REGIONS[gateway]));
+            for (gateway, region) in REGIONS.into_iter().enumerate() {
+                let own = super::vantage(id).unwrap().region() == Some(&name(region));
                 if !own {
                     let first = START + Duration::from_millis(700) * (vantage * 3 + gateway) as u32 / 2;
                     let schedule = Schedule::new(ProbeSettings::default(), first);
