@@ -61,7 +61,7 @@ impl Fleet {
     /// Makes the folder anew, but keeps what must not go back: the authority, whose certificates clients may hold, and the
     /// control plane's store.
     pub fn lay_out(dir: &Path, port: u16, otlp: Option<&str>, backends: &Backends) -> Result<Self> {
-        for folder in ["pki", "resources"] {
+        for folder in ["pki", "resources", DNS] {
             make(&dir.join(folder))?;
         }
         let authority = authority(&dir.join("pki"))?;
@@ -161,7 +161,7 @@ impl Fleet {
              nameServers:\n  - {{ name: ns.{TRUST_DOMAIN}, addresses: [{}] }}\ncontact: hostmaster.{TRUST_DOMAIN}\n",
             common(&self.dns, REGIONS[0].0),
             self.dns.address,
-            quoted(&self.dir.join(format!("{DNS}.snapshot"))),
+            quoted(&self.dir.join(format!("{DNS}/snapshot"))),
             self.control.address,
             self.dns.address.ip(),
         );

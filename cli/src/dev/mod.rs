@@ -28,7 +28,7 @@ use crate::commands::features::Load;
 use crate::commands::sidecar::Connection;
 use crate::control::Target;
 use processes::Processes;
-use fleet::{CONTROL, EXAMPLE_ENTITY, Fleet, MODEL, SERVICE, TENANTS};
+use fleet::{CONTROL, EXAMPLE_ENTITY, Fleet, MODEL, Member, SERVICE, TENANTS};
 use injector::Injector;
 use injector::relay::Links;
 use region::{Backends, Region};
@@ -100,7 +100,9 @@ async fn start_and_watch(
     let mut nodes: Vec<_> = pods.map(|pod| (pod.path.clone(), "sidecar", pod.config.clone())).collect();
     nodes.push((fleet.dns.path.clone(), "dns", fleet.dns.config.clone()));
     processes.spawn_all(nodes).await?;
-    // Regions with servers of their own have features of their own.
+    // What is served is pushed to them.
+    try_join_all(fleet.regions.iter().flat_map(|region| &region.sidecars).map(Member::wait_until_ready)).await?;
+    // Regions with stores of their own have features of their own.
     let loaded = if matches!(backends, Backends::Embedded) { fleet.regions.len() } else { 1 };
     try_join_all(fleet.regions[..loaded].iter().map(|region| load_features(&fleet.dir, region))).await?;
     let gateways = fleet.regions.iter().map(|region| &region.gateway);
@@ -112,7 +114,7 @@ async fn start_and_watch(
         links.add(&region.gateway.path, region.service, region.gateway.address).await?;
     }
     let _injector = injector::service::serve(Injector::new(handles, links), &fleet.dir).await?;
-    try_join_all(fleet.regions.iter().map(Region::wait_until_ready)).await?;
+    try_join_all(fleet.regions.iter().map(|region| region.gateway.wait_until_ready())).await?;
     announce(&fleet)?;
     loop {
         tokio::time::sleep(RENEW_EVERY).await;

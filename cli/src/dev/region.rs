@@ -39,6 +39,7 @@ impl Region {
         std::fs::write(dir.join(format!("models/{MODEL}/1/model.onnx")), ONNX)?;
         let member = |member: &str, role: String, address, ports: &mut FreePorts| {
             let config = dir.join(format!("{member}.yaml"));
+            make(&dir.join(member))?;
             let id = format!("spiffe://{TRUST_DOMAIN}/region/{name}/{role}");
             Ok::<_, anyhow::Error>(Member { path: format!("{name}/{member}"), id, config, address, admin: ports.take()? })
         };
@@ -93,9 +94,10 @@ impl Region {
         let path = |name: &str| quoted(&self.dir.join(name));
         let node = |member: &Member| {
             let (name, shared) = (last(&member.path), common(member, &self.name));
+            // What is pushed is kept in a folder of each process's own.
             let files = format!(
                 "snapshot: {}\naccessLog: {}\n",
-                path(&format!("{name}.snapshot")),
+                path(&format!("{name}/snapshot")),
                 path(&format!("{name}.access.log"))
             );
             format!("{shared}listen: \"{}\"\n{files}control: {{ servers: [\"{control}\"] }}\n", member.address)
@@ -125,17 +127,20 @@ impl Region {
         Ok(())
     }
 
-    /// Returns when the gateway says that it is ready.
+}
+
+impl Member {
+    /// Returns when it says that it is ready.
     pub async fn wait_until_ready(&self) -> Result<()> {
         let end = Instant::now() + READY;
         while Instant::now() < end {
-            if is_ready(self.gateway.admin).await {
+            if is_ready(self.admin).await {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let (seconds, folder) = (READY.as_secs(), self.dir.display());
-        bail!("the gateway of {} is not ready after {seconds} s; {folder}/*.log say why", self.name)
+        let (seconds, log) = (READY.as_secs(), self.config.with_extension("log"));
+        bail!("{} is not ready after {seconds} s; {} says why", self.path, log.display())
     }
 }
 

@@ -32,7 +32,7 @@ use spillway_core::health::{Board, Gateway, Outcome, Schedule, Vantage, VerdictS
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control::{self, sighting};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 pub use self::post::{Post, Sources};
@@ -44,26 +44,24 @@ use crate::telemetry::Metrics;
 use crate::tls::Workload;
 use crate::upstream::{Upstream, UpstreamMetrics, UpstreamSettings};
 
-/// Sightings that wait for who passes them on; then the oldest go.
-const SIGHTINGS: usize = 1_024;
 /// Nudges that wait; more are of the same few gateways.
 const NUDGES: usize = 256;
 /// How often the Snapshot is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a prober asks of its process. Both are asked often and must not block.
-pub struct Sources {
+/// What a prober asks and tells its process. None of it may block.
+pub struct Surroundings {
     /// The Snapshot that is served: its regions, gateways and models.
     pub snapshot: Box<dyn Fn() -> Arc<Snapshot> + Send>,
     /// Regions that are out by the plan, and so not expected to answer.
     pub out: Box<dyn Fn() -> BTreeSet<Name> + Send>,
+    /// A probe ended.
+    pub sighted: Box<dyn Fn(control::Sighting) + Send>,
 }
 
 /// What a prober finds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lookout {
-    /// How each probe ended. Who reads too slowly misses the oldest.
-    pub sightings: broadcast::Receiver<control::Sighting>,
     /// Regions that are down as seen from here.
     pub down: watch::Receiver<BTreeSet<Name>>,
     pub nudges: Nudges,
@@ -94,7 +92,7 @@ impl Nudges {
 pub struct Prober {
     workload: Arc<Workload>,
     us: Vantage,
-    sources: Sources,
+    surroundings: Surroundings,
     settings: VerdictSettings,
     metrics: ProbeMetrics,
     began: Instant,
@@ -102,7 +100,6 @@ pub struct Prober {
     watched: BTreeMap<Gateway, Watched>,
     board: Board,
     isolated: bool,
-    sightings: broadcast::Sender<control::Sighting>,
     down: watch::Sender<BTreeSet<Name>>,
     nudged: mpsc::Receiver<Gateway>,
 }
@@ -128,17 +125,16 @@ impl Prober {
     pub fn new(
         workload: Arc<Workload>,
         us: Vantage,
-        sources: Sources,
+        surroundings: Surroundings,
         settings: VerdictSettings,
         metrics: &Metrics,
     ) -> (Self, Lookout) {
-        let (sightings, seen) = broadcast::channel(SIGHTINGS);
         let (nudges, nudged) = mpsc::channel(NUDGES);
         let (down, is_down) = watch::channel(BTreeSet::new());
         let prober = Self {
             workload,
             us,
-            sources,
+            surroundings,
             board: Board::new(settings.clone()),
             settings,
             metrics: ProbeMetrics::register(metrics),
@@ -146,11 +142,10 @@ impl Prober {
             snapshot: None,
             watched: BTreeMap::new(),
             isolated: false,
-            sightings,
             down,
             nudged,
         };
-        (prober, Lookout { sightings: seen, down: is_down, nudges: Nudges(nudges) })
+        (prober, Lookout { down: is_down, nudges: Nudges(nudges) })
     }
 
     pub async fn run(mut self, drain: Drain) {
@@ -187,7 +182,7 @@ impl Prober {
 
     /// Takes in what there is to be probed.
     fn look(&mut self) {
-        let snapshot = (self.sources.snapshot)();
+        let snapshot = (self.surroundings.snapshot)();
         if self.snapshot.as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot)) {
             return;
         }
@@ -243,8 +238,7 @@ impl Prober {
             (true, false) => tracing::info!(%region, gateway = %node, "probes are answered again"),
             _ => {}
         }
-        // Nobody listens: nobody wants to know.
-        let _ = self.sightings.send(control::Sighting {
+        (self.surroundings.sighted)(control::Sighting {
             region: gateway.region.to_string(),
             gateway: gateway.node.to_string(),
             outcome: outcome_code(probed.outcome).into(),
@@ -279,7 +273,7 @@ impl Prober {
 
     /// What is seen from here now.
     fn judge(&mut self) {
-        let judgement = self.board.judge(&(self.sources.out)(), self.now());
+        let judgement = self.board.judge(&(self.surroundings.out)(), self.now());
         let isolated = judgement.isolated.contains(&self.us);
         if std::mem::replace(&mut self.isolated, isolated) != isolated {
             if isolated {

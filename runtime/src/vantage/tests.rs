@@ -228,6 +228,7 @@ fn fast(interval: Duration) -> VerdictSettings {
 /// A prober that runs, and what it is told.
 struct World {
     lookout: Lookout,
+    sightings: mpsc::UnboundedReceiver<control::Sighting>,
     snapshot: Arc<Mutex<Arc<Snapshot>>>,
     out: Arc<Mutex<BTreeSet<Name>>>,
     metrics: Metrics,
@@ -240,16 +241,20 @@ impl World {
         let metrics = Metrics::new("test");
         let (snapshot, out) = (Arc::new(Mutex::new(served)), Arc::new(Mutex::new(BTreeSet::new())));
         let (shown, is_out) = (snapshot.clone(), out.clone());
-        let sources =
-            Sources { snapshot: Box::new(move || shown.lock().clone()), out: Box::new(move || is_out.lock().clone()) };
-        let (prober, lookout) = Prober::new(domain.workload(GATEWAY), us(), sources, settings, &metrics);
+        let (told, sightings) = mpsc::unbounded_channel();
+        let surroundings = Surroundings {
+            snapshot: Box::new(move || shown.lock().clone()),
+            out: Box::new(move || is_out.lock().clone()),
+            sighted: Box::new(move |sighting| told.send(sighting).unwrap()),
+        };
+        let (prober, lookout) = Prober::new(domain.workload(GATEWAY), us(), surroundings, settings, &metrics);
         let drain = Drain::new(Duration::from_secs(1));
         let task = tokio::spawn(prober.run(drain.clone()));
-        Self { lookout, snapshot, out, metrics, drain, task }
+        Self { lookout, sightings, snapshot, out, metrics, drain, task }
     }
 
     async fn sighting(&mut self) -> (String, sighting::Outcome) {
-        let sighting = tokio::time::timeout(Duration::from_secs(10), self.lookout.sightings.recv());
+        let sighting = tokio::time::timeout(Duration::from_secs(10), self.sightings.recv());
         let sighting = sighting.await.unwrap().unwrap();
         (format!("{}/{}", sighting.region, sighting.gateway), sighting.outcome())
     }
@@ -393,8 +398,7 @@ async fn who_sees_nothing_in_two_regions_knows_nothing() {
     for _ in 0..4 {
         world.sighting().await;
     }
-    us.set(Mode::Reset);
-    ap.set(Mode::Reset);
+    (us.set(Mode::Reset), ap.set(Mode::Reset));
     let mut refused = 0;
     while refused < 8 {
         refused += usize::from(world.sighting().await.1 == sighting::Outcome::Refused);

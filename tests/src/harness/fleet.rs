@@ -243,9 +243,10 @@ impl Fleet {
     fn write_node_settings(&mut self) {
         let servers: Vec<String> = self.controls.iter().map(|node| format!("\"{}\"", node.listen)).collect();
         let follows = |name: &str| {
+            std::fs::create_dir_all(self.folder.join(name)).expect("a folder");
             format!(
                 "snapshot: {}\ncontrol: {{ servers: [{}] }}\n",
-                self.folder.join(format!("{name}.snapshot")).display(),
+                self.folder.join(name).join("snapshot").display(),
                 servers.join(", ")
             )
         };
