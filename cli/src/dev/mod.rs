@@ -102,9 +102,8 @@ async fn start_and_watch(
     processes.spawn_all(nodes).await?;
     // What is served is pushed to them.
     try_join_all(fleet.regions.iter().flat_map(|region| &region.sidecars).map(Member::wait_until_ready)).await?;
-    // Regions with stores of their own have features of their own.
-    let loaded = if matches!(backends, Backends::Embedded) { fleet.regions.len() } else { 1 };
-    try_join_all(fleet.regions[..loaded].iter().map(|region| load_features(&fleet.dir, region))).await?;
+    // All regions share them.
+    load_features(&fleet.dir, &fleet.regions[0]).await?;
     let gateways = fleet.regions.iter().map(|region| &region.gateway);
     let gateways = gateways.map(|gateway| (gateway.path.clone(), "gateway", gateway.config.clone())).collect();
     processes.spawn_all(gateways).await?;
@@ -147,7 +146,7 @@ async fn load_features(dir: &Path, region: &Region) -> Result<()> {
         let load = Load { group: group.into(), file, tenant: String::new(), batch: 500, restart: true };
         let outcome = load.run(&connection).await?;
         anyhow::ensure!(outcome.refused == 0, "{} rows of the group {group} were refused", outcome.refused);
-        eprintln!("{}: {} rows of features of the group {group}", region.name, outcome.written);
+        eprintln!("features: {} rows of {group}", outcome.written);
     }
     Ok(())
 }
@@ -205,6 +204,7 @@ fn announce(fleet: &Fleet) -> Result<()> {
     let region = |region: &Region| {
         json!({
             "name": region.name,
+            "loader": files(&region.loader().replace('/', ".")),
             "gateway": {
                 "id": region.gateway.id,
                 "https": format!("https://{}", region.service),

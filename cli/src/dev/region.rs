@@ -113,7 +113,8 @@ impl Region {
             Backends::Embedded => format!(
                 "models: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {}\n",
                 path("models"),
-                path("features.sqlite")
+                // One file of all regions: it stands for a database that is replicated between them.
+                quoted(&self.dir.with_file_name("features.sqlite"))
             ),
             Backends::Servers(at) => format!(
                 "triton: \"{}\"\nfeatures:\n  memory: 64MiB\n  redis: {{ servers: [\"{}\"] }}\n  cassandra:\n    contactPoints: [\"{}\"]\n    keyspace: spillway\n    createSchema: true\n    replicationFactor: 1\n",

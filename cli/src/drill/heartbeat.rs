@@ -43,22 +43,18 @@ struct Seen {
 impl Beating {
     /// None: there is nobody to write to, or nobody else to read from.
     pub fn start(place: &Place, target: &Name, heartbeat: &Heartbeat) -> Result<Option<Self>> {
-        let Some(loader) = &place.loader else { return Ok(None) };
-        let home = place.sidecars.get(target).and_then(|sidecars| sidecars.first()).cloned();
-        let others: Vec<Server> = place
-            .sidecars
-            .iter()
-            .filter(|(region, _)| *region != target)
-            .filter_map(|(_, sidecars)| sidecars.first().cloned())
-            .collect();
-        let Some(home) = home.filter(|_| !others.is_empty()) else { return Ok(None) };
-        let workload = Workload::load(loader).context("the loader's identity")?;
+        let pair = |region: &Name| Some((place.loaders.get(region)?, place.sidecars.get(region)?.first()?.clone()));
+        let others = place.sidecars.keys().filter(|region| *region != target);
+        let others: Vec<_> = others.filter_map(pair).collect();
+        let Some(home) = pair(target).filter(|_| !others.is_empty()) else { return Ok(None) };
+        let workload = |loader| Workload::load(loader).context("a loader's identity");
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut tasks = JoinSet::new();
         let key = Key { group: heartbeat.group.to_string(), entity: ENTITY.into(), tenant: String::new() };
-        tasks.spawn(write(workload.clone(), home, key.clone(), seen.clone()));
-        for other in others {
-            tasks.spawn(read(workload.clone(), other, key.clone(), seen.clone()));
+        let (loader, home) = home;
+        tasks.spawn(write(workload(loader)?, home, key.clone(), seen.clone()));
+        for (loader, other) in others {
+            tasks.spawn(read(workload(loader)?, other, key.clone(), seen.clone()));
         }
         Ok(Some(Self { seen, _tasks: tasks }))
     }

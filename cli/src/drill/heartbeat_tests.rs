@@ -6,10 +6,12 @@ use super::*;
 /// Two regions that share their rows or not.
 async fn place(domain: &Domain, eu: Rows, us: Rows) -> (Place, Vec<JoinSet<()>>) {
     let mut sidecars = std::collections::BTreeMap::new();
+    let mut loaders = std::collections::BTreeMap::new();
     let mut tasks = Vec::new();
     for (region, rows) in [("eu", eu), ("us", us)] {
         let (server, task) = serve_rows(domain, region, rows).await;
         sidecars.insert(Name::parse(region).unwrap(), vec![server]);
+        loaders.insert(Name::parse(region).unwrap(), domain.identity(&format!("region/{region}/control/loader")));
         tasks.push(task);
     }
     let identity = domain.identity("region/eu/control/loader");
@@ -24,7 +26,7 @@ async fn place(domain: &Domain, eu: Rows, us: Rows) -> (Place, Vec<JoinSet<()>>)
         model: String::new(),
         entity: String::new(),
         injector: Default::default(),
-        loader: Some(identity),
+        loaders,
         sidecars,
     };
     (place, tasks)
@@ -81,6 +83,6 @@ async fn nobody_to_read_from_is_no_measurement() {
     place.sidecars.remove("us");
     assert!(Beating::start(&place, &Name::parse("eu").unwrap(), &heartbeat()).unwrap().is_none());
     assert!(Beating::start(&place, &Name::parse("us").unwrap(), &heartbeat()).unwrap().is_none());
-    place.loader = None;
+    place.loaders.clear();
     assert!(Beating::start(&place, &Name::parse("eu").unwrap(), &heartbeat()).unwrap().is_none());
 }

@@ -6,17 +6,17 @@
 //!   "dns": ["127.0.0.1:5353"],
 //!   "control": [{ "name": "control-0", "grpc": "127.0.0.1:7000", "id": "spiffe://…/region/eu-west/control/control-0" }],
 //!   "operator": { "cert": "…", "key": "…" },
-//!   "loader": { "cert": "…", "key": "…" },
 //!   "clients": { "acme": { "cert": "…", "key": "…" } },
 //!   "trust_bundle": "…",
 //!   "model": "phishing",
 //!   "example_entity": "site-0001",
 //!   "injector": ".dev/injector.json",
-//!   "regions": [{ "name": "eu-west", "sidecars": [{ "grpc": "127.0.0.1:9001", "id": "spiffe://…" }] }]
+//!   "regions": [{ "name": "eu-west", "loader": { "cert": "…", "key": "…" },
+//!                 "sidecars": [{ "grpc": "127.0.0.1:9001", "id": "spiffe://…" }] }]
 //! }
 //! ```
 //!
-//! `server_name` is the service's name unless it says otherwise; `loader` and the sidecars are for heartbeats alone.
+//! `server_name` is the service's name unless it says otherwise; loaders and sidecars are for heartbeats alone.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,7 +44,8 @@ pub struct Place {
     pub entity: String,
     /// The file that tells how to reach the injector.
     pub injector: PathBuf,
-    pub loader: Option<IdentitySettings>,
+    /// Who reads and writes features, by region.
+    pub loaders: BTreeMap<Name, IdentitySettings>,
     /// By region.
     pub sidecars: BTreeMap<Name, Vec<Server>>,
 }
@@ -68,10 +69,11 @@ impl Place {
 
     fn of(json: &Value, tenant: &str, control: Option<&str>) -> Result<Self> {
         let bundle = PathBuf::from(text(json, "/trust_bundle")?);
-        let identity = |at: &str| -> Result<IdentitySettings> {
+        let identity_in = |json: &Value, at: &str| -> Result<IdentitySettings> {
             let part = |name: &str| text(json, &format!("{at}/{name}")).map(PathBuf::from);
             Ok(IdentitySettings { certificate: part("cert")?, key: part("key")?, trust_bundle: bundle.clone() })
         };
+        let identity = |at: &str| identity_in(json, at);
         let service = text(json, "/service/name")?;
         let port = json.pointer("/service/port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
         let dns: Vec<SocketAddr> = items(json, "/dns").filter_map(|server| server.as_str()?.parse().ok()).collect();
@@ -85,8 +87,12 @@ impl Place {
             bail!("/control names no such control node");
         }
         let mut sidecars: BTreeMap<Name, Vec<Server>> = BTreeMap::new();
+        let mut loaders = BTreeMap::new();
         for region in items(json, "/regions") {
             let name = Name::parse(text(region, "/name")?)?;
+            if region.get("loader").is_some() {
+                loaders.insert(name.clone(), identity_in(region, "/loader")?);
+            }
             // Without an id it cannot be asked.
             let known = items(region, "/sidecars").filter(|sidecar| sidecar["id"].is_string());
             sidecars.insert(name, known.map(server).collect::<Result<_>>()?);
@@ -102,7 +108,7 @@ impl Place {
             model: text(json, "/model")?.to_owned(),
             entity: text(json, "/example_entity")?.to_owned(),
             injector: PathBuf::from(text(json, "/injector")?),
-            loader: json.get("loader").map(|_| identity("/loader")).transpose()?,
+            loaders,
             sidecars,
         })
     }
@@ -140,7 +146,7 @@ mod tests {
             ],
             "operator": pair, "clients": { "acme": pair }, "trust_bundle": "roots.pem",
             "model": "phishing", "example_entity": "site-0001", "injector": "injector.json",
-            "regions": [{ "name": "eu", "sidecars": [
+            "regions": [{ "name": "eu", "loader": pair, "sidecars": [
                 { "grpc": "127.0.0.1:9001", "id": "spiffe://td/region/eu/sidecar/p/0" }, { "grpc": "127.0.0.1:9002" },
             ] }],
         })
@@ -153,7 +159,7 @@ mod tests {
             (place.service.as_str(), place.server_name.as_str()),
             ("predict.spillway.test", "predict.spillway.test")
         );
-        assert_eq!((place.control.len(), place.loader.is_none()), (2, true));
+        assert_eq!((place.control.len(), place.loaders.len()), (2, 1));
         assert_eq!(place.sidecars[&Name::parse("eu").unwrap()].len(), 1, "one cannot be asked");
         for asked in ["b", "127.0.0.1:7001"] {
             assert_eq!(Place::of(&example(), "acme", Some(asked)).unwrap().control[0].name, "b");

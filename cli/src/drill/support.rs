@@ -424,10 +424,11 @@ impl Fleet {
         let id = Workload::load(&control).unwrap().id();
         let mut all = vec![tasks];
         let shared = Rows::default();
-        let mut sidecars = BTreeMap::new();
+        let (mut sidecars, mut loaders) = (BTreeMap::new(), BTreeMap::new());
         for region in REGIONS {
             let (server, tasks) = serve_rows(&domain, region, shared.clone()).await;
             sidecars.insert(Name::parse(region).unwrap(), vec![server]);
+            loaders.insert(Name::parse(region).unwrap(), domain.identity(&format!("region/{region}/control/loader")));
             all.push(tasks);
         }
         let place = Place {
@@ -441,7 +442,7 @@ impl Fleet {
             model: "phishing".into(),
             entity: "site-0001".into(),
             injector: domain.folder.path().join("injector.json"),
-            loader: Some(domain.identity("region/eu-west/control/loader")),
+            loaders,
             sidecars,
         };
         Self { domain, place, truth, gateways, _dns: dns, _tasks: all }

@@ -1,4 +1,4 @@
-//! `spillway dev`: a region on this machine, from nothing to a prediction, and gone with Ctrl-C.
+//! `spillway dev`: three regions on this machine, from nothing to a prediction, and gone with Ctrl-C.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -119,7 +119,7 @@ async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_beh
     a_sidecar_that_dies_is_started_again(&client, &dev).await;
 
     let children = descendants(dev.pid());
-    assert!(children.len() >= 3, "a gateway and two sidecars: {children:?}");
+    assert!(children.len() >= 11, "three gateways, six sidecars, a control node and a DNS node: {children:?}");
     kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
     let status = eventually("dev ends", Duration::from_secs(15), async || dev.child.try_wait().expect("a child")).await;
     assert!(status.success(), "{status}");
@@ -251,7 +251,7 @@ async fn operators_see_what_happened(dir: &Path) {
         String::from_utf8(output.stdout).expect("text")
     };
     let dev = text(dir);
-    let status = run(&["status", "--dev", dev]);
+    let status = run(&["status", "--dev", dev, "--region", "eu-west"]);
     assert!(status.contains("gateway-0") && status.contains("initech"), "{status}");
     let request = root().join(dir).join("request.json");
     std::fs::write(&request, entity("site-0001").to_string()).expect("a file");
@@ -259,7 +259,7 @@ async fn operators_see_what_happened(dir: &Path) {
     let told = run(&[&["explain", "--dev", dev], &caller[..]].concat());
     assert!(told.contains("not-allowed"), "{told}");
     assert!(run(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("results purged: 1,"));
-    let audit = root().join(dir).join("gateway-0.audit.log");
+    let audit = root().join(dir).join("eu-west/gateway-0.audit.log");
     // Equal refusals of a second are one record.
     eventually("the refusal is in the log", Duration::from_secs(5), async || {
         std::fs::read_to_string(&audit).expect("the log").contains("globex").then_some(())
@@ -274,12 +274,12 @@ async fn a_sidecar_that_dies_is_started_again(client: &Client, dev: &Dev) {
         descendants(dev.pid()).into_iter().filter(is_sidecar).collect::<BTreeSet<i32>>()
     };
     let before = sidecars();
-    assert_eq!(before.len(), 2);
+    assert_eq!(before.len(), 6);
     let victim = *before.first().expect("two");
     kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
     eventually("another takes its place", Duration::from_secs(15), async || {
         let now = sidecars();
-        (now.len() == 2 && !now.contains(&victim)).then_some(())
+        (now.len() == 6 && !now.contains(&victim)).then_some(())
     })
     .await;
     let answer = client.post(INFER, &entity("site-0001")).await.expect("an answer");
