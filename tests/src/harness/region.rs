@@ -66,7 +66,7 @@ impl Region {
             let text = std::fs::read_to_string(dev.join("resources").join(name)).expect("a dev resource");
             // A scenario opts in to what it is about.
             let plain = text.split_once("  # Under trouble").map_or(text.as_str(), |(plain, _)| plain);
-            resources.insert(name.to_owned(), plain.to_owned());
+            resources.insert(name.to_owned(), plain.replace(", mayLeaveRegion: true", ""));
         }
         let region = format!(
             "apiVersion: spillway/v1\nkind: Region\nmetadata: {{ name: {REGION} }}\nspec: {{ trustDomain: {TRUST_DOMAIN} }}\n"

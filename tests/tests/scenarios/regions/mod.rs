@@ -26,9 +26,6 @@ fn on_etcd(name: &str) -> (Fleet, TempDir) {
     let run = tempfile::tempdir().expect("a folder");
     let etcd = Server::etcd(run.path());
     let mut fleet = Fleet::new(name, Store::Etcd(etcd, 3));
-    for file in ["tenants.yaml"] {
-        fleet.edit(file, "description: Uses the model", "description: Uses the model, mayLeaveRegion: true");
-    }
     fleet.edit("model.yaml", "  backend: onnx\n", "  backend: onnx\n  tier: 1\n");
     (fleet, run)
 }

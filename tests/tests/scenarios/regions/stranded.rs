@@ -14,7 +14,6 @@ const STRANDED: &str = "eu-central";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_whose_pods_die_answers_from_another_one() {
     let mut fleet = Fleet::new("stranded", Store::Sqlite);
-    fleet.edit("tenants.yaml", "spec: { description: Uses the model }", "spec: { mayLeaveRegion: true }");
     fleet.start().await;
     let client = fleet.client("acme", STRANDED);
     eventually("the peers are known", Duration::from_secs(20), async || {
