@@ -171,7 +171,7 @@ impl Region {
         write(&self.gateway.config, &gateway)?;
         let backends = match backends {
             Backends::Embedded => format!(
-                "models: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {}\n",
+                "models: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {{ path: {}, timeout: 400ms }}\n",
                 path("models"),
                 path("features.sqlite")
             ),
