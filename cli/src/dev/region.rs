@@ -111,7 +111,7 @@ impl Region {
         write(&self.gateway.config, &gateway)?;
         let backends = match backends {
             Backends::Embedded => format!(
-                "models: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {}\n",
+                "models: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {{ path: {}, timeout: 400ms }}\n",
                 path("models"),
                 // One file of all regions: it stands for a database that is replicated between them.
                 quoted(&self.dir.with_file_name("features.sqlite"))

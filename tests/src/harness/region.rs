@@ -75,7 +75,9 @@ impl Region {
         let models = folder.join("models/phishing/1");
         std::fs::create_dir_all(&models).expect("a folder");
         std::fs::copy(dev.join("model/1/model.onnx"), models.join("model.onnx")).expect("the model");
-        let features = format!("  memory: 64MiB\n  sqlite: {}\n", folder.join("features.sqlite").display());
+        // Machines that run tests stand still for longer than the 50 ms after which a default would be taken instead.
+        let file = folder.join("features.sqlite");
+        let features = format!("  memory: 64MiB\n  sqlite: {{ path: {}, timeout: 400ms }}\n", file.display());
         let mut region = Self {
             gateway: None,
             more_gateways: Vec::new(),

@@ -150,7 +150,7 @@ async fn a_million_cached_answers_are_right_for_their_tenant_version_and_feature
 fn lay_out(region: &mut Region, redis: &Server) {
     let address = redis.address;
     region.features = format!(
-        "  memory: 64MiB\n  redis: {{ servers: [\"{address}\"], timeout: 50ms }}\n  sqlite: {}\n",
+        "  memory: 64MiB\n  redis: {{ servers: [\"{address}\"], timeout: 50ms }}\n  sqlite: {{ path: {}, timeout: 400ms }}\n",
         region.folder.join("features.sqlite").display()
     );
     region.gateway_settings = format!("redis: {{ servers: [\"{address}\"], timeout: 50ms }}\n");
