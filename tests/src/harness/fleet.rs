@@ -267,7 +267,7 @@ impl Fleet {
         for site in &self.regions {
             for pod in &site.sidecars {
                 settings.push(format!(
-                    "{}listen: \"{}\"\n{}accessLog: {}\npool: scorers-{}\npod: {}\nmodels: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {}\n",
+                    "{}listen: \"{}\"\n{}accessLog: {}\npool: scorers-{}\npod: {}\nmodels: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {{ path: {}, timeout: 400ms }}\n",
                     self.common(pod, site.name),
                     pod.listen,
                     follows(&pod.name),
