@@ -110,6 +110,7 @@ impl Region {
         let gateway = format!("{}name: {GATEWAY}\nthreads: 1\naudit: {audit}\n{redis}", node(&self.gateway));
         write(&self.gateway.config, &gateway)?;
         let backends = match backends {
+            // By default a read that takes 50 ms gives declared defaults; machines that people work on stand still for longer.
             Backends::Embedded => format!(
                 "models: {}\nfeatures:\n  memory: 64MiB\n  sqlite: {{ path: {}, timeout: 400ms }}\n",
                 path("models"),
