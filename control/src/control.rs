@@ -166,7 +166,8 @@ impl Control {
         let fleet = Fleet::new(&settings, &parts);
         let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
-        let status: Vec<Arc<dyn StatusSource>> = [vec![Arc::new(events.clone()) as Arc<dyn StatusSource>], fleet.status()].concat();
+        let status: Vec<Arc<dyn StatusSource>> =
+            [vec![Arc::new(events.clone()) as Arc<dyn StatusSource>], fleet.status()].concat();
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.

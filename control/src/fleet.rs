@@ -95,7 +95,16 @@ impl Fleet {
             reports,
         };
         let distribution = Distribution::new(settings.rollout.clone(), around);
-        Self { distribution, verdicts, judging, prober, nudges, told: told.subscribe(), standing, leading: leading.clone() }
+        Self {
+            distribution,
+            verdicts,
+            judging,
+            prober,
+            nudges,
+            told: told.subscribe(),
+            standing,
+            leading: leading.clone(),
+        }
     }
 
     pub fn service(&self) -> DistributionServer<Service> {

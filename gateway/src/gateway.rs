@@ -28,9 +28,9 @@ use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::store::{InvalidStore, Redis};
 use spillway_runtime::telemetry::{Metrics as Registry, Traces, TracesError};
-use spillway_runtime::vantage::{Post, Sources};
 use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
+use spillway_runtime::vantage::{Post, Sources};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 

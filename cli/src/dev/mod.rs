@@ -27,10 +27,10 @@ use crate::commands::apply;
 use crate::commands::features::Load;
 use crate::commands::sidecar::Connection;
 use crate::control::Target;
-use processes::Processes;
 use fleet::{CONTROL, EXAMPLE_ENTITY, Fleet, MODEL, Member, SERVICE, TENANTS};
 use injector::Injector;
 use injector::relay::Links;
+use processes::Processes;
 use region::{Backends, Region};
 use servers::Servers;
 

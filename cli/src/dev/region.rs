@@ -41,7 +41,13 @@ impl Region {
             let config = dir.join(format!("{member}.yaml"));
             make(&dir.join(member))?;
             let id = format!("spiffe://{TRUST_DOMAIN}/region/{name}/{role}");
-            Ok::<_, anyhow::Error>(Member { path: format!("{name}/{member}"), id, config, address, admin: ports.take()? })
+            Ok::<_, anyhow::Error>(Member {
+                path: format!("{name}/{member}"),
+                id,
+                config,
+                address,
+                admin: ports.take()?,
+            })
         };
         let address = ports.take()?;
         let gateway = member(GATEWAY, format!("gateway/{GATEWAY}"), address, ports)?;
@@ -128,7 +134,6 @@ impl Region {
         }
         Ok(())
     }
-
 }
 
 impl Member {

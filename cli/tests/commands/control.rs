@@ -1,6 +1,5 @@
 //! What an operator does with a control plane: one node, its own process, and the commands.
 
-
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,11 +1,10 @@
 //! A gateway whose control plane is gone: what it serves, and what it does without anything to serve.
 
-
 use std::time::Duration;
 
+use crate::support::*;
 use spillway_gateway::{Gateway, GatewaySettings};
 use spillway_runtime::settings;
-use crate::support::*;
 
 /// Nobody listens there.
 const GONE: &str = "control: {servers: ['127.0.0.1:9']}";

@@ -1,11 +1,11 @@
 //! Requests that a region cannot serve are answered by another one; and nobody gets more by that than by asking there.
 
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::*;
 use prost::Message;
 use spillway_core::failover::{Passage, Plan, Region, Standing, Traffic};
 use spillway_core::identity::Serial;
@@ -14,7 +14,6 @@ use spillway_core::units::Name;
 use spillway_proto::inference::*;
 use spillway_runtime::forwarding::issue;
 use spillway_runtime::plan::Published;
-use crate::support::*;
 use tonic::Code;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";

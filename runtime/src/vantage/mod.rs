@@ -35,8 +35,8 @@ use spillway_proto::control::{self, sighting};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-pub use self::post::{Post, Sources};
 use self::metrics::ProbeMetrics;
+pub use self::post::{Post, Sources};
 use self::probe::Probed;
 use self::target::{Target, targets};
 use crate::drain::Drain;

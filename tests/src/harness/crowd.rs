@@ -55,12 +55,27 @@ struct Told {
 
 impl Crowd {
     /// `clients` of as many subnets, each sending a request every `pause`; they ask these DNS nodes in turn.
-    pub fn start(client: &Client, port: u16, dns: Vec<SocketAddr>, name: &str, clients: usize, pause: Duration, cases: &[Case]) -> Self {
+    pub fn start(
+        client: &Client,
+        port: u16,
+        dns: Vec<SocketAddr>,
+        name: &str,
+        clients: usize,
+        pause: Duration,
+        cases: &[Case],
+    ) -> Self {
         let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (dns, name, cases): (Arc<[_]>, Arc<str>, Arc<[_]>) = (dns.into(), name.into(), cases.into());
         let mut workers = JoinSet::new();
         for number in 0..clients {
-            let one = One { number, client: client.clone(), port, dns: dns.clone(), name: name.clone(), cases: cases.clone() };
+            let one = One {
+                number,
+                client: client.clone(),
+                port,
+                dns: dns.clone(),
+                name: name.clone(),
+                cases: cases.clone(),
+            };
             let (stop, calls) = (stop.clone(), calls.clone());
             // Not all in step.
             let offset = pause.mul_f64(number as f64 / clients as f64);

@@ -118,12 +118,20 @@ impl Fleet {
             Store::Etcd(_, nodes) => *nodes,
         };
         for index in 0..controls {
-            fleet.controls.push(node(&format!("control-{index}"), "control", "eu-west", "control", ports::local(ports::free())));
+            fleet.controls.push(node(
+                &format!("control-{index}"),
+                "control",
+                "eu-west",
+                "control",
+                ports::local(ports::free()),
+            ));
         }
         fleet.add_dns();
         for (index, region) in (1..).zip(REGIONS) {
             let ip = Ipv4Addr::new(127, 0, 0, index);
-            let at = |role: &str, name: &str, address| node(&format!("{region}.{name}"), kind_of(role), region, role, address);
+            let at = |role: &str, name: &str, address| {
+                node(&format!("{region}.{name}"), kind_of(role), region, role, address)
+            };
             fleet.regions.push(Site {
                 name: region,
                 gateways: vec![at("gateway", "gateway-0", (ip, port).into())],
@@ -160,7 +168,8 @@ impl Fleet {
                 site.name
             );
             for gateway in &site.gateways {
-                writeln!(text, "    - {{ name: {}, address: \"{}\" }}", last(&gateway.id), gateway.listen).expect("memory");
+                writeln!(text, "    - {{ name: {}, address: \"{}\" }}", last(&gateway.id), gateway.listen)
+                    .expect("memory");
             }
             writeln!(
                 text,
@@ -329,7 +338,16 @@ impl Fleet {
         let files = self.identity("operator");
         let control = self.controls.iter().find(|node| node.process.is_some()).unwrap_or(&self.controls[0]);
         let address = control.listen.to_string();
-        let who = ["--control", &address, "--certificate", text(&files.certificate), "--key", text(&files.key), "--trust-bundle", text(&files.trust_bundle)];
+        let who = [
+            "--control",
+            &address,
+            "--certificate",
+            text(&files.certificate),
+            "--key",
+            text(&files.key),
+            "--trust-bundle",
+            text(&files.trust_bundle),
+        ];
         spillway(&[arguments, &who].concat())
     }
 
@@ -376,12 +394,21 @@ impl Fleet {
             let copy = self.folder.join(format!("{}.{group}.csv", site.name));
             std::fs::copy(crate::root().join(format!("cli/dev/model/{group}.csv")), &copy).expect("a copy");
             spillway_ok(&[
-                "features", "load", "--group", group, text(&copy),
-                "--sidecar", &pod.listen.to_string(),
-                "--sidecar-id", &id(&pod.id).to_string(),
-                "--certificate", text(&files.certificate),
-                "--key", text(&files.key),
-                "--trust-bundle", text(&files.trust_bundle),
+                "features",
+                "load",
+                "--group",
+                group,
+                text(&copy),
+                "--sidecar",
+                &pod.listen.to_string(),
+                "--sidecar-id",
+                &id(&pod.id).to_string(),
+                "--certificate",
+                text(&files.certificate),
+                "--key",
+                text(&files.key),
+                "--trust-bundle",
+                text(&files.trust_bundle),
             ]);
         }
     }

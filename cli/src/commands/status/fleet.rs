@@ -36,10 +36,18 @@ fn tables(status: &StatusResponse) -> String {
     if !status.rollout.is_empty() {
         let _ = writeln!(text, "rollout: {}", status.rollout);
     }
-    let mut rows = vec![["REGION", "PHASE", "WEIGHT", "OBSERVED", "REQUESTS/S", "QUALITY", "EVIDENCE", "WHY"].map(String::from).to_vec()];
+    let mut rows = vec![
+        ["REGION", "PHASE", "WEIGHT", "OBSERVED", "REQUESTS/S", "QUALITY", "EVIDENCE", "WHY"]
+            .map(String::from)
+            .to_vec(),
+    ];
     for region in &status.regions {
         let share = |share: f64| format!("{:.1} %", share * 100.0);
-        let why = if region.withheld.is_empty() { region.why.clone() } else { format!("{}; stays: {}", region.why, region.withheld) };
+        let why = if region.withheld.is_empty() {
+            region.why.clone()
+        } else {
+            format!("{}; stays: {}", region.why, region.withheld)
+        };
         rows.push(vec![
             region.region.clone(),
             region.phase.clone(),
@@ -68,7 +76,15 @@ fn tables(status: &StatusResponse) -> String {
     text.push('\n');
     text.push_str(&table(&rows));
     for order in status.overrides.iter().flat_map(|all| &all.overrides) {
-        let _ = writeln!(text, "\noverride of {}: {}, {}, by {}: {}", order.region, act(order), left(order), order.author, order.reason);
+        let _ = writeln!(
+            text,
+            "\noverride of {}: {}, {}, by {}: {}",
+            order.region,
+            act(order),
+            left(order),
+            order.author,
+            order.reason
+        );
     }
     if !status.events.is_empty() {
         text.push_str("\nlast events\n");

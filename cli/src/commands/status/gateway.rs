@@ -17,7 +17,9 @@ pub fn shown(admin: SocketAddr, form: Form) -> Result<String> {
     // Its status says the same as its text.
     let ready = get(admin, "/readyz")?.json();
     Ok(match form {
-        Form::Json => format!("{:#}\n", json!({ "ready": ready["ready"], "failing": ready["failing"], "config": config })),
+        Form::Json => {
+            format!("{:#}\n", json!({ "ready": ready["ready"], "failing": ready["failing"], "config": config }))
+        }
         Form::Text => tables(&config, &ready),
     })
 }

@@ -31,7 +31,6 @@ const MOST_NAMES: usize = 1_024;
 
 /// An injector that is served. Ended when dropped, and its file removed.
 pub struct Serving {
-    pub address: SocketAddr,
     file: PathBuf,
     _tasks: JoinSet<()>,
 }
@@ -59,7 +58,7 @@ pub async fn serve(injector: Arc<Injector>, folder: &Path) -> Result<Serving> {
             eprintln!("the injector ended: {problem}");
         }
     });
-    Ok(Serving { address, file, _tasks: tasks })
+    Ok(Serving { file, _tasks: tasks })
 }
 
 impl Drop for Serving {
