@@ -4,7 +4,6 @@
 //! (mode 0600). So a drill needs what killing the processes by hand would need too: to be the same user. Nothing is
 //! answered without it.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
