@@ -65,10 +65,10 @@ impl Target {
     }
 
     pub async fn client(&self) -> Result<Client> {
+        let servers = self.servers()?;
         let workload = Workload::load(&self.identity()?).context("our identity")?;
         let expected = ExpectedPeer::ControlOf { trust_domain: workload.id().trust_domain };
         let mut problem = None;
-        let servers = self.servers()?;
         for server in &servers {
             match dial(&workload, expected.clone(), server, REACH).await {
                 Ok(channel) => return Ok(IntentClient::new(channel).max_decoding_message_size(usize::MAX)),
