@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsOption};
 use hickory_proto::rr::{Name, RData, RecordType};
 use parking_lot::Mutex;
@@ -178,7 +178,7 @@ impl One {
 
 /// One A query for a client of a subnet; the addresses, and how long they may be kept.
 pub async fn resolve(server: SocketAddr, name: &str, subnet: IpAddr) -> Result<(Vec<IpAddr>, Duration)> {
-    let mut query = Message::query();
+    let mut query = Message::new(1, MessageType::Query, OpCode::Query);
     query.add_query(Query::query(Name::from_ascii(format!("{name}."))?, RecordType::A));
     let mut edns = Edns::new();
     edns.set_max_payload(1_232);

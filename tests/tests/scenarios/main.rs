@@ -9,6 +9,7 @@ mod identity;
 mod models;
 mod path;
 mod policy;
+mod regions;
 mod snapshot;
 mod threats;
 mod traffic;
