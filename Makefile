@@ -50,7 +50,7 @@ bench: ## CPU per request beside Envoy, and feature look-ups; writes tests/bench
 	target/release/bench
 
 figures: ## everything that tests and benches measured, as a table
-	@cargo run --quiet --locked -p spillway-tests --bin figures
+	@cargo run --quiet --locked -p spillway-figures
 
 format: ## write what `lint` checks
 	cargo fmt --all

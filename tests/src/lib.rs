@@ -1,7 +1,6 @@
 //! What scenario tests and benchmarks share.
 
 pub mod bench;
-pub mod figures;
 pub mod harness;
 
 use std::path::{Path, PathBuf};

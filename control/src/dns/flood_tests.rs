@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
 use spillway_core::units::Rate;
+use spillway_figures::{Goal, record};
 
 use super::fixture::{Ask, Running, view, zone};
 use super::settings::{RateLimitSettings, TcpSettings};
@@ -135,6 +136,16 @@ fn report(what: &str, got: &Got, times: &[Option<Duration>]) -> (f64, Duration, 
     (share, quantile(0.5), quantile(0.99))
 }
 
+fn figures(which: &str, got: &Got, answered: f64, p99: Duration) {
+    let name = |what: &str| format!("control.dns.flood.{which}.{what}");
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+    record(&name("rate"), of(&got.sent) / TIME.as_secs_f64(), "queries/s", Goal::AtLeast(RATE as f64 * 0.9));
+    record(&name("others_answered"), answered * 100.0, "%", Goal::AtLeast(LEAST_SHARE * 100.0));
+    record(&name("others_p99"), p99.as_secs_f64() * 1e3, "ms", Goal::AtMost(5.0));
+    record(&name("longest_answer"), of(&got.longest), "B", Goal::AtMost(1_232.0));
+    record(&name("bytes_out_of_in"), of(&got.answer_bytes) / of(&got.sent_bytes), "ratio", Goal::None);
+}
+
 fn limit(rate: u64, burst: u32) -> RateLimitSettings {
     let rate = Rate { count: rate, per: Duration::from_secs(1) };
     RateLimitSettings { rate, burst, ..RateLimitSettings::default() }
@@ -143,7 +154,8 @@ fn limit(rate: u64, burst: u32) -> RateLimitSettings {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t68_show_6_a_flood_from_a_few_networks_gets_less_than_it_sends_and_harms_nobody() {
     let (got, times) = under_flood(20, limit(100, 100)).await;
-    let (share, p50, _) = report("20 networks", &got, &times);
+    let (share, p50, p99) = report("20 networks", &got, &times);
+    figures("few_networks", &got, share, p99);
     assert!(share >= LEAST_SHARE, "{share}");
     assert!(p50 < Duration::from_millis(5), "{p50:?}");
     assert!(got.answer_bytes.load(Ordering::Relaxed) < got.sent_bytes.load(Ordering::Relaxed), "it amplifies nothing");
@@ -152,7 +164,8 @@ async fn t68_show_6_a_flood_from_a_few_networks_gets_less_than_it_sends_and_harm
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t68_show_6_a_flood_from_thousands_of_networks_leaves_others_their_answers() {
     let (got, times) = under_flood(4_000, RateLimitSettings::default()).await;
-    let (share, p50, _) = report("4,000 networks", &got, &times);
+    let (share, p50, p99) = report("4,000 networks", &got, &times);
+    figures("many_networks", &got, share, p99);
     assert!(share >= LEAST_SHARE, "{share}");
     assert!(p50 < Duration::from_millis(5), "{p50:?}");
     assert!(got.longest.load(Ordering::Relaxed) <= 1_232);

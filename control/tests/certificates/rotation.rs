@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use spillway_core::identity::TrustDomain;
+use spillway_figures::{Goal, record};
 use spillway_proto::control::rotate_request::Act;
 use spillway_proto::control::{RotateRequest, Rotation};
 use spillway_runtime::authority::Authority as Signer;
@@ -60,7 +61,8 @@ async fn a_root_is_replaced_under_load_and_no_request_fails() {
     good.connect().await.unwrap();
     let (gateway, sidecar) = (traffic.gateway.renewed(), traffic.sidecar.renewed());
     let served = traffic.finish().await;
-    println!("{served} requests while a root was replaced, {gateway} + {sidecar} renewals, 0 failed");
+    record("control.root_replaced.requests", served as f64, "requests", Goal::AtLeast(1.0));
+    record("control.root_replaced.renewals", (gateway + sidecar) as f64, "renewals", Goal::AtLeast(4.0));
     assert!(gateway >= 2 && sidecar >= 2);
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use spillway_control::store::{Condition, DEADLINE, Leadership, Store, StoreError, StoreSettings, Write};
 use spillway_core::units::Name;
+use spillway_figures::{Goal, record};
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, timeout};
 
@@ -95,7 +96,11 @@ fn a_paused_leaders_late_commit_is_refused() {
     });
     assert!(before.is_lost(), "its own clock says so before anybody told it");
     let late = paused.block_on(commit(&store, &before, "plan", "late"));
-    assert!(matches!(late, Err(StoreError::Fenced(epoch)) if epoch == before.fence.epoch), "{late:?}");
+    let fenced = matches!(late, Err(StoreError::Fenced(epoch)) if epoch == before.fence.epoch);
+    assert!(
+        record("control.paused_leader.late_writes_taken", f64::from(!fenced), "writes", Goal::AtMost(0.0)),
+        "{late:?}"
+    );
     paused.block_on(async {
         timeout(DEADLINE, before.lost.wait_for(|lost| *lost)).await.unwrap().unwrap();
         let leader = store.leader().await.unwrap().unwrap();

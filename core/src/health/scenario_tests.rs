@@ -8,6 +8,7 @@ use super::virtual_world::{Dimensions, Life, SECOND, World};
 use super::*;
 use crate::failover::{self, AnswerSettings, Basis, Plan, Site, Subnet, Traffic};
 use crate::units::Name;
+use spillway_figures::{Goal, record};
 
 /// Three regions, so many control nodes, the default rules and a fine clock; somewhere within a probe's interval.
 fn usual(controls: usize, seed: u64) -> World {
@@ -36,6 +37,7 @@ fn a_silent_region_is_out_within_19_seconds() {
         time_to_out(&mut world)
     });
     let longest = times.max().unwrap();
+    record("control.virtual.silent_region_out", longest.as_secs_f64(), "s", Goal::AtMost(19.0));
     assert!((15 * SECOND..=19 * SECOND).contains(&longest), "{longest:?}");
 }
 
@@ -51,12 +53,16 @@ fn a_killed_region_is_out_within_9_seconds_and_within_5_if_a_connection_tells() 
             time_to_out(&mut world)
         });
         let longest = times.max().unwrap();
+        if told && controls == 0 {
+            record("control.virtual.killed_region_out_by_gateways", longest.as_secs_f64(), "s", Goal::AtMost(5.0));
+        }
         assert!(longest <= limit * SECOND, "{controls} control nodes, told: {told}: {longest:?}");
     }
 }
 
 #[test]
 fn two_failed_probes_and_a_good_one_move_no_weight() {
+    let mut changes = 0;
     for (seed, life) in (0..10).flat_map(|seed| [(seed, Life::Killed), (seed, Life::Silent)]) {
         let mut world = usual(2, seed);
         world.live(0, life);
@@ -70,13 +76,15 @@ fn two_failed_probes_and_a_good_one_move_no_weight() {
         }
         world.live(0, Life::Well);
         world.run(40 * SECOND);
-        assert_eq!(world.changes(0), 0, "{:?}", world.moves);
-        assert_eq!(world.shares(), [1.0; 3]);
+        changes += world.changes(0);
+        assert_eq!(world.shares(), [1.0; 3], "{:?}", world.moves);
     }
+    assert!(record("control.virtual.two_failed_probes.changes", changes as f64, "changes", Goal::AtMost(0.0)));
 }
 
 #[test]
 fn one_isolated_vantage_moves_no_weight_even_on_a_lossy_network() {
+    let mut changes = 0;
     for seed in 0..500 {
         let mut world = World::new(Dimensions::usual(2), seed);
         world.run(10 * SECOND);
@@ -88,7 +96,9 @@ fn one_isolated_vantage_moves_no_weight_even_on_a_lossy_network() {
                 assert_eq!(world.shares(), [1.0; 3], "seed {seed}: {:?}", world.moves);
             }
         }
+        changes += world.moves.iter().filter(|(_, _, moved)| moved.to == Phase::Down).count();
     }
+    assert!(record("control.virtual.isolated_vantage.changes", changes as f64, "changes", Goal::AtMost(0.0)));
 }
 
 #[test]
@@ -119,6 +129,7 @@ fn isolated_vantages_neither_take_a_region_out_nor_keep_a_lost_one_in() {
 
 #[test]
 fn half_an_hour_of_flapping_moves_weight_twice_at_most() {
+    let mut most = 0;
     for (bad, good) in [(10, 10), (20, 40), (60, 60), (30, 120), (180, 180), (240, 300)] {
         for life in [Life::Killed, Life::Silent] {
             let mut world = World::new(Dimensions::usual(2), bad);
@@ -128,8 +139,10 @@ fn half_an_hour_of_flapping_moves_weight_twice_at_most() {
             }
             assert!(world.changes(0) <= 2, "{bad} s {life:?}, {good} s well: {:?}", world.moves);
             assert_eq!(world.changes(1) + world.changes(2), 0);
+            most = most.max(world.changes(0));
         }
     }
+    record("control.virtual.flapping.changes", most as f64, "changes in 30 min", Goal::AtMost(2.0));
 }
 
 /// A region serves badly for so many seconds; all else is well.
@@ -213,6 +226,15 @@ fn survivors_with_70_percent_of_the_headroom_stay_in_and_shed_the_lowest_class()
         assert_eq!(world.changes(1) + world.changes(2), 0);
         let plan = planned(&world, demand, capacity);
         let [critical, high, normal, low] = plan.shed.classes;
+        let out = world.changes(1) + world.changes(2);
+        record("control.virtual.headroom_70.more_regions_out", out as f64, "regions", Goal::AtMost(0.0));
+        record("control.virtual.headroom_70.shed_of_lowest", low * 100.0, "%", Goal::AtMost(25.1));
+        record(
+            "control.virtual.headroom_70.shed_of_others",
+            (critical + high + normal) * 100.0,
+            "%",
+            Goal::AtMost(0.0),
+        );
         assert_eq!([critical, high, normal], [0.0; 3]);
         assert!((low - 0.1 / 0.4).abs() < 1e-9 && (plan.shed.share - 0.1).abs() < 1e-9, "{plan:?}");
     }
@@ -239,5 +261,6 @@ fn with_everything_unhealthy_weights_stay_and_names_are_answered() {
     let sites: BTreeMap<&Name, Site<'_>> = world.regions.iter().zip(&addresses).map(site).collect();
     let client = Subnet::of(Ipv4Addr::new(192, 0, 2, 1).into());
     let answer = failover::answer(&sites, &client, &AnswerSettings::default()).unwrap();
+    record("control.virtual.all_unhealthy.addresses", answer.addresses.len() as f64, "addresses", Goal::AtLeast(1.0));
     assert_eq!((answer.addresses.len(), answer.ttl), (3, 5 * SECOND), "one of each, to be asked for again soon");
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::virtual_world::{Dimensions, Life, Random, SECOND, World};
 use super::*;
 use crate::failover::{Plan, Region as Planned, Traffic};
+use spillway_figures::{Goal, record};
 
 /// Worlds that are tried; about 25 s of one core without optimisation.
 const SEEDS: u64 = 10_000;
@@ -188,6 +189,8 @@ fn never_all_out_never_two_within_the_hold_and_always_the_healthy_set() {
          hold, {last} as the last, {spare} for a soft rule; {blind} worlds without a healthy region in the end",
         began.elapsed()
     );
+    record("control.simulation.seeds", SEEDS as f64, "seeds", Goal::AtLeast(10_000.0));
+    record("control.simulation.virtual_time", steps as f64, "s", Goal::None);
     for seen in [outs, hold, last, spare, blind] {
         assert!(seen > 100, "the trouble is too little to prove anything");
     }

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
+use spillway_figures::{Goal, record};
 use spillway_proto::control::ack::{Document, Step};
 use spillway_proto::control::from_node::Message as FromNode;
 use spillway_proto::control::to_node::Message as ToNode;
@@ -125,7 +126,8 @@ async fn a_half_open_stream_is_given_up_and_another_stands_within_15_s() {
     let began = Instant::now();
     proxy.swallow();
     let (mut second, hello) = control.stream().await;
-    assert!(began.elapsed() <= SECOND * 15, "{:?}", began.elapsed());
+    let took = began.elapsed().as_secs_f64();
+    assert!(record("control.half_open.reconnected", took, "s", Goal::AtMost(15.0)), "{took}");
     assert_eq!(hello.serving, Some(control::Serving::default()));
     second.send(ToNode::Delta(Content::of(1, &["eu"]).whole(1)));
     second.outcome().await.unwrap();
@@ -186,6 +188,8 @@ async fn t62_of_1000_mutations_all_are_refused_with_a_reason_and_the_last_good_o
     stream.send(ToNode::Delta(next.since(&good, 5)));
     stream.outcome().await.unwrap();
     println!("refused: {reasons:?}");
+    let refused: u32 = reasons.values().sum();
+    assert!(record("control.mutations.refused", f64::from(refused), "of 1000", Goal::AtLeast(1_000.0)));
 }
 
 /// A message that nobody may take, and what is wrong with it.

@@ -9,7 +9,7 @@ use super::proxy::Kind;
 use super::results::{Results, figure};
 use super::stand::{Extent, Stand, Turn};
 use super::statistics::median;
-use crate::figures::Goal;
+use spillway_figures::Goal;
 
 /// CPU of a call that is looked up in vain, to one that is not looked up.
 const COST: f64 = 1.02;

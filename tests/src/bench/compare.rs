@@ -12,7 +12,7 @@ use super::proxy::{Kind, envoy_version};
 use super::results::{Results, figure};
 use super::stand::{Extent, Stand, Turn};
 use super::statistics::median;
-use crate::figures::Goal;
+use spillway_figures::Goal;
 
 /// The gateway's share of Envoy's CPU time for each call.
 const RATIO: f64 = 0.7;

@@ -21,9 +21,9 @@ use spillway_sidecar::features::{
 
 use super::results::{Results, figure};
 use super::{process, statistics};
-use crate::figures::Goal;
 use crate::harness::run_folder::RunFolder;
 use crate::harness::servers::{Redis, Server};
+use spillway_figures::Goal;
 
 /// Fields of a row, FP32.
 const FIELDS: usize = 8;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::machine::Machine;
-use crate::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 
 /// The sections of one run of the bench.
 #[derive(Debug)]

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// Who may use whom, by folder. `cli` and `tests` may use everything.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("core", &[]),
     ("proto", &[]),
+    ("figures", &[]),
     ("runtime", &["core", "proto"]),
     ("gateway", &["core", "proto", "runtime"]),
     ("sidecar", &["core", "proto", "runtime"]),

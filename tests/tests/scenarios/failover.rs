@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::doubles::{Manner, TritonDouble};
 use spillway_tests::harness::eventually;

@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use spillway_core::identity::TrustDomain;
+use spillway_figures::{Goal, record};
 use spillway_runtime::authority::{Authority, LeafRequest};
 use spillway_runtime::tls::{IdentitySettings, Workload};
-use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::inference::{INFER, cases, entity, scores};

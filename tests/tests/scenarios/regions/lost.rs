@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::crowd::{Outcome, moved_after, resolve};
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::fleet::{Fleet, SERVICE};
@@ -43,7 +43,8 @@ async fn a_region_that_dies_is_left_within_seconds_and_comes_back_by_itself() {
 
     fleet.restart(LOST);
     let back = Instant::now();
-    eventually("the region is back", Duration::from_secs(180), async || (weight(&fleet.status()) > 0.3).then_some(())).await;
+    eventually("the region is back", Duration::from_secs(180), async || (weight(&fleet.status()) > 0.3).then_some(()))
+        .await;
     record("control.region_loss.back", back.elapsed().as_secs_f64(), "s", Goal::None);
 }
 
@@ -90,19 +91,22 @@ async fn all_are_up(fleet: &Fleet) {
     eventually("all regions are up and planned", Duration::from_secs(60), async || {
         let status = fleet.status();
         let regions = status["regions"].as_array()?;
-        let up = regions.iter().filter(|region| region["phase"] == "up" && region["weight"].as_f64() > Some(0.3)).count();
+        let up =
+            regions.iter().filter(|region| region["phase"] == "up" && region["weight"].as_f64() > Some(0.3)).count();
         (up == 3).then_some(())
     })
     .await;
 }
 
 fn weight(status: &Value) -> f64 {
-    let region = status["regions"].as_array().and_then(|regions| regions.iter().find(|region| region["region"] == LOST));
+    let region =
+        status["regions"].as_array().and_then(|regions| regions.iter().find(|region| region["region"] == LOST));
     region.and_then(|region| region["weight"].as_f64()).expect("the region is in the plan")
 }
 
 async fn until_down(fleet: &Fleet) -> Instant {
-    eventually("the verdict", Duration::from_secs(30), async || (weight(&fleet.status()) == 0.0).then(Instant::now)).await
+    eventually("the verdict", Duration::from_secs(30), async || (weight(&fleet.status()) == 0.0).then(Instant::now))
+        .await
 }
 
 /// No subnet is sent there any more.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::fleet::{Fleet, Store};
@@ -43,14 +43,19 @@ async fn a_region_whose_pods_die_answers_from_another_one() {
 
     let since = |from: u64, to: u64| {
         let [from, to] = [from, to].map(Duration::from_secs);
-        let within = |shot: &&spillway_tests::harness::load::Shot| shot.ended > killed + from && shot.ended <= killed + to;
+        let within =
+            |shot: &&spillway_tests::harness::load::Shot| shot.ended > killed + from && shot.ended <= killed + to;
         shots.iter().filter(within).cloned().collect::<Vec<_>>()
     };
     let (first, later) = (since(0, 5), since(5, 15));
     let good = |shots: &[_]| 100.0 * (1.0 - failures(shots).len() as f64 / shots.len().max(1) as f64);
     assert!(later.len() > 500, "{} requests", later.len());
     record("control.pods_lost.first_5_s", good(&first), "%", Goal::None);
-    assert!(record("control.pods_lost.success", good(&later), "%", Goal::AtLeast(99.0)), "{:?}", failures(&later).first());
+    assert!(
+        record("control.pods_lost.success", good(&later), "%", Goal::AtLeast(99.0)),
+        "{:?}",
+        failures(&later).first()
+    );
 
     let answer = client.post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_ne!(answer.header("spillway-region"), STRANDED, "{answer:?}");

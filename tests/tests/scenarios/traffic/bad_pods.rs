@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::doubles::Manner;
 use spillway_tests::harness::eventually;

@@ -5,7 +5,7 @@
 mod traces;
 
 use spillway_core::cache::store::{KeyHash, Store};
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 
 const ENTITIES: usize = 1_000_000;
 const ENTRIES: u64 = 10_000;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 use http_body_util::Full;
 use serde_json::json;
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Answer, Client, Protocol};
 use spillway_tests::harness::doubles::{Manner, TritonDouble};
 use spillway_tests::harness::inference::{INFER, cases};

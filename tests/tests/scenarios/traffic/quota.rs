@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use spillway_core::limit::Class;
 use spillway_core::limit::quota::{Quota, Upheaval};
 use spillway_core::resource::{self, Spec};
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Answer, Client};
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::inference::{INFER, cases, entity};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use spillway_tests::figures::{Goal, record};
+use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::inference::{INFER, cases, entity, scores};
 use spillway_tests::harness::load::{Load, failures};

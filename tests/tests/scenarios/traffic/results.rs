@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use spillway_figures::{Goal, record};
 use spillway_proto::feature::value::Kind;
 use spillway_proto::feature::{Key, PutRequest, PutResponse, Row, Value};
-use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
 use spillway_tests::harness::inference::{
     Asked, Case, INFER, cases, entity, features, message, message_scores, scores,

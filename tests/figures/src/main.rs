@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use spillway_tests::figures::{Figure, path};
+use spillway_figures::{Figure, path};
 
 fn main() -> ExitCode {
     let path = path();
