@@ -41,7 +41,7 @@ pub struct Fleet {
     pub authority: Authority,
     /// The gateways' port.
     pub port: u16,
-    /// Settings added to those of all control nodes.
+    /// Settings added to those of all control nodes; at first a rollout without long waits.
     pub control_settings: String,
     pub gateway_settings: String,
     /// Resource files by name.
@@ -108,7 +108,7 @@ impl Fleet {
             store,
             authority,
             port,
-            control_settings: String::new(),
+            control_settings: "rollout: { gather: 2s, canaryDwell: 500ms, regionDwell: 500ms }\n".into(),
             gateway_settings: String::new(),
             resources: BTreeMap::new(),
             folder,
@@ -335,9 +335,13 @@ impl Fleet {
 
     /// Runs a command as the operator, at the first control node that runs.
     pub fn operator(&self, arguments: &[&str]) -> Output {
-        let files = self.identity("operator");
         let control = self.controls.iter().find(|node| node.process.is_some()).unwrap_or(&self.controls[0]);
-        let address = control.listen.to_string();
+        self.operator_at(control, arguments)
+    }
+
+    /// Runs a command as the operator, at this control node.
+    pub fn operator_at(&self, control: &Node, arguments: &[&str]) -> Output {
+        let (files, address) = (self.identity("operator"), control.listen.to_string());
         let who = [
             "--control",
             &address,

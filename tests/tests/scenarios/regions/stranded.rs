@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use spillway_figures::{Goal, record};
 use spillway_tests::harness::client::{Client, Protocol};
+use spillway_tests::harness::crowd::resolve;
 use spillway_tests::harness::eventually;
-use spillway_tests::harness::fleet::{Fleet, Store};
+use spillway_tests::harness::fleet::{Fleet, REGIONS, SERVICE, Store};
 use spillway_tests::harness::inference::{INFER, assert_scores, cases, entity, scores};
 use spillway_tests::harness::load::{Load, failures};
 
@@ -59,4 +60,44 @@ async fn a_region_whose_pods_die_answers_from_another_one() {
 
     let answer = client.post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_ne!(answer.header("spillway-region"), STRANDED, "{answer:?}");
+
+    nothing_is_well_and_all_answer(&mut fleet).await;
+}
+
+/// The other regions' pods die, too: names have addresses, and requests an answer that says what is wrong.
+async fn nothing_is_well_and_all_answer(fleet: &mut Fleet) {
+    for pod in fleet.regions.iter_mut().flat_map(|site| &mut site.sidecars) {
+        pod.kill();
+    }
+    // Long enough for probes to fail and verdicts to fall.
+    let begun = Instant::now();
+    let (mut asked, mut empty, mut silent) = (0, 0, 0);
+    while begun.elapsed() < Duration::from_secs(20) {
+        for region in REGIONS {
+            let client = fleet.client("acme", region);
+            let answer = tokio::time::timeout(Duration::from_secs(2), client.post(INFER, &entity("site-0001"))).await;
+            let told = matches!(&answer, Ok(Ok(answer)) if answer.status == 503 && !answer.error_code().is_empty());
+            silent += usize::from(!told);
+            asked += 1;
+        }
+        let (addresses, _) = resolve(fleet.dns[0].listen, SERVICE, [10, 1, 1, 0].into()).await.expect("an answer");
+        empty += usize::from(addresses.is_empty());
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert!(asked > 60, "{asked}");
+    let holds = [
+        record("control.all_unhealthy.without_an_answer", silent as f64, "requests", Goal::AtMost(0.0)),
+        record("control.all_unhealthy.empty_dns_answers", empty as f64, "answers", Goal::AtMost(0.0)),
+    ];
+    assert_eq!(holds, [true; 2]);
+    for region in REGIONS {
+        fleet.restart(region);
+    }
+    let client = fleet.client("acme", STRANDED);
+    eventually("it comes back by itself", Duration::from_secs(60), async || {
+        let answer = client.post(INFER, &entity("site-0001")).await.ok()?;
+        (answer.is_ok() && answer.header("spillway-region") == STRANDED).then_some(())
+    })
+    .await;
+    record("control.all_unhealthy.back", begun.elapsed().as_secs_f64() - 20.0, "s", Goal::None);
 }
