@@ -27,6 +27,8 @@ use crate::store::{Leader, StoreError};
 
 /// What one call may take, the leader's part included.
 const WITHIN: Duration = Duration::from_secs(30);
+/// A leader that does not answer within this has its followers answer for themselves.
+const LEADERS_STATUS: Duration = Duration::from_millis(1_500);
 /// Bytes of a request: all resources.
 const MOST_REQUEST: usize = 64 << 20;
 /// Revisions of a history unless asked for otherwise.
@@ -277,7 +279,18 @@ impl Intent for IntentService {
         &self,
         request: Request<control::StatusRequest>,
     ) -> Result<Response<control::StatusResponse>, Status> {
-        self.caller(&request, "status")?;
+        let caller = self.caller(&request, "status")?;
+        // The leader hears all nodes and judges. Who cannot reach it says what is known here, and who said it.
+        if let Some(leader) = self.elsewhere(&caller) {
+            let asked = async {
+                let request = forward::on_behalf(&caller.author, request.into_inner(), LEADERS_STATUS);
+                forward::to(&leader, &self.workload).await?.status(request).await.ok()
+            };
+            if let Ok(Some(answer)) = tokio::time::timeout(LEADERS_STATUS, asked).await {
+                self.count("status", "forwarded");
+                return Ok(answer);
+            }
+        }
         let leading = &self.desk.leading;
         let leader = leading.leader();
         let mut status = control::StatusResponse {
