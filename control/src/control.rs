@@ -21,6 +21,7 @@ use tonic::service::Routes;
 
 use crate::authority::{Authority, Newcomers, OpenError as NoAuthority, may_call as may_call_authority};
 use crate::distribution;
+use crate::evidence;
 use crate::fleet::Fleet;
 use crate::intent::service::may_call as may_call_intent;
 use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
@@ -171,10 +172,11 @@ impl Control {
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
-        let mut routes = Routes::new(intent.into_server()).add_service(fleet.service());
+        let mut routes = Routes::new(intent.into_server()).add_service(fleet.service()).add_service(fleet.evidence());
         let mut doors = vec![
             Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
             Door { service: distribution::SERVICE, action: "follow", may_call: distribution::may_call },
+            Door { service: evidence::SERVICE, action: "share", may_call: evidence::may_call },
         ];
         if let Some(authority) = &authority {
             routes = routes.add_service(authority.service());

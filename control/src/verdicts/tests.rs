@@ -326,6 +326,7 @@ fn judging(
         store: store.clone(),
         leading: leading.subscribe(),
         nudges: nudges.clone(),
+        shared: broadcast::Sender::new(1),
         audit: Audit::off(),
         events: events.clone(),
     };
