@@ -53,7 +53,11 @@ impl Follower {
             standing,
             log: SightingLog::new(metrics.register("control_sightings_dropped", dropped, Counter::default())),
             reports,
-            open: metrics.register("control_evidence_shared", "Whether the leader's evidence is heard", Gauge::default()),
+            open: metrics.register(
+                "control_evidence_shared",
+                "Whether the leader's evidence is heard",
+                Gauge::default(),
+            ),
         }
     }
 
@@ -135,4 +139,3 @@ impl Follower {
 fn words(status: &Status) -> String {
     format!("{}: {}", status.code(), status.message())
 }
-

@@ -55,3 +55,43 @@ fn decode(heard: Heard) -> Option<Report> {
         What::Sightings(sightings) => Report::Sightings(node, sightings.sightings),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use spillway_proto::control::{Heartbeat, Sighting, Traffic};
+
+    use super::*;
+
+    fn id(path: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://{path}")).unwrap()
+    }
+
+    #[test]
+    fn reports_come_as_they_were_and_signs_of_life_are_none() {
+        let node = || id("td/region/eu/gateway/g");
+        let heartbeat =
+            Heartbeat { traffic: Some(Traffic { requests: 7, ..Traffic::default() }), ..Heartbeat::default() };
+        let sighting = Sighting { region: "us".into(), gateway: "g".into(), outcome: 4, round_trip_us: 1 };
+        for report in [
+            Report::Joined(node()),
+            Report::Left(node()),
+            Report::Heartbeat(node(), heartbeat),
+            Report::Sightings(node(), vec![sighting]),
+        ] {
+            let told = decode(encode(&report)).map(|told| format!("{told:?}"));
+            assert_eq!(told, Some(format!("{report:?}")));
+        }
+        assert!(decode(Heard::default()).is_none());
+        let of_nobody = Heard { node: "g".into(), ..encode(&Report::Left(node())) };
+        assert!(decode(of_nobody).is_none());
+    }
+
+    #[test]
+    fn only_control_nodes_of_the_trust_domain_may_call() {
+        let own = id("td/region/eu/control/c-0");
+        assert!(may_call(&own, &id("td/region/us/control/c-1")));
+        for other in ["other/region/us/control/c-1", "td/region/us/gateway/g", "td/operator/alice"] {
+            assert!(!may_call(&own, &id(other)), "{other}");
+        }
+    }
+}
