@@ -21,6 +21,8 @@ use tonic::service::Routes;
 
 use crate::authority::{Authority, Newcomers, OpenError as NoAuthority, may_call as may_call_authority};
 use crate::distribution;
+#[cfg(feature = "route53")]
+use crate::dns::route53::{keeping::Sources, writer::Writer};
 use crate::evidence;
 use crate::fleet::Fleet;
 use crate::intent::service::may_call as may_call_intent;
@@ -198,7 +200,7 @@ impl Control {
             actions: Vec::new(),
             readiness: readiness(&leading, &drain),
             config: config(&settings, &leading, &versions),
-            metrics,
+            metrics: metrics.clone(),
             drain: drain.clone(),
         };
         // Dropped at the end of this function, and with it every task of ours.
@@ -213,6 +215,19 @@ impl Control {
             if let Some(newcomers) = newcomers {
                 tasks.spawn(newcomers.serve(authority, drain.clone()));
             }
+        }
+        #[cfg(feature = "route53")]
+        if let Some(route53) = settings.route53 {
+            let sources = Sources {
+                leading: leading.fences(),
+                plan: fleet.plan(),
+                snapshot: Box::new({
+                    let versions = versions.clone();
+                    move || versions.current().map(|current| current.snapshot.clone())
+                }),
+                versions: versions.changed(),
+            };
+            tasks.spawn(sources.keep(Writer::new(route53, &metrics), drain.clone()));
         }
         tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
         tasks.spawn(versions.follow(drain.clone()));

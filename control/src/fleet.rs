@@ -130,6 +130,11 @@ impl Fleet {
         self.distribution.service()
     }
 
+    /// The plan in force.
+    pub fn plan(&self) -> watch::Receiver<Option<Arc<SealedPlan>>> {
+        self.verdicts.plan()
+    }
+
     /// For other control nodes.
     pub fn evidence(&self) -> EvidenceServer<Evidence> {
         self.evidence.clone()

@@ -8,4 +8,6 @@ mod evidence;
 mod followers;
 mod intent;
 mod push;
+#[cfg(feature = "route53")]
+mod route53;
 mod support;
