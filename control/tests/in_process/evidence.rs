@@ -78,7 +78,9 @@ async fn a_follower_is_a_vantage_and_has_the_same_evidence_when_it_leads() {
     assert!(led.elapsed() < Duration::from_secs(2), "{:?}", led.elapsed());
     let us = of(&status, "us").unwrap();
     assert_eq!((us.phase.as_str(), us.weight), ("down", 0.0), "{us:?}");
-    assert!(us.evidence.starts_with("2 of 2 pairs failed"), "what the last leader saw counts on: {us:?}");
+    // It may have heard too few of the last leader's probes for that pair to have failed, but it heard them.
+    let counts = us.evidence.contains(" of 2 pairs failed") && us.failing_pairs == 2;
+    assert!(counts, "what the last leader saw counts on: {us:?}");
     follower.stop().await;
 }
 

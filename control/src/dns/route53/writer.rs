@@ -127,6 +127,7 @@ impl Writer {
     async fn client(&self) -> Result<Client, WriteError> {
         let settings = self.settings.credentials.clone();
         let found = tokio::task::spawn_blocking(move || find(&settings, |name| std::env::var(name).ok()));
+        // It is lost only where the process ends.
         let found = found.await.map_err(|_| NoCredentials::Nowhere)??;
         let mut known = self.client.lock();
         if let Some((_, client)) = known.as_ref().filter(|(credentials, _)| *credentials == found) {
