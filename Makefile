@@ -4,6 +4,8 @@
 export SPILLWAY_TOOLS ?= $(CURDIR)/.tools
 TOOLS := $(SPILLWAY_TOOLS)/bin
 SPILLWAY := target/debug/spillway
+# What tests check beyond what `make dev` needs.
+FEATURES := --features spillway/route53
 
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
 
@@ -29,17 +31,17 @@ test: ## lints, unit tests and scenario tests on real servers; installs what is 
 lint: ## formatting, clippy, licences and bans
 	@tests/servers/install.sh tools
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets $(FEATURES) -- -D warnings
 	PATH="$(TOOLS):$$PATH" cargo deny --locked check bans licenses sources
 
 unit: ## the tests beside the code
 	@tests/servers/install.sh
-	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace -E 'not package(spillway-tests)'
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace $(FEATURES) -E 'not package(spillway-tests)'
 
 scenarios: ## real processes and real servers
 	@tests/servers/install.sh
-	cargo build --locked --workspace --all-targets
-	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace -E 'package(spillway-tests)'
+	cargo build --locked --workspace --all-targets $(FEATURES)
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace $(FEATURES) -E 'package(spillway-tests)'
 
 clean-clone: ## `make dev` as a new user meets it: from a clone with nothing built to the first prediction
 	@tests/clean_clone.sh

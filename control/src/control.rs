@@ -21,6 +21,9 @@ use tonic::service::Routes;
 
 use crate::authority::{Authority, Newcomers, OpenError as NoAuthority, may_call as may_call_authority};
 use crate::distribution;
+#[cfg(feature = "route53")]
+use crate::dns::route53::{keeping::Sources, writer::Writer};
+use crate::evidence;
 use crate::fleet::Fleet;
 use crate::intent::service::may_call as may_call_intent;
 use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
@@ -171,10 +174,11 @@ impl Control {
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
-        let mut routes = Routes::new(intent.into_server()).add_service(fleet.service());
+        let mut routes = Routes::new(intent.into_server()).add_service(fleet.service()).add_service(fleet.evidence());
         let mut doors = vec![
             Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
             Door { service: distribution::SERVICE, action: "follow", may_call: distribution::may_call },
+            Door { service: evidence::SERVICE, action: "share", may_call: evidence::may_call },
         ];
         if let Some(authority) = &authority {
             routes = routes.add_service(authority.service());
@@ -196,7 +200,7 @@ impl Control {
             actions: Vec::new(),
             readiness: readiness(&leading, &drain),
             config: config(&settings, &leading, &versions),
-            metrics,
+            metrics: metrics.clone(),
             drain: drain.clone(),
         };
         // Dropped at the end of this function, and with it every task of ours.
@@ -211,6 +215,19 @@ impl Control {
             if let Some(newcomers) = newcomers {
                 tasks.spawn(newcomers.serve(authority, drain.clone()));
             }
+        }
+        #[cfg(feature = "route53")]
+        if let Some(route53) = settings.route53 {
+            let sources = Sources {
+                leading: leading.fences(),
+                plan: fleet.plan(),
+                snapshot: Box::new({
+                    let versions = versions.clone();
+                    move || versions.current().map(|current| current.snapshot.clone())
+                }),
+                versions: versions.changed(),
+            };
+            tasks.spawn(sources.keep(Writer::new(route53, &metrics), drain.clone()));
         }
         tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
         tasks.spawn(versions.follow(drain.clone()));

@@ -1,9 +1,12 @@
-//! What decides for the fleet, and how its parts hear of each other: the vantage, the verdicts, the distribution.
+//! What decides for the fleet, and how its parts hear of each other: the vantage, the verdicts, the distribution, other
+//! control nodes.
 //!
 //! ```text
-//! own probes ─┐
-//! streams ────┴─▶ reports ─▶ verdicts ─▶ plan ─▶ streams
-//!                               └─▶ nudges ─▶ own probes, and streams' pulses
+//! own probes ─────────┐
+//! streams ────────────┼─▶ reports ─▶ verdicts ─▶ plan ─▶ streams
+//! other control nodes ┘                 │ └─▶ nudges ─▶ own probes, and streams' pulses
+//!             ▲                         │
+//!             └──────── evidence ◀──────┴── own probes
 //! ```
 
 use std::collections::BTreeSet;
@@ -15,6 +18,7 @@ use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control::SealedPlan;
 use spillway_proto::control::distribution_server::DistributionServer;
+use spillway_proto::control::evidence_server::EvidenceServer;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::plan;
 use spillway_runtime::vantage::{Lookout, Nudges, Prober, Surroundings as Sight};
@@ -24,6 +28,7 @@ use tokio::task::JoinSet;
 
 use crate::control::Parts;
 use crate::distribution::{Distribution, Report, Service, Standing, Surroundings};
+use crate::evidence::{Follower, Service as Evidence};
 use crate::intent::StatusSource;
 use crate::leading::Leading;
 use crate::settings::ControlSettings;
@@ -33,6 +38,8 @@ use crate::verdicts::{Inputs, Judging, Verdicts};
 const REPORTS: usize = 4_096;
 /// Nudges that wait for streams.
 const NUDGES: usize = 256;
+/// Reports that wait for control nodes that follow.
+const SHARED: usize = 4_096;
 
 /// The parts, before they run.
 pub struct Fleet {
@@ -40,6 +47,8 @@ pub struct Fleet {
     verdicts: Verdicts,
     judging: Judging,
     prober: Prober,
+    evidence: EvidenceServer<Evidence>,
+    follower: Follower,
     nudges: Nudges,
     told: broadcast::Receiver<String>,
     standing: watch::Sender<Standing>,
@@ -51,7 +60,7 @@ impl Fleet {
         let Parts { workload, store, leading, versions, events, audit, metrics, .. } = parts;
         let (reports, reported) = mpsc::channel(REPORTS);
         let (standing, stands) = watch::channel(Standing::Alone);
-        let told = broadcast::Sender::new(NUDGES);
+        let (told, shared) = (broadcast::Sender::new(NUDGES), broadcast::Sender::new(SHARED));
         let us = Vantage::Control { region: Some(settings.region.clone()), node: settings.name.clone() };
         let inputs = Inputs {
             us: us.clone(),
@@ -63,11 +72,13 @@ impl Fleet {
             store: store.clone(),
             leading: leading.fences(),
             nudges: told.clone(),
+            shared: shared.clone(),
             audit: audit.clone(),
             events: events.clone(),
         };
         let verdict = settings.health.verdict.clone();
         let (judging, verdicts) = Judging::new(inputs, settings.health.clone(), metrics);
+        let follower = Follower::new(workload.clone(), stands.clone(), reports.clone(), metrics);
         let sight = Sight {
             snapshot: Box::new({
                 let (versions, nothing) = (versions.clone(), Arc::new(Snapshot::default()));
@@ -78,12 +89,18 @@ impl Fleet {
                 move || planned_out(plan.borrow().as_deref())
             }),
             sighted: Box::new({
-                let (reports, own) = (reports.clone(), workload.id());
-                // Full: there are newer ones soon.
-                move |sighting| drop(reports.try_send(Report::Sightings(own.clone(), vec![sighting])))
+                let (reports, own, log, leading) = (reports.clone(), workload.id(), follower.log(), leading.clone());
+                move |sighting| {
+                    if leading.fence().is_none() {
+                        log.record([sighting.clone()]);
+                    }
+                    // Full: there are newer ones soon.
+                    let _ = reports.try_send(Report::Sightings(own.clone(), vec![sighting]));
+                }
             }),
         };
         let (prober, Lookout { nudges, .. }) = Prober::new(workload.clone(), us, sight, verdict, metrics);
+        let evidence = Evidence::new(workload.clone(), leading.clone(), reports.clone(), shared);
         let around = Surroundings {
             node: settings.name.clone(),
             workload: workload.clone(),
@@ -100,6 +117,8 @@ impl Fleet {
             verdicts,
             judging,
             prober,
+            evidence: evidence.into_server(),
+            follower,
             nudges,
             told: told.subscribe(),
             standing,
@@ -111,17 +130,28 @@ impl Fleet {
         self.distribution.service()
     }
 
+    /// The plan in force.
+    pub fn plan(&self) -> watch::Receiver<Option<Arc<SealedPlan>>> {
+        self.verdicts.plan()
+    }
+
+    /// For other control nodes.
+    pub fn evidence(&self) -> EvidenceServer<Evidence> {
+        self.evidence.clone()
+    }
+
     pub fn status(&self) -> Vec<Arc<dyn StatusSource>> {
         vec![Arc::new(self.distribution.clone()), Arc::new(self.verdicts.clone())]
     }
 
     /// Runs them as tasks of the process's.
     pub fn start(self, tasks: &mut JoinSet<()>, drain: &Drain) {
-        let Self { distribution, judging, prober, nudges, told, standing, leading, .. } = self;
+        let Self { distribution, judging, prober, follower, nudges, told, standing, leading, .. } = self;
         tasks.spawn(distribution.run(drain.clone()));
         tasks.spawn(hear(told, nudges));
         tasks.spawn(judging.run(drain.clone()));
         tasks.spawn(prober.run(drain.clone()));
+        tasks.spawn(follower.run(drain.clone()));
         tasks.spawn(async move { Standing::follow(&leading, standing).await });
     }
 }

@@ -165,3 +165,7 @@ impl Leading {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "leading_tests.rs"]
+mod tests;

@@ -10,7 +10,8 @@
 //! * [`intent`]: what operators ask for, version by version.
 //! * [`distribution`]: the streams to all nodes, and who gets which version when.
 //! * [`verdicts`]: from what vantages see to the plan.
-//! * [`fleet`]: how these two hear of each other.
+//! * [`evidence`]: what followers see, told to the leader, and what it hears, told to them.
+//! * [`fleet`]: how these three hear of each other.
 //! * [`dns`]: the plan as answers.
 //! * [`authority`]: certificates for workloads.
 //!
@@ -20,6 +21,7 @@ pub mod authority;
 pub mod control;
 pub mod distribution;
 pub mod dns;
+pub mod evidence;
 pub mod fleet;
 pub mod intent;
 pub mod leading;

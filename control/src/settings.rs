@@ -10,6 +10,7 @@
 //! operators: [alice, bob]           # or any
 //! health: {profile: standard}      # how regions are judged: see verdicts/settings.rs
 //! rollout: {canaryDwell: 30s}       # how new versions spread: see distribution/settings.rs
+//! route53: {hostedZone: Z0123456789ABCDEFGHIJ, name: infer.example.com} # see dns/route53/settings.rs
 //! authority: {folder: authority, bootstrap: 0.0.0.0:7444}
 //! admin: 127.0.0.1:9090
 //! audit: audit.log
@@ -31,6 +32,7 @@ use spillway_runtime::tls::IdentitySettings;
 
 use crate::authority::AuthoritySettings;
 use crate::distribution::DistributionSettings;
+use crate::dns::route53::Route53Settings;
 use crate::intent::Operators;
 use crate::store::StoreSettings;
 use crate::verdicts::HealthSettings;
@@ -52,6 +54,8 @@ pub struct ControlSettings {
     pub health: HealthSettings,
     /// How new versions spread.
     pub rollout: DistributionSettings,
+    /// Absent: the plan is not written to Route 53.
+    pub route53: Option<Route53Settings>,
     /// Absent: this node issues no certificates.
     pub authority: Option<AuthoritySettings>,
     /// Default: a free port of loopback.
@@ -80,6 +84,7 @@ impl FromNode for ControlSettings {
         let operators = required(&fields, "operators");
         let health = or_default(&fields, "health", HealthSettings::default);
         let rollout = or_default(&fields, "rollout", DistributionSettings::default);
+        let route53 = optional(&fields, "route53");
         let authority = optional(&fields, "authority");
         let admin = or_default(&fields, "admin", AdminSettings::default);
         let audit = optional(&fields, "audit");
@@ -97,6 +102,7 @@ impl FromNode for ControlSettings {
             operators: operators?,
             health: health?,
             rollout: rollout?,
+            route53: route53?,
             authority: authority?,
             admin: admin?,
             audit: audit?,

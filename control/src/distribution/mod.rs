@@ -25,6 +25,7 @@ mod standing;
 mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -56,6 +57,25 @@ pub enum Report {
     Left(SpiffeId),
     Heartbeat(SpiffeId, control::Heartbeat),
     Sightings(SpiffeId, Vec<control::Sighting>),
+}
+
+/// How long a report waits for room.
+const REPORT: Duration = Duration::from_secs(1);
+
+impl Report {
+    /// Whose it is.
+    pub fn node(&self) -> &SpiffeId {
+        match self {
+            Self::Joined(node) | Self::Left(node) | Self::Heartbeat(node, _) | Self::Sightings(node, _) => node,
+        }
+    }
+
+    /// Gives it to who judges. Where there is no room it is lost.
+    pub async fn give(self, reports: &mpsc::Sender<Self>) {
+        if reports.send_timeout(self, REPORT).await.is_err() {
+            tracing::warn!("a report of a node is lost: nobody takes it");
+        }
+    }
 }
 
 /// Where versions come from.
@@ -127,7 +147,7 @@ impl Distribution {
         role.hub().map(|hub| hub.lock().status(self.now())).unwrap_or_default()
     }
 
-    fn now(&self) -> std::time::Duration {
+    fn now(&self) -> Duration {
         self.0.began.elapsed()
     }
 }

@@ -29,8 +29,6 @@ pub(super) const NODE: &str = "x-spillway-node";
 const HELLO: Duration = Duration::from_secs(5);
 /// Three heartbeats missed.
 const SILENCE: Duration = Duration::from_secs(16);
-/// How long a report waits for room.
-const REPORT: Duration = Duration::from_secs(1);
 
 type Outgoing = Pin<Box<dyn Stream<Item = Result<control::ToNode, Status>> + Send>>;
 
@@ -143,9 +141,7 @@ impl Distribution {
     }
 
     async fn report(&self, report: Report) {
-        if self.0.around.reports.send_timeout(report, REPORT).await.is_err() {
-            tracing::warn!("a report of a node is lost: nobody takes it");
-        }
+        report.give(&self.0.around.reports).await;
     }
 }
 

@@ -15,7 +15,7 @@
 //! * [`query`], [`answer`], [`reply`]: from a message's bytes to those of its answer; no sockets, no clock.
 //! * [`server`]: the answers by UDP ([`datagrams`]) and TCP ([`streams`]), within bounds.
 //! * [`metrics`], [`shares`]: what operators see.
-//! * `route53`, a feature: the same as records of Route 53.
+//! * [`route53`]: the same as records of Route 53.
 //! * [`inputs`]: where resources, plan and health come from. [`node`]: load, bind, run.
 
 pub mod answer;
@@ -25,7 +25,6 @@ pub mod metrics;
 pub mod node;
 pub mod query;
 pub mod reply;
-#[cfg(feature = "route53")]
 pub mod route53;
 pub mod server;
 pub mod settings;

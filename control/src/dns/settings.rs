@@ -223,7 +223,7 @@ fn name_servers(field: &Field<'_>) -> Option<Vec<NameServer>> {
 }
 
 /// Whole seconds, as answers say them.
-fn lasting(fields: &Fields<'_>, name: &'static str, default: Duration) -> Option<Duration> {
+pub(super) fn lasting(fields: &Fields<'_>, name: &'static str, default: Duration) -> Option<Duration> {
     let Some(field) = fields.optional(name) else { return Some(default) };
     let time = Duration::from_node(&field)?;
     if time.is_zero() || time > LONGEST_TTL || time.subsec_nanos() > 0 {

@@ -18,7 +18,7 @@ use crate::distribution::Report;
 
 /// Control nodes that are heard.
 const MOST_CONTROLS: usize = 64;
-/// How long a control node that left still counts as one that should be heard.
+/// How long a control node still counts as one that should be heard, after its last word.
 const GONE: Duration = Duration::from_secs(60);
 
 pub(super) struct Hearing {
@@ -26,8 +26,9 @@ pub(super) struct Hearing {
     board: Board,
     regions: BTreeMap<Name, RegionTraffic>,
     gateways: BTreeSet<Gateway>,
-    /// Control nodes, and when each left.
-    controls: BTreeMap<Vantage, Option<Duration>>,
+    us: Vantage,
+    /// Other control nodes, and when each was heard last.
+    controls: BTreeMap<Vantage, Duration>,
 }
 
 /// What a report calls for.
@@ -49,7 +50,8 @@ impl Hearing {
             settings,
             regions: BTreeMap::new(),
             gateways: BTreeSet::new(),
-            controls: BTreeMap::from([(us, None)]),
+            us,
+            controls: BTreeMap::new(),
         }
     }
 
@@ -75,10 +77,10 @@ impl Hearing {
     pub(super) fn hear(&mut self, report: &Report, now: Duration) -> Heard {
         match report {
             Report::Joined(id) => {
-                self.joined(id);
+                self.meet(id, now);
                 Heard::default()
             }
-            Report::Left(id) => self.left(id, now),
+            Report::Left(id) => self.left(id),
             Report::Heartbeat(id, heartbeat) => {
                 self.counted(id, heartbeat, now);
                 Heard::default()
@@ -100,7 +102,7 @@ impl Hearing {
             traffic.observe(declared(region), now);
         }
         let before = self.controls.len();
-        self.controls.retain(|_, left| left.is_none_or(|left| now.saturating_sub(left) <= GONE));
+        self.controls.retain(|_, heard| now.saturating_sub(*heard) <= GONE);
         if self.controls.len() < before {
             self.keep_board();
         }
@@ -119,31 +121,29 @@ impl Hearing {
     }
 
     fn keep_board(&mut self) {
-        let vantages = self.gateways.iter().cloned().map(Vantage::Gateway).chain(self.controls.keys().cloned());
+        let controls = self.controls.keys().chain([&self.us]).cloned();
+        let vantages = self.gateways.iter().cloned().map(Vantage::Gateway).chain(controls);
         self.board.keep(&vantages.collect(), &self.gateways);
     }
 
-    fn joined(&mut self, id: &SpiffeId) {
-        let Some(vantage @ Vantage::Control { .. }) = vantage(id) else { return };
-        if self.controls.len() < MOST_CONTROLS || self.controls.contains_key(&vantage) {
-            self.controls.insert(vantage, None);
+    /// A control node is a vantage as long as it says something. The snapshot names none.
+    fn meet(&mut self, id: &SpiffeId, now: Duration) {
+        let Some(vantage @ Vantage::Control { .. }) = vantage(id).filter(|vantage| *vantage != self.us) else { return };
+        if let Some(heard) = self.controls.get_mut(&vantage) {
+            *heard = now;
+        } else if self.controls.len() < MOST_CONTROLS {
+            self.controls.insert(vantage, now);
             self.keep_board();
         }
     }
 
     /// A gateway whose stream ended may be gone.
-    fn left(&mut self, id: &SpiffeId, now: Duration) -> Heard {
+    fn left(&self, id: &SpiffeId) -> Heard {
         match vantage(id) {
             Some(Vantage::Gateway(gateway)) if self.gateways.contains(&gateway) => {
                 Heard { nudged: vec![gateway], ..Heard::default() }
             }
-            Some(control) => {
-                if let Some(left) = self.controls.get_mut(&control) {
-                    *left = Some(now);
-                }
-                Heard::default()
-            }
-            None => Heard::default(),
+            _ => Heard::default(),
         }
     }
 
@@ -156,6 +156,7 @@ impl Hearing {
     }
 
     fn sighted(&mut self, id: &SpiffeId, sightings: &[control::Sighting], now: Duration) -> Heard {
+        self.meet(id, now);
         let mut heard = Heard::default();
         for sighting in sightings {
             let read = vantage(id).zip(gateway_of(sighting)).zip(outcome_of(sighting.outcome()));

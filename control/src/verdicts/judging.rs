@@ -26,7 +26,7 @@ use super::metrics::VerdictMetrics;
 use super::orders::Times;
 use super::status::{self, Findings};
 use super::stored::Stored;
-use super::{HealthSettings, Verdicts};
+use super::{HealthSettings, Verdicts, vantage};
 use crate::distribution::Report;
 use crate::intent::Events;
 use crate::store::{Condition, Fence, Store, StoreError, Write};
@@ -55,6 +55,8 @@ pub struct Inputs {
     /// Told of gateways, as `region/gateway`, that were just refused to somebody or whose stream ended: all vantages
     /// should probe them at once.
     pub nudges: broadcast::Sender<String>,
+    /// What vantages said, while this node leads: the next leader should know it, too.
+    pub shared: broadcast::Sender<Arc<Report>>,
     pub audit: Audit,
     /// For people.
     pub events: Events,
@@ -127,6 +129,7 @@ impl Judging {
                     if self.hear(&report, ORIGIN + began.elapsed()) {
                         next = next.min(Instant::now() + SOON);
                     }
+                    self.share(report);
                 }
                 Ok(()) = self.inputs.leading.changed() => next = Instant::now(),
                 () = tokio::time::sleep_until(next) => {
@@ -148,6 +151,14 @@ impl Judging {
             let _ = self.inputs.nudges.send(format!("{}/{}", gateway.region, gateway.node));
         }
         heard.failed
+    }
+
+    fn share(&self, report: Report) {
+        let leads = !matches!(self.term, Term::Follower);
+        if leads && vantage(report.node()).is_some() {
+            // Nobody follows: then there is nobody to lead next.
+            let _ = self.inputs.shared.send(Arc::new(report));
+        }
     }
 
     /// One look at everything. Takes no longer than three calls to the store.

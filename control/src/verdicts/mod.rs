@@ -11,8 +11,8 @@
 //!          other nodes:                     key `plan` ──watched────────────────────────────────▶ published
 //! ```
 //!
-//! Every control node hears; the leader alone judges, so that a new leader has evidence from its first second. It goes
-//! on from the records beside the plan. While the store cannot be written, or says that the election is over, nothing
+//! Every control node hears ([`crate::evidence`]); the leader alone judges, so that a new leader has evidence from its
+//! first second. It goes on from the records beside the plan. While the store cannot be written, or says that the election is over, nothing
 //! new is told: two leaders with two truths would be worse than none, and no failover waits for it. Gateways spill over
 //! by themselves, and DNS nodes answer the last plan without what they see to be down.
 //!

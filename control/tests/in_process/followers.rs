@@ -10,7 +10,8 @@ use tonic::Code;
 use crate::cluster::Cluster;
 use crate::support::{Domain, Node, apply, eventually, files, refused, region};
 
-fn store(cluster: &Cluster) -> String {
+/// As settings say it.
+pub fn store(cluster: &Cluster) -> String {
     let StoreSettings::Etcd(settings) = cluster.settings() else { panic!("it is etcd") };
     let endpoints: Vec<String> = settings.endpoints.iter().map(|endpoint| format!("'{endpoint}'")).collect();
     let path = |path: &std::path::Path| path.display().to_string();

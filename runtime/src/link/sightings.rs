@@ -27,7 +27,8 @@ struct Waiting {
 }
 
 impl SightingLog {
-    pub(super) fn new(dropped: Counter) -> Self {
+    /// `dropped` counts those that nobody took away in time.
+    pub fn new(dropped: Counter) -> Self {
         Self(Arc::new(Waiting { sightings: Mutex::default(), added: Notify::new(), dropped }))
     }
 
@@ -41,8 +42,8 @@ impl SightingLog {
         self.0.added.notify_one();
     }
 
-    /// The oldest that wait, at least one.
-    pub(super) async fn take(&self) -> Vec<Sighting> {
+    /// The oldest that wait, at least one and at most 1,024. Loses none if it is given up.
+    pub async fn take(&self) -> Vec<Sighting> {
         loop {
             let added = self.0.added.notified();
             {

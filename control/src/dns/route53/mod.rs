@@ -1,200 +1,21 @@
 //! The plan as records of Route 53, for zones that are served there.
 //!
-//! The rule: what is written is what the DNS nodes would say, as near as weighted records come to it. It is read before
-//! it is written, again and again: what somebody changed by hand is put right, and nothing is written that is there. A
-//! leader that has been followed by another one writes nothing any more.
+//! The rule: what is written is what the DNS nodes would say, as near as weighted records come to it, without what a
+//! single node's probes see. The leader alone writes, and only a plan of its own epoch.
 //!
-//! ```text
-//! a new view, or a minute ─▶ list ─▶ stamp newer? refused ─▶ changes? none: done ─▶ one batch with the new stamp
-//! ```
+//! * [`settings`]: where the records are. [`credentials`]: who may write them.
+//! * [`records`]: pure. [`writer`]: reads, compares, corrects. [`keeping`]: what the leader wants to be there.
 //!
-//! [`records`] is pure.
+//! All but the settings is in the feature `route53`: AWS's SDK is 25 crates.
 
+#[cfg(feature = "route53")]
+pub mod credentials;
+#[cfg(feature = "route53")]
+pub mod keeping;
+#[cfg(feature = "route53")]
 pub mod records;
+pub mod settings;
+#[cfg(feature = "route53")]
+pub mod writer;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use aws_sdk_route53::Client;
-use aws_sdk_route53::config::retry::RetryConfig;
-use aws_sdk_route53::config::timeout::TimeoutConfig;
-use aws_sdk_route53::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_route53::error::{BuildError, DisplayErrorContext};
-use aws_sdk_route53::types::{ChangeBatch, ResourceRecordSet, RrType};
-use aws_smithy_http_client::Builder;
-use aws_smithy_http_client::tls::Provider;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use spillway_runtime::drain::Drain;
-use tokio::sync::watch;
-use tokio::time::timeout;
-
-use self::records::{Stamp, changes, desired, restamp, stamp_name};
-use super::view::View;
-use super::zone::ZoneSettings;
-
-/// How often records are compared with the view though nothing changed.
-pub const CORRECT_EVERY: Duration = Duration::from_secs(60);
-/// Between two corrections: Route 53 takes five requests a second of an account (API Reference, throttling).
-const SPACING: Duration = Duration::from_secs(2);
-/// The whole of one correction: two lists and a batch.
-const DEADLINE: Duration = Duration::from_secs(20);
-const ATTEMPT: Duration = Duration::from_secs(5);
-/// Pages of 300 sets of one name: more than 100 regions have.
-const MOST_PAGES: usize = 3;
-
-/// Where the records are.
-#[derive(Clone, Debug)]
-pub struct Route53Settings {
-    pub hosted_zone: String,
-    /// Default that of AWS.
-    pub endpoint: Option<String>,
-    pub credentials: Credentials,
-}
-
-/// What the leader wants to be there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Wanted {
-    pub epoch: u64,
-    pub view: View,
-}
-
-/// What a correction changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Corrected {
-    /// Sets that were created, changed or deleted; 0: all was as it should be.
-    pub changes: usize,
-}
-
-/// Why records are not as they should be. All but `Superseded` are worth another try.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    #[error("the records are those of epoch {}, plan {}: a later leader's", .0.epoch, .0.version)]
-    Superseded(Stamp),
-    #[error("a record cannot be written")]
-    Record(#[from] BuildError),
-    #[error("the zone cannot be listed: {0}")]
-    List(String),
-    #[error("the batch was not taken: {0}")]
-    Batch(String),
-    #[error("Route 53 took longer than {} s", DEADLINE.as_secs())]
-    Slow,
-}
-
-/// Writes the records of one service.
-#[derive(Clone, Debug)]
-pub struct Writer {
-    client: Client,
-    hosted_zone: String,
-    zone: ZoneSettings,
-}
-
-impl Writer {
-    pub fn new(settings: Route53Settings, zone: ZoneSettings) -> Self {
-        let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
-        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT).connect_timeout(ATTEMPT).build();
-        let mut config = aws_sdk_route53::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            // Route 53 is one for all regions; requests are signed for this one.
-            .region(Region::new("us-east-1"))
-            .credentials_provider(settings.credentials)
-            .retry_config(RetryConfig::standard().with_max_attempts(3))
-            .timeout_config(timeouts)
-            .http_client(http);
-        if let Some(endpoint) = settings.endpoint {
-            config = config.endpoint_url(endpoint);
-        }
-        Self { client: Client::from_conf(config.build()), hosted_zone: settings.hosted_zone, zone }
-    }
-
-    /// Corrects what differs, whenever what is wanted changes and each minute, until stopped. None is wanted of who is
-    /// not the leader.
-    pub async fn follow(self, mut wanted: watch::Receiver<Option<Arc<Wanted>>>, drain: Drain) {
-        loop {
-            let now = wanted.borrow_and_update().clone();
-            if let Some(now) = now {
-                match self.correct(&now).await {
-                    Ok(Corrected { changes: 0 }) => {}
-                    Ok(Corrected { changes }) => {
-                        tracing::info!(changes, plan = now.view.serial, "records of Route 53 corrected");
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, plan = now.view.serial, "records of Route 53 stay as they are")
-                    }
-                }
-            }
-            let next = async {
-                tokio::time::sleep(SPACING).await;
-                // An error is the end of whoever wants something: what is there stays.
-                let _ = timeout(CORRECT_EVERY, wanted.changed()).await;
-            };
-            tokio::select! {
-                () = next => {}
-                () = drain.stopped() => return,
-            }
-        }
-    }
-
-    /// Makes the records those of the view. May be called again at any time.
-    pub async fn correct(&self, wanted: &Wanted) -> Result<Corrected, WriteError> {
-        timeout(DEADLINE, self.try_correct(wanted)).await.map_err(|_| WriteError::Slow)?
-    }
-
-    async fn try_correct(&self, wanted: &Wanted) -> Result<Corrected, WriteError> {
-        let stamp = Stamp { epoch: wanted.epoch, version: wanted.view.serial };
-        let name = stamp_name(&self.zone.name);
-        let stamps = self.list(&name, RrType::Txt).await?;
-        let read = stamps.iter().find(|set| *set.r#type() == RrType::Txt);
-        if let Some(later) = read.and_then(Stamp::read).filter(|found| *found > stamp) {
-            return Err(WriteError::Superseded(later));
-        }
-        let listed = self.list(&format!("{}.", self.zone.name), RrType::A).await?;
-        let listed: Vec<_> =
-            listed.into_iter().filter(|set| matches!(set.r#type(), RrType::A | RrType::Aaaa)).collect();
-        let of_sets = changes(&listed, &desired(&wanted.view, &self.zone)?)?;
-        if of_sets.is_empty() {
-            return Ok(Corrected::default());
-        }
-        let corrected = Corrected { changes: of_sets.len() };
-        // The same stamp as before is not written again: deleting and creating it would change nothing.
-        let is_stamped = read.and_then(Stamp::read) == Some(stamp);
-        let of_stamp = if is_stamped { Vec::new() } else { restamp(read, stamp.record(&self.zone.name)?)? };
-        let batch = ChangeBatch::builder()
-            .set_changes(Some([of_stamp, of_sets].concat()))
-            .comment(format!("spillway: epoch {}, plan {}", stamp.epoch, stamp.version))
-            .build()?;
-        let sent =
-            self.client.change_resource_record_sets().hosted_zone_id(&self.hosted_zone).change_batch(batch).send();
-        sent.await.map_err(|error| WriteError::Batch(DisplayErrorContext(error).to_string()))?;
-        Ok(corrected)
-    }
-
-    /// The sets of one name, from this type on.
-    async fn list(&self, name: &str, from: RrType) -> Result<Vec<ResourceRecordSet>, WriteError> {
-        let mut sets = Vec::new();
-        let (mut kind, mut identifier) = (from, None);
-        for _ in 0..MOST_PAGES {
-            let page = self
-                .client
-                .list_resource_record_sets()
-                .hosted_zone_id(&self.hosted_zone)
-                .start_record_name(name)
-                .start_record_type(kind)
-                .set_start_record_identifier(identifier)
-                .send()
-                .await
-                .map_err(|error| WriteError::List(DisplayErrorContext(error).to_string()))?;
-            let of_name = |set: &&ResourceRecordSet| set.name() == name;
-            let before = sets.len();
-            sets.extend(page.resource_record_sets().iter().filter(of_name).cloned());
-            let all_of_name = sets.len() - before == page.resource_record_sets().len();
-            let goes_on = page.is_truncated() && page.next_record_name() == Some(name) && all_of_name;
-            let Some(next) = page.next_record_type().filter(|_| goes_on) else { return Ok(sets) };
-            (kind, identifier) = (next.clone(), page.next_record_identifier().map(str::to_owned));
-        }
-        Err(WriteError::List(format!("{name} has more than {MOST_PAGES} pages of records")))
-    }
-}
-
-#[cfg(test)]
-#[path = "moto_tests.rs"]
-mod tests;
+pub use settings::Route53Settings;

@@ -6,15 +6,18 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use aws_sdk_route53::types::{Change, ChangeAction};
+use spillway_runtime::settings::parse;
 use tokio::process::{Child, Command};
 
 use super::*;
-use crate::dns::fixture::{name, view, zone};
+use crate::dns::fixture::{name, view};
 
 /// A server with one hosted zone; killed when dropped.
 struct Moto {
     _server: Child,
     writer: Writer,
+    keys: PathBuf,
+    _folder: tempfile::TempDir,
 }
 
 impl Moto {
@@ -37,20 +40,26 @@ impl Moto {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let settings = |hosted_zone: &str| Route53Settings {
-            hosted_zone: hosted_zone.to_owned(),
-            endpoint: Some(format!("http://127.0.0.1:{port}")),
-            credentials: Credentials::new("test", "test", None, None, "static"),
+        let folder = tempfile::tempdir().unwrap();
+        let keys = folder.path().join("credentials");
+        std::fs::write(&keys, "[test]\naws_access_key_id = test\naws_secret_access_key = test\n").unwrap();
+        let writer = |hosted_zone: &str| {
+            let text = format!(
+                "hostedZone: {hosted_zone}\nname: infer.example.com\nendpoint: http://127.0.0.1:{port}\n\
+                 credentials: {{file: '{}', profile: test}}\n",
+                keys.display()
+            );
+            Writer::new(parse(&text).unwrap(), &Metrics::new("test"))
         };
         let until = Instant::now() + Duration::from_secs(60);
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             assert!(Instant::now() < until, "moto does not listen");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let client = Writer::new(settings("-"), zone()).client;
+        let client = writer("Z0").client().await.unwrap();
         let created = client.create_hosted_zone().name("example.com.").caller_reference("test").send().await.unwrap();
         let id = created.hosted_zone().unwrap().id().trim_start_matches("/hostedzone/").to_owned();
-        Some(Self { _server: server, writer: Writer::new(settings(&id), zone()) })
+        Some(Self { _server: server, writer: writer(&id), keys, _folder: folder })
     }
 
     /// Type, region, weight and time to live of the service's sets.
@@ -69,8 +78,9 @@ impl Moto {
         let change = Change::builder().action(action).resource_record_set(set).build().unwrap();
         let batch = ChangeBatch::builder().changes(change).build().unwrap();
         let writer = &self.writer;
-        let sent = writer.client.change_resource_record_sets().hosted_zone_id(&writer.hosted_zone).change_batch(batch);
-        sent.send().await.unwrap();
+        let client = writer.client().await.unwrap();
+        let sent = client.change_resource_record_sets().hosted_zone_id(&writer.settings.hosted_zone);
+        sent.change_batch(batch).send().await.unwrap();
     }
 }
 
@@ -110,6 +120,19 @@ async fn a_plan_is_written_followed_and_put_right() {
     let empty = Wanted { epoch: 1, view: View { serial: 3, ..View::default() } };
     assert_eq!(moto.writer.correct(&empty).await.unwrap().changes, 0);
     assert_eq!(moto.sets().await.len(), 3);
+}
+
+#[tokio::test]
+async fn without_credentials_nothing_is_written_and_with_new_ones_it_goes_on() {
+    let Some(moto) = Moto::start().await else { return };
+    std::fs::rename(&moto.keys, moto.keys.with_extension("away")).unwrap();
+    let refused = moto.writer.correct(&wanted(1, 1, 20.0)).await.unwrap_err();
+    assert!(matches!(refused, WriteError::Credentials(NoCredentials::Unreadable { .. })), "{refused:?}");
+    std::fs::rename(moto.keys.with_extension("away"), &moto.keys).unwrap();
+    assert_eq!(moto.writer.correct(&wanted(1, 1, 20.0)).await.unwrap().changes, 3);
+    let (corrections, outcome) = (&moto.writer.metrics.corrections, |outcome| Outcome { outcome });
+    let counts = ["failed", "corrected"].map(|word| corrections.get_or_create(&outcome(word)).get());
+    assert_eq!((counts, moto.writer.metrics.changes.get(), moto.writer.metrics.plan.get()), ([1, 1], 3, 1));
 }
 
 #[tokio::test]

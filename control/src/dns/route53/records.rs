@@ -15,16 +15,14 @@ use std::net::IpAddr;
 
 use aws_sdk_route53::error::BuildError;
 use aws_sdk_route53::types::{Change, ChangeAction, ResourceRecord, ResourceRecordSet, RrType};
-use spillway_core::failover::Standing;
+use spillway_core::failover::{AnswerSettings, Standing};
 use spillway_core::units::DnsName;
 
+use super::settings::MOST_ADDRESSES;
 use crate::dns::view::{Place, View};
-use crate::dns::zone::ZoneSettings;
 
 const HEAVIEST: f64 = 255.0;
 const STAMP_TTL: i64 = 60;
-/// Addresses of a set: what an answer of 512 octets holds.
-const MOST_ADDRESSES: usize = 8;
 
 /// Whose plan the records are, and which. Later ones are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +58,7 @@ impl Stamp {
 }
 
 /// The sets that a view asks for.
-pub fn desired(view: &View, zone: &ZoneSettings) -> Result<Vec<ResourceRecordSet>, BuildError> {
+pub fn desired(view: &View, answers: &AnswerSettings, service: &DnsName) -> Result<Vec<ResourceRecordSet>, BuildError> {
     let counts = |place: &Place| place.weight.is_finite() && place.weight > 0.0;
     let mut sets = Vec::new();
     for (kind, family) in [(RrType::A, v4 as fn(&Place) -> &[IpAddr]), (RrType::Aaaa, v6)] {
@@ -77,15 +75,15 @@ pub fn desired(view: &View, zone: &ZoneSettings) -> Result<Vec<ResourceRecordSet
         };
         let heaviest = there().map(|(_, place)| weight(place)).fold(0.0, f64::max);
         let hurried = there().any(|(_, place)| place.standing != Standing::Steady);
-        let ttl = if hurried { zone.answers.hurried_ttl } else { zone.answers.ttl };
+        let ttl = if hurried { answers.hurried_ttl } else { answers.ttl };
         for (region, place) in there() {
             let weight = weight(place);
             // What has any weight keeps some.
             let whole = if weight > 0.0 { (weight / heaviest * HEAVIEST).round().max(1.0) } else { 0.0 };
-            let addresses = family(place).iter().take(zone.answers.addresses.min(MOST_ADDRESSES));
+            let addresses = family(place).iter().take(answers.addresses.min(MOST_ADDRESSES));
             let records = addresses.map(|address| ResourceRecord::builder().value(address.to_string()).build());
             let set = ResourceRecordSet::builder()
-                .name(format!("{}.", zone.name))
+                .name(format!("{service}."))
                 .r#type(kind.clone())
                 .set_identifier(region.as_str())
                 .weight(whole as i64)

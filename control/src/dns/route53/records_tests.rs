@@ -5,6 +5,10 @@ use crate::dns::fixture::{name, place, view, zone};
 
 use Standing::{Out, Steady, Unsteady};
 
+fn sets_of(view: &View) -> Vec<ResourceRecordSet> {
+    desired(view, &zone().answers, &zone().name).unwrap()
+}
+
 /// Type, region, weight and time to live.
 fn told(sets: &[ResourceRecordSet]) -> Vec<(String, String, i64, i64)> {
     let tell = |set: &ResourceRecordSet| {
@@ -33,7 +37,7 @@ fn actions(changes: &[Change]) -> Vec<(String, String)> {
 fn a_view_is_a_weighted_set_for_each_region_and_family() {
     let expected = [("A", "eu-west", 255, 30), ("A", "us-east", 64, 30), ("AAAA", "eu-west", 255, 30)];
     let expected = expected.map(|(kind, region, weight, ttl)| (kind.to_owned(), region.to_owned(), weight, ttl));
-    let sets = desired(&view(), &zone()).unwrap();
+    let sets = sets_of(&view());
     assert_eq!(told(&sets), expected);
     let values: Vec<&str> = sets[0].resource_records().iter().map(ResourceRecord::value).collect();
     assert_eq!((sets[0].name(), values), ("infer.example.com.", vec!["198.51.100.1", "198.51.100.2"]));
@@ -52,7 +56,7 @@ fn weights_and_times_follow_health_as_answers_do() {
         ([(1.0, Out), (0.0, Steady)], [0, 255], 5),
         ([(f64::NAN, Steady), (0.5, Steady)], [0, 255], 30),
     ] {
-        let sets = told(&desired(&two(states), &zone()).unwrap());
+        let sets = told(&sets_of(&two(states)));
         assert_eq!([sets[0].2, sets[1].2], weights, "{states:?}");
         assert!(sets.iter().all(|set| set.3 == ttl), "{states:?}");
     }
@@ -60,17 +64,17 @@ fn weights_and_times_follow_health_as_answers_do() {
 
 #[test]
 fn only_what_differs_is_changed() {
-    let wanted = desired(&two([(0.8, Steady), (0.2, Steady)]), &zone()).unwrap();
+    let wanted = sets_of(&two([(0.8, Steady), (0.2, Steady)]));
     assert_eq!(changes(&wanted, &wanted).unwrap(), []);
     let all = changes(&[], &wanted).unwrap();
     assert_eq!(actions(&all), [("UPSERT".into(), "eu".into()), ("UPSERT".into(), "us".into())]);
-    let shifted = desired(&two([(0.8, Steady), (0.4, Steady)]), &zone()).unwrap();
+    let shifted = sets_of(&two([(0.8, Steady), (0.4, Steady)]));
     assert_eq!(actions(&changes(&wanted, &shifted).unwrap()), [("UPSERT".into(), "us".into())]);
 }
 
 #[test]
 fn what_somebody_added_goes_and_what_somebody_changed_is_put_right() {
-    let wanted = desired(&two([(0.8, Steady), (0.2, Steady)]), &zone()).unwrap();
+    let wanted = sets_of(&two([(0.8, Steady), (0.2, Steady)]));
     let simple = ResourceRecordSet::builder()
         .name("infer.example.com.")
         .r#type(RrType::A)
@@ -95,7 +99,7 @@ fn what_somebody_added_goes_and_what_somebody_changed_is_put_right() {
 
 #[test]
 fn t66_the_last_addresses_stay_but_ipv6_beside_ipv4_may_go() {
-    let wanted = desired(&view(), &zone()).unwrap();
+    let wanted = sets_of(&view());
     assert_eq!(changes(&wanted, &[]).unwrap(), [], "nothing is wanted: nothing is taken away");
     let only = |kind: RrType| wanted.iter().filter(|set| *set.r#type() == kind).cloned().collect::<Vec<_>>();
     assert_eq!(changes(&wanted, &only(RrType::Aaaa)).unwrap(), []);
@@ -119,7 +123,7 @@ proptest! {
         states in proptest::collection::vec((prop::num::f64::ANY, 0_usize..3), 2),
     ) {
         let state = |index: usize| (states[index].0, [Steady, Unsteady, Out][states[index].1]);
-        let sets = told(&desired(&two([state(0), state(1)]), &zone()).unwrap());
+        let sets = told(&sets_of(&two([state(0), state(1)])));
         prop_assert!(sets.iter().any(|set| set.2 > 0));
         prop_assert!(sets.iter().all(|set| (0..=255).contains(&set.2)));
     }

@@ -1,0 +1,139 @@
+//! The leader's end.
+//!
+//! The rule: a node speaks for itself, and is believed as long as its certificate is. All ends with the leadership.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::{Stream, StreamExt, stream};
+use spillway_core::identity::SpiffeId;
+use spillway_proto::control::evidence_server::{Evidence, EvidenceServer};
+use spillway_proto::control::{Heard, Sightings};
+use spillway_runtime::tls::{Peer, Workload};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
+use tokio::time::{Interval, MissedTickBehavior};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{BEAT, encode};
+use crate::distribution::Report;
+use crate::leading::Leading;
+
+/// Control nodes that follow at a time.
+const MOST: usize = 64;
+
+type Outgoing = Pin<Box<dyn Stream<Item = Result<Heard, Status>> + Send>>;
+
+/// The tonic service. Each request needs an `Arc<Peer>` among its extensions: whom the connection is with.
+pub struct Service {
+    workload: Arc<Workload>,
+    leading: Arc<Leading>,
+    reports: mpsc::Sender<Report>,
+    shared: broadcast::Sender<Arc<Report>>,
+    places: Arc<Semaphore>,
+}
+
+impl Service {
+    /// `reports`: where what followers saw goes. `shared`: what they are told.
+    pub fn new(
+        workload: Arc<Workload>,
+        leading: Arc<Leading>,
+        reports: mpsc::Sender<Report>,
+        shared: broadcast::Sender<Arc<Report>>,
+    ) -> Self {
+        Self { workload, leading, reports, shared, places: Arc::new(Semaphore::new(MOST)) }
+    }
+
+    pub fn into_server(self) -> EvidenceServer<Self> {
+        EvidenceServer::new(self)
+    }
+
+    /// Ends when this election does.
+    fn over(&self, epoch: u64) -> impl Future<Output = ()> + Send + 'static {
+        let mut fences = self.leading.fences();
+        async move {
+            // An error is the end of the process.
+            let _ = fences.wait_for(|fence| fence.as_ref().is_none_or(|fence| fence.epoch != epoch)).await;
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Evidence for Service {
+    type ShareStream = Outgoing;
+
+    async fn share(&self, request: Request<Streaming<Sightings>>) -> Result<Response<Outgoing>, Status> {
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("there is no certificate"))?;
+        let fence = self.leading.fence().ok_or_else(|| Status::unavailable("another node leads, or none yet"))?;
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| Status::resource_exhausted("there are too many control nodes"))?;
+        let told = Told::new(self.shared.subscribe(), peer.id.clone());
+        let hearing = Hearing { workload: self.workload.clone(), peer, reports: self.reports.clone(), _place: place };
+        // Ends with the stream or with the leadership.
+        tokio::spawn(hearing.run(request.into_inner(), self.over(fence.epoch)));
+        let told = stream::unfold(told, |mut told| async move { Some((Ok(told.next().await?), told)) });
+        Ok(Response::new(Box::pin(told.take_until(Box::pin(self.over(fence.epoch))))))
+    }
+}
+
+/// What a follower says.
+struct Hearing {
+    workload: Arc<Workload>,
+    peer: Arc<Peer>,
+    reports: mpsc::Sender<Report>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Hearing {
+    async fn run(self, mut incoming: Streaming<Sightings>, over: impl Future<Output = ()>) {
+        let node = &self.peer.id;
+        tokio::pin!(over);
+        Report::Joined(node.clone()).give(&self.reports).await;
+        loop {
+            let message = tokio::select! {
+                message = incoming.message() => message,
+                () = &mut over => break,
+            };
+            let Ok(Some(Sightings { sightings })) = message else { break };
+            if let Err(error) = self.workload.still_trusted(&self.peer, SystemTime::now()) {
+                tracing::info!(%node, %error, "a control node is not trusted any more");
+                break;
+            }
+            Report::Sightings(node.clone(), sightings).give(&self.reports).await;
+        }
+        Report::Left(node.clone()).give(&self.reports).await;
+    }
+}
+
+/// What a follower is told.
+struct Told {
+    shared: broadcast::Receiver<Arc<Report>>,
+    beats: Interval,
+    /// Of whom it knows better.
+    node: SpiffeId,
+}
+
+impl Told {
+    fn new(shared: broadcast::Receiver<Arc<Report>>, node: SpiffeId) -> Self {
+        let mut beats = tokio::time::interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { shared, beats, node }
+    }
+
+    async fn next(&mut self) -> Option<Heard> {
+        loop {
+            tokio::select! {
+                report = self.shared.recv() => match report {
+                    Ok(report) if *report.node() != self.node => return Some(encode(&report)),
+                    // It is slow, and there is newer.
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                },
+                _ = self.beats.tick() => return Some(Heard::default()),
+            }
+        }
+    }
+}
