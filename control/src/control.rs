@@ -4,7 +4,7 @@
 //! store that does not answer is waited for: what was pushed stays in service, and what is known is given meanwhile.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use spillway_core::units::Name;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::{Audit, Event};
 use spillway_runtime::drain::Drain;
-use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
+use spillway_runtime::renewal::{Renewal, RenewalError, RenewalSettings, prepare};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::{IdentityError, Workload};
 use tokio::task::JoinSet;
@@ -162,7 +162,7 @@ impl Control {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { server, admin, authority, newcomers, parts, settings, .. } = self;
+        let Self { addresses, server, admin, authority, newcomers, parts, settings } = self;
         let fleet = Fleet::new(&settings, &parts);
         let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
@@ -188,9 +188,7 @@ impl Control {
             audit: audit.clone(),
             drain: drain.clone(),
         };
-        let renewal = settings
-            .renew
-            .clone()
+        let renewal = renew(&settings, addresses.grpc)
             .map(|renew| Renewal::new(settings.identity.clone(), renew, workload.clone(), &metrics));
         let pages = Pages {
             actions: Vec::new(),
@@ -241,6 +239,20 @@ fn check_identity(workload: &Workload, settings: &ControlSettings) -> Result<(),
         Role::Control { region: r, name: n } if r == region && n == name => Ok(()),
         _ => Err(StartError::NotOurs { found: id.to_string(), region: region.clone(), name: name.clone() }),
     }
+}
+
+/// Who makes our own certificate anew: as the settings say, else this node's own authority, which is asked as by any other
+/// node. It needs neither leader nor store.
+fn renew(settings: &ControlSettings, own: SocketAddr) -> Option<RenewalSettings> {
+    let to_itself = || {
+        let ip = match own.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        settings.authority.is_some().then(|| RenewalSettings::by(vec![SocketAddr::new(ip, own.port()).to_string()]))
+    };
+    settings.renew.clone().or_else(to_itself)
 }
 
 fn readiness(leading: &Arc<Leading>, drain: &Drain) -> Readiness {
