@@ -299,3 +299,31 @@ async fn follow_revocations(workload: Arc<Workload>, versions: Arc<Versions>, au
         let _ = changed.changed().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use spillway_runtime::settings::parse;
+
+    use super::*;
+
+    #[test]
+    fn a_node_with_an_authority_renews_at_itself_unless_the_settings_say_where() {
+        let servers = |identity: &str, authority: &str, own: &str| {
+            let text = format!(
+                "region: eu\nname: c-0\nlisten: 127.0.0.1:0\noperators: any\nstore: {{sqlite: a.db}}\n{authority}\
+                 identity: {{certificate: c.pem, key: k.pem, trustBundle: b.pem{identity}}}\n"
+            );
+            let settings: ControlSettings = parse(&text).unwrap();
+            renew(&settings, own.parse().unwrap()).map(|renew| renew.servers)
+        };
+        let authority = "authority: {folder: ca}\n";
+        for (own, asked) in
+            [("10.0.0.1:7443", "10.0.0.1:7443"), ("0.0.0.0:7443", "127.0.0.1:7443"), ("[::]:7443", "[::1]:7443")]
+        {
+            assert_eq!(servers("", authority, own), Some(vec![asked.to_owned()]));
+        }
+        assert_eq!(servers("", "", "10.0.0.1:7443"), None);
+        let elsewhere = ", renew: {servers: ['c-1:7443']}";
+        assert_eq!(servers(elsewhere, authority, "10.0.0.1:7443"), Some(vec!["c-1:7443".to_owned()]));
+    }
+}

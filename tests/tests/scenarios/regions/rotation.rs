@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use spillway_core::identity::TrustDomain;
+use spillway_figures::{Goal, record};
 use spillway_runtime::authority::Authority;
-use spillway_tests::figures::{Goal, record};
 use spillway_tests::harness::crowd::{Call, Outcome};
 use spillway_tests::harness::eventually;
 use spillway_tests::harness::fleet::Fleet;
