@@ -331,8 +331,8 @@ mod tests {
         assert_eq!(certificates.bundle().unwrap(), old, "a stranger's bundle is replaced");
     }
 
-    #[test]
-    fn who_has_too_little_left_is_late() {
+    #[tokio::test]
+    async fn who_has_too_little_left_gets_a_leaf_also_while_the_control_node_is_away() {
         spillway_runtime::tls::install_provider();
         let folder = tempfile::tempdir().unwrap();
         let certificates = certificates(folder.path());
@@ -346,6 +346,9 @@ mod tests {
         assert!(!holder.is_late(), "it may be renewed still");
         leaf(HOUR.life / 5).unwrap();
         assert!(holder.is_late());
+        let away = certificates.look(([127, 0, 0, 1], 1).into()).await.unwrap_err();
+        assert!(format!("{away:#}").starts_with("the trust bundle"), "{away:#}");
+        assert!(!holder.is_late());
         std::fs::remove_file(&holder.files.key).unwrap();
         assert!(holder.is_late());
     }
