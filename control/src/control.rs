@@ -4,7 +4,7 @@
 //! store that does not answer is waited for: what was pushed stays in service, and what is known is given meanwhile.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use spillway_core::units::Name;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::{Audit, Event};
 use spillway_runtime::drain::Drain;
-use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
+use spillway_runtime::renewal::{Renewal, RenewalError, RenewalSettings, prepare};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::{IdentityError, Workload};
 use tokio::task::JoinSet;
@@ -165,7 +165,7 @@ impl Control {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { server, admin, authority, newcomers, parts, settings, .. } = self;
+        let Self { addresses, server, admin, authority, newcomers, parts, settings } = self;
         let fleet = Fleet::new(&settings, &parts);
         let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
@@ -192,9 +192,7 @@ impl Control {
             audit: audit.clone(),
             drain: drain.clone(),
         };
-        let renewal = settings
-            .renew
-            .clone()
+        let renewal = renew(&settings, addresses.grpc)
             .map(|renew| Renewal::new(settings.identity.clone(), renew, workload.clone(), &metrics));
         let pages = Pages {
             actions: Vec::new(),
@@ -260,6 +258,20 @@ fn check_identity(workload: &Workload, settings: &ControlSettings) -> Result<(),
     }
 }
 
+/// Who makes our own certificate anew: as the settings say, else this node's own authority, which is asked as by any other
+/// node. It needs neither leader nor store.
+fn renew(settings: &ControlSettings, own: SocketAddr) -> Option<RenewalSettings> {
+    let to_itself = || {
+        let ip = match own.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        settings.authority.is_some().then(|| RenewalSettings::by(vec![SocketAddr::new(ip, own.port()).to_string()]))
+    };
+    settings.renew.clone().or_else(to_itself)
+}
+
 fn readiness(leading: &Arc<Leading>, drain: &Drain) -> Readiness {
     let readiness = Readiness::default();
     let (leading, drain) = (leading.clone(), drain.clone());
@@ -302,5 +314,33 @@ async fn follow_revocations(workload: Arc<Workload>, versions: Arc<Versions>, au
         }
         // Never fails: the versions, which we hold, are the sender.
         let _ = changed.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_runtime::settings::parse;
+
+    use super::*;
+
+    #[test]
+    fn a_node_with_an_authority_renews_at_itself_unless_the_settings_say_where() {
+        let servers = |identity: &str, authority: &str, own: &str| {
+            let text = format!(
+                "region: eu\nname: c-0\nlisten: 127.0.0.1:0\noperators: any\nstore: {{sqlite: a.db}}\n{authority}\
+                 identity: {{certificate: c.pem, key: k.pem, trustBundle: b.pem{identity}}}\n"
+            );
+            let settings: ControlSettings = parse(&text).unwrap();
+            renew(&settings, own.parse().unwrap()).map(|renew| renew.servers)
+        };
+        let authority = "authority: {folder: ca}\n";
+        for (own, asked) in
+            [("10.0.0.1:7443", "10.0.0.1:7443"), ("0.0.0.0:7443", "127.0.0.1:7443"), ("[::]:7443", "[::1]:7443")]
+        {
+            assert_eq!(servers("", authority, own), Some(vec![asked.to_owned()]));
+        }
+        assert_eq!(servers("", "", "10.0.0.1:7443"), None);
+        let elsewhere = ", renew: {servers: ['c-1:7443']}";
+        assert_eq!(servers(elsewhere, authority, "10.0.0.1:7443"), Some(vec!["c-1:7443".to_owned()]));
     }
 }

@@ -42,7 +42,8 @@ pub struct ControlSettings {
     pub region: Name,
     pub name: Name,
     pub identity: IdentitySettings,
-    /// `identity.renew`: who makes our certificate anew; absent: whoever else writes its files.
+    /// `identity.renew`: who makes our certificate anew; absent: our own authority, or, without one, whoever else writes
+    /// its files.
     pub renew: Option<RenewalSettings>,
     /// Where nodes and operators call; port 0 takes a free one.
     pub listen: SocketAddr,

@@ -1,14 +1,11 @@
-//! What `spillway dev` is made of beside its regions: one authority, the resources, a control node, a DNS node.
+//! What `spillway dev` is made of beside its regions: the resources, a control node, a DNS node.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use spillway_core::identity::{SpiffeId, TrustDomain};
-use spillway_runtime::authority::{Authority, LeafRequest};
-use spillway_runtime::tls::IdentitySettings;
 
+use super::certificates::{Certificates, Pace, of_process};
 use super::region::{Backends, Region};
 
 pub const TRUST_DOMAIN: &str = "spillway.test";
@@ -27,10 +24,6 @@ const REGIONS: [(&str, [u8; 4]); 3] =
     [("eu-west", [127, 0, 0, 1]), ("eu-central", [127, 0, 0, 2]), ("us-east", [127, 0, 0, 3])];
 const DNS_PORT: u16 = 8053;
 
-const LIFE: Duration = Duration::from_secs(3_600);
-/// Clients are people at a keyboard: theirs live a day.
-const CLIENT_LIFE: Duration = Duration::from_secs(86_400);
-
 const RESOURCES: [(&str, &str); 4] = [
     ("features.yaml", include_str!("../../dev/resources/features.yaml")),
     ("model.yaml", include_str!("../../dev/resources/model.yaml")),
@@ -42,8 +35,11 @@ pub struct Fleet {
     pub dir: PathBuf,
     pub regions: Vec<Region>,
     pub control: Member,
+    /// Where those get their first certificate who have a token.
+    pub bootstrap: SocketAddr,
     pub dns: Member,
-    authority: Authority,
+    pub certificates: Certificates,
+    pace: Pace,
 }
 
 /// One process.
@@ -60,11 +56,11 @@ pub struct Member {
 impl Fleet {
     /// Makes the folder anew, but keeps what must not go back: the authority, whose certificates clients may hold, and the
     /// control plane's store.
-    pub fn lay_out(dir: &Path, port: u16, otlp: Option<&str>, backends: &Backends) -> Result<Self> {
+    pub fn lay_out(dir: &Path, port: u16, pace: Pace, otlp: Option<&str>, backends: &Backends) -> Result<Self> {
         for folder in ["pki", "resources", DNS] {
             make(&dir.join(folder))?;
         }
-        let authority = authority(&dir.join("pki"))?;
+        let mut certificates = Certificates::open(dir, &store(dir), pace)?;
         let mut ports = FreePorts::default();
         let port = match port {
             0 => ports.common()?,
@@ -77,6 +73,7 @@ impl Fleet {
         let control_id = |name: &str| format!("spiffe://{TRUST_DOMAIN}/region/{}/control/{name}", REGIONS[0].0);
         let address = ports.take()?;
         let control = member(CONTROL, control_id(CONTROL), address, &mut ports)?;
+        let bootstrap = ports.take()?;
         let address = if port == 8443 { SocketAddr::from(([127, 0, 0, 1], DNS_PORT)) } else { ports.take()? };
         let dns = member(DNS, control_id(DNS), address, &mut ports)?;
         let mut regions = Vec::new();
@@ -85,60 +82,28 @@ impl Fleet {
             ports.hold(service).with_context(|| format!("{service} is taken; --port 0 takes a free port"))?;
             regions.push(Region::lay_out(dir, name, service, &mut ports)?);
         }
-        let fleet = Self { dir: dir.to_owned(), regions, control, dns, authority };
-        fleet.issue_all()?;
+        hold(&mut certificates, &regions, [&control, &dns])?;
+        certificates.issue_all()?;
+        let fleet = Self { dir: dir.to_owned(), regions, control, bootstrap, dns, certificates, pace };
         fleet.write_settings(otlp, backends)?;
         fleet.write_resources(backends)?;
         Ok(fleet)
     }
 
-    /// New leaves for all, under the same names: every process notices and swaps.
-    pub fn renew_certificates(&self) -> Result<()> {
-        self.issue_all()?;
-        eprintln!("certificates renewed");
-        Ok(())
-    }
-
-    fn issue_all(&self) -> Result<()> {
-        let issue = |name: &str, id: &str, life, dialled: &[IpAddr]| -> Result<()> {
-            let mut request = LeafRequest::new(SpiffeId::parse(id)?, life);
-            if !dialled.is_empty() {
-                request = request.dialled_locally();
-                request.dns_names.push(SERVICE.into());
-                request.addresses.extend(dialled);
-            }
-            let files = identity(&self.dir, name);
-            Ok(self.authority.issue(&request)?.save(files.certificate, files.key)?)
-        };
-        for region in &self.regions {
-            let gateway = &region.gateway;
-            issue(&gateway.path, &gateway.id, LIFE, &[region.service.ip()])?;
-            for pod in &region.sidecars {
-                issue(&pod.path, &pod.id, LIFE, &[])?;
-            }
-            issue(&region.loader(), &region.loader_id(), LIFE, &[])?;
-        }
-        for member in [&self.control, &self.dns] {
-            issue(&member.path, &member.id, LIFE, &[])?;
-        }
-        issue(OPERATOR, &format!("spiffe://{TRUST_DOMAIN}/operator/dev"), CLIENT_LIFE, &[])?;
-        for tenant in TENANTS {
-            issue(tenant, &format!("spiffe://{TRUST_DOMAIN}/tenant/{tenant}/client/dev"), CLIENT_LIFE, &[])?;
-        }
-        Ok(())
-    }
-
     fn write_settings(&self, otlp: Option<&str>, backends: &Backends) -> Result<()> {
         let common = |member: &Member, region: &str| {
-            let files = identity(&self.dir, &member.path);
+            let files = of_process(&self.dir, &member.path);
             format!(
                 "region: {region}\n\
-                 identity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\n\
+                 identity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\n  \
+                 renew: {{ servers: [\"{}\"], every: {}ms }}\n\
                  admin: \"{}\"\n\
                  drainTimeout: 5s\n{}",
                 quoted(&files.certificate),
                 quoted(&files.key),
                 quoted(&files.trust_bundle),
+                self.control.address,
+                self.pace.every().as_millis(),
                 member.admin,
                 otlp.map(|endpoint| format!("otlp: \"{endpoint}\"\n")).unwrap_or_default(),
             )
@@ -148,11 +113,16 @@ impl Fleet {
         }
         let control = format!(
             "name: {CONTROL}\n{}listen: \"{}\"\nstore: {{ sqlite: {} }}\naudit: {}\noperators: [dev]\n\
+             authority: {{ folder: {}, life: {}s, notice: {}ms, bootstrap: \"{}\" }}\n\
              health: {{ profile: dev }}\nrollout: {{ gather: 1s, canaryDwell: 1s, regionDwell: 1s, patience: 3s }}\n",
             common(&self.control, REGIONS[0].0),
             self.control.address,
-            quoted(&self.dir.join("control.sqlite")),
+            quoted(&store(&self.dir)),
             quoted(&self.dir.join(format!("{CONTROL}.audit.log"))),
+            quoted(&self.dir.join("pki")),
+            self.pace.life.as_secs(),
+            self.pace.notice().as_millis(),
+            self.bootstrap,
         );
         write(&self.control.config, &control)?;
         let dns = format!(
@@ -184,22 +154,28 @@ impl Fleet {
     }
 }
 
-/// The files of one workload or client.
-pub fn identity(dir: &Path, name: &str) -> IdentitySettings {
-    let pki = dir.join("pki");
-    let file = |extension: &str| pki.join(format!("{}.{extension}", name.replace('/', ".")));
-    IdentitySettings { certificate: file("pem"), key: file("key"), trust_bundle: pki.join("trust-bundle.pem") }
+/// Who is to have a certificate.
+fn hold(certificates: &mut Certificates, regions: &[Region], nodes: [&Member; 2]) -> Result<()> {
+    for region in regions {
+        let gateway = &region.gateway;
+        certificates.process(&gateway.path, &gateway.id, Some(region.service.ip()))?;
+        for pod in &region.sidecars {
+            certificates.process(&pod.path, &pod.id, None)?;
+        }
+        certificates.caller(&region.loader(), &region.loader_id())?;
+    }
+    for member in nodes {
+        certificates.process(&member.path, &member.id, None)?;
+    }
+    certificates.caller(OPERATOR, &format!("spiffe://{TRUST_DOMAIN}/operator/dev"))?;
+    for tenant in TENANTS {
+        certificates.caller(tenant, &format!("spiffe://{TRUST_DOMAIN}/tenant/{tenant}/client/dev"))?;
+    }
+    Ok(())
 }
 
-/// The authority in a folder, or a new one.
-fn authority(folder: &Path) -> Result<Authority> {
-    if folder.join("root.key").exists() {
-        return Authority::load(folder)
-            .with_context(|| format!("{} holds a broken authority; remove it", folder.display()));
-    }
-    let authority = Authority::create(TrustDomain::parse(TRUST_DOMAIN)?)?;
-    authority.save(folder)?;
-    Ok(authority)
+fn store(dir: &Path) -> PathBuf {
+    dir.join("control.sqlite")
 }
 
 /// Ports that nobody listens on now, each given once. They are held until all are taken, so that the

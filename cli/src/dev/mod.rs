@@ -1,11 +1,13 @@
 //! `spillway dev`: three regions on this machine, with real processes, real certificates and a real model.
 //!
-//! * [`fleet`]: what they have in common: authority, resources, a control node, a DNS node.
+//! * [`fleet`]: what they have in common: resources, a control node, a DNS node.
+//! * [`certificates`]: first certificates, and those of who runs no process.
 //! * [`region`]: what one region is made of.
 //! * [`processes`]: the children, ended with us, started again when they die.
 //! * [`servers`]: Redis, Cassandra and Triton, when asked for.
 //! * [`injector`]: what breaks things for drills.
 
+mod certificates;
 mod fleet;
 pub mod injector;
 mod processes;
@@ -27,6 +29,7 @@ use crate::commands::apply;
 use crate::commands::features::Load;
 use crate::commands::sidecar::Connection;
 use crate::control::Target;
+use certificates::{Pace, of_caller, shared_bundle};
 use fleet::{CONTROL, EXAMPLE_ENTITY, Fleet, MODEL, Member, SERVICE, TENANTS};
 use injector::Injector;
 use injector::relay::Links;
@@ -46,13 +49,13 @@ pub struct Arguments {
     /// Use real servers instead of the embedded defaults: Redis, Cassandra and Triton, by tests/servers of this repository
     #[arg(long)]
     with_servers: bool,
+    /// How long certificates of processes live, 20s to 24h; renewed by the control node at half of it
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = Pace::parse)]
+    life: Pace,
     /// Where traces go, by OTLP over gRPC
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
 }
-
-/// Certificates are renewed long before half of their life, 1 h in dev, is over.
-const RENEW_EVERY: Duration = Duration::from_secs(20 * 60);
 
 const LED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -92,7 +95,7 @@ async fn start_and_watch(
     } else {
         Backends::Embedded
     };
-    let fleet = Fleet::lay_out(&arguments.dir, arguments.port, arguments.otlp.as_deref(), &backends)?;
+    let fleet = Fleet::lay_out(&arguments.dir, arguments.port, arguments.life, arguments.otlp.as_deref(), &backends)?;
     processes.spawn(&fleet.control.path, "control", &fleet.control.config).await?;
     let target = Target::at(fleet.control.address.to_string(), operator(&fleet.dir));
     apply_when_led(&target, &fleet.dir.join("resources")).await?;
@@ -115,10 +118,8 @@ async fn start_and_watch(
     let _injector = injector::service::serve(Injector::new(handles, links), &fleet.dir).await?;
     try_join_all(fleet.regions.iter().map(|region| region.gateway.wait_until_ready())).await?;
     announce(&fleet)?;
-    loop {
-        tokio::time::sleep(RENEW_EVERY).await;
-        fleet.renew_certificates()?;
-    }
+    fleet.certificates.keep(fleet.control.address).await;
+    Ok(())
 }
 
 /// A control node leads as soon as it has stood for election.
@@ -138,7 +139,7 @@ async fn load_features(dir: &Path, region: &Region) -> Result<()> {
     let connection = Connection {
         address: pod.address.to_string(),
         expected: SpiffeId::parse(&pod.id)?,
-        identity: fleet::identity(dir, &region.loader()),
+        identity: of_caller(dir, &region.loader()),
     };
     for (group, content) in [("site", SITE), ("page", PAGE)] {
         let file = region.dir.join(format!("{group}.csv"));
@@ -158,7 +159,7 @@ pub fn loader(folder: &Path, region: Option<&str>) -> Result<Connection> {
     let (Some(id), Some(address), Some(name)) = (pod["id"].as_str(), pod["grpc"].as_str(), name.as_str()) else {
         bail!("{}/{ENDPOINTS} names no sidecar", folder.display());
     };
-    let identity = fleet::identity(folder, &region::loader(name));
+    let identity = of_caller(folder, &region::loader(name));
     Ok(Connection { address: address.into(), expected: SpiffeId::parse(id)?, identity })
 }
 
@@ -178,7 +179,7 @@ pub fn control(folder: &Path) -> Result<Vec<String>> {
 
 /// Who gives orders to what runs out of a folder.
 pub fn operator(folder: &Path) -> IdentitySettings {
-    fleet::identity(folder, fleet::OPERATOR)
+    of_caller(folder, fleet::OPERATOR)
 }
 
 fn region_of(folder: &Path, name: Option<&str>) -> Result<Value> {
@@ -225,11 +226,12 @@ fn announce(fleet: &Fleet) -> Result<()> {
             "name": CONTROL,
             "id": fleet.control.id,
             "grpc": fleet.control.address.to_string(),
+            "bootstrap": fleet.bootstrap.to_string(),
             "admin": format!("http://{}", fleet.control.admin),
         }],
         "dns": [fleet.dns.address.to_string()],
         "injector": shown(&fleet.dir.join(injector::service::FILE)),
-        "trust_bundle": shown(&pki.join("trust-bundle.pem")),
+        "trust_bundle": shown(&shared_bundle(&fleet.dir)),
         "pki_dir": shown(&pki),
         "operator": files(fleet::OPERATOR),
         "clients": TENANTS.map(|tenant| (tenant.to_owned(), files(tenant))).into_iter().collect::<Map<_, _>>(),

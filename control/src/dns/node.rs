@@ -16,6 +16,7 @@ use spillway_core::units::Name;
 use spillway_runtime::admin::{Admin, Pages, Readiness};
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
+use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::Refused;
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::tls::{IdentityError, Workload};
@@ -36,6 +37,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub enum StartError {
     #[error("identity")]
     Identity(#[from] IdentityError),
+    #[error("identity.renew")]
+    Renewal(#[from] RenewalError),
     #[error("the certificate is that of '{found}'; the settings say region {region}, control node {node}")]
     NotOurs { found: String, region: Name, node: Name },
     #[error("snapshot")]
@@ -87,6 +90,7 @@ pub async fn run(settings: DnsSettings, drain: Drain) -> Result<(), StartError> 
 impl DnsNode {
     pub async fn bind(settings: DnsSettings, drain: Drain) -> Result<Self, StartError> {
         let metrics = Metrics::new("dns");
+        prepare(&settings.common.identity, settings.common.renew.as_ref(), &role(&settings)).await?;
         let workload = Workload::load(&settings.common.identity)?;
         workload.register(&metrics);
         check_identity(&workload, &settings)?;
@@ -132,6 +136,8 @@ impl DnsNode {
     pub async fn serve(self) {
         let Self { sockets, admin, server, workload, inputs, feeds, audit, metrics, settings, drain, .. } = self;
         let shares = Arc::new(Mutex::new(Shares::default()));
+        let common = settings.common.clone();
+        let renewal = common.renew.map(|renew| Renewal::new(common.identity, renew, Arc::clone(&workload), &metrics));
         let pages = Pages {
             actions: Vec::new(),
             readiness: readiness(&server, &drain),
@@ -143,6 +149,9 @@ impl DnsNode {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve(pages));
         tasks.spawn(Arc::clone(&workload).watch(audit.clone(), drain.clone()));
+        if let Some(renewal) = renewal {
+            tasks.spawn(renewal.run(drain.clone()));
+        }
         tasks.spawn(workload.follow(Arc::clone(&inputs.snapshots), audit.clone(), drain.clone()));
         feeds.start(&mut tasks, &inputs, &drain);
         tasks.spawn(inputs.follow(Arc::clone(&server)));
@@ -162,13 +171,17 @@ async fn keep_shares(server: Arc<Server>, shares: Arc<Mutex<Shares>>) {
     }
 }
 
+fn role(settings: &DnsSettings) -> Role {
+    Role::Control { region: settings.region.clone(), name: settings.node.clone() }
+}
+
 fn check_identity(workload: &Workload, settings: &DnsSettings) -> Result<(), StartError> {
-    let DnsSettings { region, node, .. } = settings;
     let id = workload.id();
-    match &id.role {
-        Role::Control { region: r, name } if r == region && name == node => Ok(()),
-        _ => Err(StartError::NotOurs { found: id.to_string(), region: region.clone(), node: node.clone() }),
+    if id.role == role(settings) {
+        return Ok(());
     }
+    let (region, node) = (settings.region.clone(), settings.node.clone());
+    Err(StartError::NotOurs { found: id.to_string(), region, node })
 }
 
 fn readiness(server: &Arc<Server>, drain: &Drain) -> Readiness {

@@ -105,3 +105,18 @@ async fn without_the_store_questions_are_answered_and_changes_are_not() {
     leader.stop().await;
     follower.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_renews_its_own_certificate_also_a_follower_that_is_left_alone() {
+    let (domain, cluster) = (Domain::issuing(Duration::from_secs(6)), Cluster::start());
+    let (leader, follower) = two(&domain, &cluster).await;
+    let life = |node: &Node| node.parts.workload.life();
+    let first = [life(&leader), life(&follower)];
+    eventually("both renew", || life(&leader) != first[0] && life(&follower) != first[1]).await;
+    assert!(follower.parts.leading.fence().is_none(), "it follows still");
+    leader.stop().await;
+    cluster.kill();
+    let last = life(&follower);
+    eventually("it goes on without leader and store", || life(&follower).not_before > last.not_after).await;
+    follower.stop().await;
+}

@@ -25,18 +25,31 @@ const HOUR: Duration = Duration::from_secs(3_600);
 pub struct Domain {
     pub folder: tempfile::TempDir,
     authority: Authority,
+    /// How long leaves of control nodes live which have an authority of their own.
+    life: Option<Duration>,
 }
 
 impl Domain {
     pub fn create() -> Self {
         install_provider();
         let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
-        Self { folder: tempfile::tempdir().unwrap(), authority }
+        Self { folder: tempfile::tempdir().unwrap(), authority, life: None }
+    }
+
+    /// One whose control nodes issue leaves of this life, and have such.
+    pub fn issuing(life: Duration) -> Self {
+        let domain = Self { life: Some(life), ..Self::create() };
+        domain.authority.save(domain.path("authority")).unwrap();
+        domain
     }
 
     pub fn identity(&self, path: &str) -> IdentitySettings {
+        self.identity_for(path, HOUR)
+    }
+
+    fn identity_for(&self, path: &str, life: Duration) -> IdentitySettings {
         let id = SpiffeId::parse(&format!("spiffe://spillway.test/{path}")).unwrap();
-        let leaf = self.authority.issue(&LeafRequest::new(id, HOUR)).unwrap();
+        let leaf = self.authority.issue(&LeafRequest::new(id, life)).unwrap();
         leaf.save_workload(self.folder.path().join(path.replace('/', "-")), self.authority.trust_bundle()).unwrap()
     }
 
@@ -62,14 +75,19 @@ impl Domain {
     }
 
     pub async fn node(&self, name: &str, store: &str) -> Node {
-        let IdentitySettings { certificate, key, trust_bundle } = self.identity(&format!("region/eu/control/{name}"));
+        let id = format!("region/eu/control/{name}");
+        let IdentitySettings { certificate, key, trust_bundle } = self.identity_for(&id, self.life.unwrap_or(HOUR));
+        let authority = self.life.map_or_else(String::new, |life| {
+            let folder = self.path("authority");
+            format!("authority: {{folder: {}, life: {}s}}\n", folder.display(), life.as_secs())
+        });
         // Two processes never share a log.
         static NODES: AtomicU64 = AtomicU64::new(0);
         let audit = self.path(&format!("{name}-{}.audit", NODES.fetch_add(1, Ordering::Relaxed)));
         let text = format!(
             "region: eu\nname: {name}\nlisten: 127.0.0.1:0\nstore:\n  {store}\noperators: [alice, bob]\naudit: {}\n\
              rollout: {{gather: 1s, canaryDwell: 300ms, regionDwell: 300ms, patience: 3s}}\n\
-             drainTimeout: 5s\nidentity: {{certificate: {}, key: {}, trustBundle: {}}}\n",
+             {authority}drainTimeout: 5s\nidentity: {{certificate: {}, key: {}, trustBundle: {}}}\n",
             audit.display(),
             certificate.display(),
             key.display(),

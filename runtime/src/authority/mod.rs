@@ -157,7 +157,13 @@ impl Authority {
 
     /// A leaf for both ends of a connection, with a key made here. Its life is cut at the intermediate's.
     pub fn issue(&self, request: &LeafRequest) -> Result<IssuedLeaf, AuthorityError> {
-        let key = KeyPair::generate()?;
+        self.issue_again(request, &KeyPair::generate()?.serialize_pem())
+    }
+
+    /// The same for a key, PKCS#8 in PEM, that is there already: its holder replaces one file, so that whoever reads
+    /// them, in whatever order, finds what belongs together.
+    pub fn issue_again(&self, request: &LeafRequest, key: &str) -> Result<IssuedLeaf, AuthorityError> {
+        let key = KeyPair::from_pem(key)?;
         let certified = self.certify(request, &key)?;
         Ok(IssuedLeaf { certificate: certified.chain, key: key.serialize_pem() })
     }

@@ -81,3 +81,19 @@ fn leaves_of_one_key_differ_in_their_serial_numbers() {
     let (_, read) = X509Certificate::from_der(&der).unwrap();
     assert_eq!((read.raw_serial().len(), read.raw_serial_as_string().replace(':', "")), (16, one.serial.to_string()));
 }
+
+#[test]
+fn a_leaf_for_a_key_that_is_there_fits_it_beside_the_one_before() {
+    let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
+    let request = LeafRequest::new(id("spiffe://spillway.test/tenant/acme/client/web"), YEAR);
+    let first = authority.issue(&request).unwrap();
+    let again = authority.issue_again(&request, &first.key).unwrap();
+    assert_eq!(again.key, first.key);
+    assert_ne!(again.certificate, first.certificate);
+    let public = |leaf: &IssuedLeaf| {
+        let der = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
+        X509Certificate::from_der(&der).unwrap().1.public_key().raw.to_vec()
+    };
+    assert_eq!(public(&again), public(&first));
+    assert!(authority.issue_again(&request, "rubbish").is_err());
+}

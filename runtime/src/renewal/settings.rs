@@ -33,6 +33,13 @@ pub struct BootstrapSettings {
     pub token: PathBuf,
 }
 
+impl RenewalSettings {
+    /// By these control nodes, for who has a certificate.
+    pub fn by(servers: Vec<String>) -> Self {
+        Self { servers, bootstrap: None, every: EVERY }
+    }
+}
+
 impl FromNode for RenewalSettings {
     fn from_node(field: &Field<'_>) -> Option<Self> {
         const EXPECTED: InvalidUnit = InvalidUnit("more than 0 and at most 1h");

@@ -44,10 +44,19 @@ pub struct Fleet {
     /// Settings added to those of all control nodes; at first a rollout without long waits.
     pub control_settings: String,
     pub gateway_settings: String,
+    leaves: Option<Leaves>,
     /// Resource files by name.
     pub resources: BTreeMap<String, String>,
     /// Dropped last.
     pub folder: RunFolder,
+}
+
+/// Of processes, which renew them at the control nodes.
+#[derive(Clone, Copy)]
+struct Leaves {
+    life: Duration,
+    /// How often the trust bundle is asked for.
+    every: Duration,
 }
 
 /// One region.
@@ -110,6 +119,7 @@ impl Fleet {
             port,
             control_settings: "rollout: { gather: 2s, canaryDwell: 500ms, regionDwell: 500ms }\n".into(),
             gateway_settings: String::new(),
+            leaves: None,
             resources: BTreeMap::new(),
             folder,
         };
@@ -152,6 +162,21 @@ impl Fleet {
     pub fn add_dns(&mut self) {
         let name = format!("dns-{}", self.dns.len());
         self.dns.push(node(&name, "dns", "eu-west", "control", ports::local(ports::free())));
+    }
+
+    /// Has the control nodes issue the leaves of all processes, from the folder `authority`. To be called before the start.
+    pub fn renew(&mut self, life: Duration, notice: Duration) {
+        let folder = self.folder.join("authority");
+        self.authority.save(&folder).expect("a folder");
+        writeln!(
+            self.control_settings,
+            "authority: {{ folder: {}, life: {}ms, notice: {}ms }}",
+            folder.display(),
+            life.as_millis(),
+            notice.as_millis()
+        )
+        .expect("memory");
+        self.leaves = Some(Leaves { life, every: notice / 4 });
     }
 
     fn write_resources(&mut self) {
@@ -306,9 +331,14 @@ impl Fleet {
     }
 
     fn common(&self, node: &Node, region: &str) -> String {
-        let files = self.issue(&node.name, &node.id, &[node.listen.ip()]);
+        let life = self.leaves.map_or(LIFE, |leaves| leaves.life);
+        let files = self.issue_for(life, &node.name, &node.id, &[node.listen.ip()]);
+        let renew = self.leaves.map_or_else(String::new, |leaves| {
+            let servers: Vec<String> = self.controls.iter().map(|node| format!("\"{}\"", node.listen)).collect();
+            format!("  renew: {{ servers: [{}], every: {}ms }}\n", servers.join(", "), leaves.every.as_millis())
+        });
         format!(
-            "region: {region}\nidentity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\nadmin: \"127.0.0.1:0\"\ndrainTimeout: 10s\n",
+            "region: {region}\nidentity:\n  certificate: {}\n  key: {}\n  trustBundle: {}\n{renew}admin: \"127.0.0.1:0\"\ndrainTimeout: 10s\n",
             files.certificate.display(),
             files.key.display(),
             files.trust_bundle.display(),
@@ -317,7 +347,11 @@ impl Fleet {
 
     /// A leaf in a folder of its own; `path` is that of the SPIFFE id.
     pub fn issue(&self, name: &str, path: &str, dialled: &[IpAddr]) -> IdentitySettings {
-        let mut request = LeafRequest::new(id(path), LIFE).dialled_locally();
+        self.issue_for(LIFE, name, path, dialled)
+    }
+
+    fn issue_for(&self, life: Duration, name: &str, path: &str, dialled: &[IpAddr]) -> IdentitySettings {
+        let mut request = LeafRequest::new(id(path), life).dialled_locally();
         request.dns_names.push(SERVICE.into());
         request.addresses.extend(dialled.iter().filter(|ip| **ip != IpAddr::from(Ipv4Addr::LOCALHOST)));
         let leaf = self.authority.issue(&request).expect("a leaf");

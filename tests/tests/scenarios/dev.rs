@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -165,6 +166,89 @@ async fn dev_with_servers_predicts_the_same() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_is_replaced_while_the_printed_line_goes_on_working() {
+    let folder = RunFolder::new("dev-rotation");
+    let dir = folder.strip_prefix(root()).expect("it lies in the repository").join("region");
+    let mut dev = Dev::start(&dir, &["--life", "30s"], START);
+    let curl = dev.curl();
+    let pki = root().join(&dir).join("pki");
+    let read = |file: &str| std::fs::read_to_string(pki.join(file)).expect("a PEM file");
+    let (old, first) = (read("root.pem"), read("eu-west.pod-1.pem"));
+
+    let calls = Calls::start(curl.clone());
+    operate(&["pki", "init", text(&pki.join("next"))]);
+    let new = read("next/root.pem");
+    let begun = Instant::now();
+    assert!(operate(&["pki", "rotate", "--to", "--dev", text(&dir)]).starts_with("stage  announced"));
+    eventually("clients trust both", Duration::from_secs(10), async || {
+        (read("trust-bundle.pem") == format!("{old}{new}")).then_some(())
+    })
+    .await;
+    eventually("the old root is retired", Duration::from_secs(90), async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let settled = operate(&["pki", "rotate", "--dev", text(&dir)]).starts_with("stage  settled");
+        (settled && read("trust-bundle.pem") == new).then_some(())
+    })
+    .await;
+    let processes = ["control-0", "dns-0", "eu-west.gateway-0", "eu-central.pod-0", "us-east.pod-1"];
+    eventually("processes trust the new root alone", Duration::from_secs(20), async || {
+        processes.iter().all(|name| read(&format!("{name}.trust.pem")) == new).then_some(())
+    })
+    .await;
+    println!("a root was replaced in {:?}", begun.elapsed());
+    assert_ne!(read("eu-west.pod-1.pem"), first, "it is renewed");
+    let calls = calls.stop();
+    let failed: Vec<&String> = calls.iter().filter_map(|call| call.as_ref().err()).collect();
+    assert!(failed.is_empty() && calls.len() > 20, "{} of {}: {failed:?}", failed.len(), calls.len());
+
+    kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
+    eventually("dev ends", Duration::from_secs(15), async || dev.child.try_wait().expect("a child")).await;
+    // With the new root from the first leaf on, since clients know no other.
+    let dev = Dev::start(&dir, &[], START);
+    assert_eq!(read("trust-bundle.pem"), new);
+    let answer = client_of(&read_endpoints(&dir), "acme").post(INFER, &entity("site-0001")).await.expect("an answer");
+    assert_scores("after a restart", &scores(&answer), &cases()[..1]);
+    drop(dev);
+}
+
+/// A command of the binary; returns what it printed.
+fn operate(arguments: &[&str]) -> String {
+    let output = Command::new(binary()).args(arguments).current_dir(root()).output().expect("it runs");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The printed curl line, again and again.
+struct Calls {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Vec<Result<(), String>>>,
+}
+
+impl Calls {
+    fn start(curl: String) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut calls = Vec::new();
+            while !ended.load(Ordering::Relaxed) {
+                let output = Command::new("sh").args(["-c", &curl]).current_dir(root()).output().expect("sh is there");
+                let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+                let right = answer["outputs"][0]["data"][0].is_number();
+                calls.push(if right { Ok(()) } else { Err(format!("{output:?}")) });
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            calls
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> Vec<Result<(), String>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("it does not panic")
+    }
+}
+
 fn read_endpoints(dir: &Path) -> Value {
     let file = std::fs::read(root().join(dir).join("endpoints.json")).expect("endpoints.json");
     serde_json::from_slice(&file).expect("JSON")
@@ -245,27 +329,22 @@ async fn repeats_are_cached_and_limits_are_met(endpoints: &Value) {
 
 /// By what the README and the printed lines say.
 async fn operators_see_what_happened(dir: &Path) {
-    let run = |arguments: &[&str]| {
-        let output = Command::new(binary()).args(arguments).current_dir(root()).output().expect("it runs");
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("text")
-    };
     let dev = text(dir);
-    let status = run(&["status", "--dev", dev, "--region", "eu-west"]);
+    let status = operate(&["status", "--dev", dev, "--region", "eu-west"]);
     assert!(status.contains("gateway-0") && status.contains("initech"), "{status}");
     let request = root().join(dir).join("request.json");
     std::fs::write(&request, entity("site-0001").to_string()).expect("a file");
     let caller = ["--tenant", "globex", "--client", "dev", "--model", "phishing", text(&request)];
-    let told = run(&[&["explain", "--dev", dev], &caller[..]].concat());
+    let told = operate(&[&["explain", "--dev", dev], &caller[..]].concat());
     assert!(told.contains("not-allowed"), "{told}");
-    assert!(run(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("results purged: 1,"));
+    assert!(operate(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("results purged: 1,"));
     let audit = root().join(dir).join("eu-west/gateway-0.audit.log");
     // Equal refusals of a second are one record.
     eventually("the refusal is in the log", Duration::from_secs(5), async || {
         std::fs::read_to_string(&audit).expect("the log").contains("globex").then_some(())
     })
     .await;
-    assert!(run(&["audit", "verify", text(&audit)]).starts_with("ok: "));
+    assert!(operate(&["audit", "verify", text(&audit)]).starts_with("ok: "));
 }
 
 async fn a_sidecar_that_dies_is_started_again(client: &Client, dev: &Dev) {

@@ -15,7 +15,7 @@ fn role(uri: &str) -> Role {
 }
 
 impl Stand {
-    async fn token(&self, uri: &str) -> String {
+    pub async fn token(&self, uri: &str) -> String {
         let mut operator = self.client(&self.issued(OPERATOR)).await;
         let order = CreateTokenRequest {
             id: uri.into(),
@@ -27,7 +27,7 @@ impl Stand {
     }
 
     /// What a new machine has: a bundle and a token.
-    fn machine(&self, name: &str, token: &str) -> (IdentitySettings, std::path::PathBuf) {
+    pub fn machine(&self, name: &str, token: &str) -> (IdentitySettings, std::path::PathBuf) {
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let at = |file: &str| folder.join(file);

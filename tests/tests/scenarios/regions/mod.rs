@@ -3,9 +3,11 @@
 //! * [`lost`]: a region dies, with all that decides alive, and without.
 //! * [`stranded`]: a region's pods die, its gateways live.
 //! * [`intent`]: who may write, and what nodes refuse.
+//! * [`rotation`]: another root is trusted by all.
 
 mod intent;
 mod lost;
+mod rotation;
 mod stranded;
 
 use std::time::{Duration, Instant};
