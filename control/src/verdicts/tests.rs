@@ -11,7 +11,7 @@ use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_proto::control::r#override::Act;
-use spillway_runtime::audit::Audit;
+use spillway_runtime::audit::{Audit, AuditSettings};
 use spillway_runtime::plan::{Published, open};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::vantage::outcome_code;
@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::orders::Times;
 use super::*;
 use crate::distribution::Report;
-use crate::intent::{Events, StatusSource};
+use crate::intent::{Drills, Events, StatusSource};
 use crate::store::{Fence, Leadership, Store, StoreSettings, Write};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -57,6 +57,8 @@ struct World {
     verdicts: Verdicts,
     nudges: broadcast::Receiver<String>,
     events: Events,
+    drills: Drills,
+    audit: Audit,
     metrics: Metrics,
     now: Duration,
     next_tick: Duration,
@@ -103,7 +105,11 @@ impl World {
         let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
         let leading = watch::Sender::new(Some(leadership.fence.clone()));
         let metrics = Metrics::new("test");
-        let (Outside { reports, nudges, events }, judging, verdicts) = judging(&store, &leading, capacity, &metrics);
+        let path = folder.path().join("audit.log");
+        let settings = AuditSettings { path, rotate: u64::MAX, keep: 1 };
+        let audit = Audit::start(Some(&settings), "control", &id("eu/control/c"), &metrics).unwrap();
+        let (Outside { reports, nudges, events, drills }, judging, verdicts) =
+            judging(&store, &leading, capacity, &metrics, audit.clone());
         let mut probing = Vec::new();
         for (vantage, id) in vantages().iter().enumerate() {
             for (gateway, region) in REGIONS.into_iter().enumerate() {
@@ -124,6 +130,8 @@ impl World {
             judging,
             nudges: nudges.subscribe(),
             events,
+            drills,
+            audit,
             verdicts,
             metrics,
             now: START,
@@ -266,6 +274,19 @@ impl World {
         findings.regions.iter().find(|status| status.region == region).expect("a region").phase.clone()
     }
 
+    fn withheld(&self, region: &str) -> String {
+        let findings = self.verdicts.findings();
+        findings.regions.iter().find(|status| status.region == region).expect("a region").withheld.clone()
+    }
+
+    /// Events of the audit log so far, with that name.
+    fn audited(&self, event: &str) -> Vec<serde_json::Value> {
+        self.audit.flush(SECOND * 5);
+        let text = std::fs::read_to_string(self.folder.path().join("audit.log")).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter(|record| record["event"] == event).collect()
+    }
+
     /// As people see it.
     fn status(&self) -> control::StatusResponse {
         let mut status = control::StatusResponse::default();
@@ -308,6 +329,7 @@ struct Outside {
     reports: mpsc::Sender<Report>,
     nudges: broadcast::Sender<String>,
     events: Events,
+    drills: Drills,
 }
 
 fn judging(
@@ -315,10 +337,12 @@ fn judging(
     leading: &watch::Sender<Option<Fence>>,
     capacity: Option<u32>,
     metrics: &Metrics,
+    audit: Audit,
 ) -> (Outside, Judging, Verdicts) {
     let (reports, heard) = mpsc::channel(1_024);
     let (nudges, events) = (broadcast::Sender::new(64), Events::default());
     let served = snapshot(capacity);
+    let drills = Drills::default();
     let inputs = Inputs {
         us: vantage(&id("eu/control/c")).unwrap(),
         reports: heard,
@@ -326,11 +350,12 @@ fn judging(
         store: store.clone(),
         leading: leading.subscribe(),
         nudges: nudges.clone(),
-        audit: Audit::off(),
+        audit,
         events: events.clone(),
+        drills: drills.clone(),
     };
     let (judging, verdicts) = Judging::new(inputs, HealthSettings::default(), metrics);
-    (Outside { reports, nudges, events }, judging, verdicts)
+    (Outside { reports, nudges, events, drills }, judging, verdicts)
 }
 
 fn near(weights: [f64; 3], expected: [f64; 3]) {
@@ -472,7 +497,7 @@ async fn the_next_leader_goes_on_and_the_last_one_is_refused() {
     let other = Store::open(&StoreSettings::Sqlite(path)).await.unwrap();
     let won = other.campaign(&name("d"), "127.0.0.1:2").await.unwrap();
     let leading = watch::Sender::new(Some(won.fence.clone()));
-    let (_outside, mut next, told) = judging(&other, &leading, Some(400), &Metrics::new("test"));
+    let (_outside, mut next, told) = judging(&other, &leading, Some(400), &Metrics::new("test"), Audit::off());
     let times = world.times();
     next.tick(times).await;
     let plan = open(&told.plan().borrow().clone().unwrap()).unwrap();
@@ -527,6 +552,104 @@ async fn operators_orders_hold_until_their_end() {
 }
 
 #[tokio::test]
+async fn a_region_is_forced_in_at_once_against_the_verdict_and_everybody_is_told() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 30).await;
+    world.kill(1);
+    world.until("us is out", SECOND * 10, |plan| plan.plan.weight(&name("us")) == 0.0).await;
+    // Down, and then in its hold-down, in its probation, on its ramp: from anywhere, at once.
+    let is_in = |plan: &Published| (plan.plan.weight(&name("us")) - THIRD).abs() < 0.002;
+    world.run(SECOND * 5).await;
+    world.order("us", Act::ForceIn(true), 120).await;
+    let took = world.until("us is forced in", SECOND * 5, is_in).await;
+    assert!(took <= SECOND, "{took:?}");
+    world.run(SECOND * 60).await;
+    near(world.weights(), [THIRD; 3]);
+    let status = world.status();
+    let us = status.regions.iter().find(|status| status.region == "us").unwrap();
+    let against = "an operator forced it in, against the verdict: more than half of its probed pairs have failed";
+    assert_eq!(
+        (us.phase.as_str(), us.why.as_str(), us.withheld.as_str()),
+        ("suspect", "forced in by an operator", against)
+    );
+    let said = |text: &str| status.events.iter().filter(|event| event.ends_with(text)).count();
+    assert_eq!(said("us: DOWN -> SUSPECT: forced in by an operator"), 1, "{:?}", status.events);
+    assert_eq!(said(&format!("us stays though it should go out: {against}")), 1, "{:?}", status.events);
+    assert_eq!(world.audited("region-withheld")[0]["why"], against);
+    assert_eq!(world.audited("region-moved").last().unwrap()["why"], "forced in by an operator");
+    assert!(world.plans.last().unwrap().1.standings[&name("us")].1.ends_with(&format!("it stays, since {against}")));
+
+    // When it ends, the verdict counts again, by its own rules.
+    world.run(SECOND * 600).await;
+    near(world.weights(), [0.5, 0.0, 0.5]);
+    world.lives[1] = Life::Well;
+    world.run(SECOND * 30).await;
+    assert_eq!(world.phase("us"), "down", "its hold-down");
+    world.order("us", Act::ForceIn(true), 3_600).await;
+    assert!(world.until("us is forced in", SECOND * 5, is_in).await <= SECOND);
+    world.run(SECOND * 40).await;
+    assert_eq!((world.phase("us").as_str(), world.withheld("us").as_str()), ("up", ""), "nothing is said against it");
+
+    // Forced in is not the only one in: others cannot be drained to leave a region alone that is sick.
+    world.kill(1);
+    world.run(SECOND * 30).await;
+    world.order("eu", Act::Drain(true), 600).await;
+    world.run(SECOND * 2).await;
+    world.order("ap", Act::Drain(true), 600).await;
+    world.run(SECOND * 2).await;
+    near(world.weights(), [0.0, 0.5, 0.5]);
+    let refused = "the override of 'ap' has no effect: no other region is in";
+    assert!(world.status().events.iter().any(|event| event.contains(refused)));
+}
+
+#[tokio::test]
+async fn what_moves_during_a_drill_is_said_to() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 30).await;
+    let alice = SpiffeId::parse("spiffe://td/operator/alice").unwrap();
+    let drill =
+        control::SetDrillRequest { lease: 7, drill: "region-loss".into(), target: "us".into(), ..Default::default() };
+    world.drills.set(&alice, drill, (&world.audit, &world.events)).unwrap();
+    world.kill(1);
+    world.until("us is out", SECOND * 10, |plan| plan.plan.weight(&name("us")) == 0.0).await;
+    let events = world.status().events;
+    let during =
+        "us: SUSPECT -> DOWN: more than half of its probed pairs have failed (during the drill region-loss of us)";
+    assert!(events.last().unwrap().ends_with(during), "{events:?}");
+    assert_eq!(world.audited("region-moved").last().unwrap()["drill"], "region-loss of us");
+    let over = control::EndDrillRequest { lease: 7, how: "pass".into() };
+    world.drills.end(&alice, &over, (&world.audit, &world.events));
+    world.lives[1] = Life::Well;
+    world.until("us is back", SECOND * 600, |plan| plan.plan.weight(&name("us")) > 0.0).await;
+    assert!(!world.status().events.last().unwrap().contains("drill"));
+    assert!(world.audited("region-moved").last().unwrap()["drill"].is_null());
+}
+
+#[tokio::test]
+async fn what_dns_nodes_answered_is_held_against_the_plan() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 10).await;
+    let answered = |world: &World| world.status().regions.iter().map(|region| region.answered).collect::<Vec<_>>();
+    assert_eq!(answered(&world), [None; 3], "no DNS node has said anything");
+    let beat = |world: &mut World, node: &str, eu, us| {
+        let told = [("eu", eu), ("us", us), ("mars", 5)];
+        let region = |(region, answers): (&str, u64)| control::RegionAnswers { region: region.into(), answers };
+        let answers = Some(control::Answers { regions: told.map(region).to_vec() });
+        let heartbeat = control::Heartbeat { answers, ..control::Heartbeat::default() };
+        world.judging.hear(&Report::Heartbeat(id(node), heartbeat), world.now);
+    };
+    beat(&mut world, "eu/control/dns-0", 30, 10);
+    beat(&mut world, "us/control/dns-0", 10, 30);
+    // Who is no DNS node has no word.
+    beat(&mut world, "us/gateway/g", 0, 1_000_000);
+    world.run(SECOND).await;
+    // Regions are told by name.
+    assert_eq!(answered(&world), [Some(0.0), Some(0.5), Some(0.5)]);
+    world.run(SECOND * 61).await;
+    assert_eq!(answered(&world), [None; 3]);
+}
+
+#[tokio::test]
 async fn without_the_store_nothing_new_is_told_and_with_it_at_once() {
     let mut world = World::new(None).await;
     world.run(SECOND * 30).await;
@@ -547,7 +670,7 @@ async fn who_does_not_lead_tells_what_the_leader_wrote() {
     let mut world = World::new(None).await;
     world.run(SECOND * 20).await;
     let follows = watch::Sender::new(None);
-    let (_outside, mut follower, told) = judging(&world.store, &follows, None, &Metrics::new("test"));
+    let (_outside, mut follower, told) = judging(&world.store, &follows, None, &Metrics::new("test"), Audit::off());
     follower.tick(world.times()).await;
     assert_eq!(*told.plan().borrow(), *world.verdicts.plan().borrow());
     world.kill(1);
@@ -673,7 +796,7 @@ async fn the_task_judges_by_itself_and_ends_with_the_drain() {
     let store = Store::open(&StoreSettings::Sqlite(folder.path().join("control.db"))).await.unwrap();
     let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
     let leading = watch::Sender::new(None);
-    let (outside, judging, verdicts) = judging(&store, &leading, None, &Metrics::new("test"));
+    let (outside, judging, verdicts) = judging(&store, &leading, None, &Metrics::new("test"), Audit::off());
     let drain = spillway_runtime::drain::Drain::new(SECOND);
     let task = tokio::spawn(judging.run(drain.clone()));
     let mut plan = verdicts.plan();
