@@ -24,7 +24,7 @@ pub struct Target {
     /// Its admin port, which answers its own machine alone
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev", conflicts_with = "dev")]
     admin: Option<String>,
-    /// One that `spillway dev` runs out of this folder
+    /// One that `spillway dev` runs out of this folder (.dev)
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
     dev: Option<PathBuf>,
     /// Of which region, with --dev [default: the first one]

@@ -25,7 +25,7 @@ pub struct Target {
     /// Control nodes; the first that can be reached is asked
     #[arg(long, value_name = "HOST:PORT,...", env = "SPILLWAY_CONTROL", value_delimiter = ',')]
     control: Vec<String>,
-    /// What `spillway dev` runs out of this folder, instead of all else here
+    /// What `spillway dev` runs out of this folder (.dev), instead of all else here
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
     pub dev: Option<PathBuf>,
     /// An operator's certificate.pem, key.pem and trust-bundle.pem

@@ -33,7 +33,7 @@ enum Command {
     Dns(commands::process::Arguments),
     /// Check resources; compile them into a snapshot
     Check(commands::check::Arguments),
-    /// Make resources the next version that is pushed
+    /// Make resources the next version; what is in none of the files is removed
     Apply(commands::apply::Arguments),
     /// Show resources, of the current version or another
     Get(commands::intent::Get),

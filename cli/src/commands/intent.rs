@@ -59,7 +59,7 @@ pub struct Rollback {
     #[arg(value_name = "VERSION")]
     to: u64,
     /// Why, for the history
-    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     message: String,
     #[command(flatten)]
     target: Target,

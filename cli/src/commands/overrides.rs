@@ -25,11 +25,11 @@ enum Action {
     Drain(Order),
     /// Give a region this weight instead of its own
     Weight {
-        #[command(flatten)]
-        order: Order,
         /// 0 or more; only the proportions between regions count
         #[arg(long, value_name = "NUMBER")]
         to: f64,
+        #[command(flatten)]
+        order: Order,
     },
     /// Take a region back at once, and keep it in against the verdict
     ForceIn(Order),

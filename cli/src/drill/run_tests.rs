@@ -140,7 +140,7 @@ async fn t65_a_second_drill_is_refused_and_one_that_was_displaced_is_broken_off(
     let report = finished(setup(&fleet, drill()), interrupts).await;
     displace.await.unwrap();
     assert_eq!(
-        (report.outcome, report.reasons),
+        (report.outcome, report.reasons.clone()),
         (Outcome::Aborted, vec!["the control plane: the drill latency runs".to_owned()])
     );
     assert!(report.at(Mark::Removed).is_some());

@@ -376,8 +376,8 @@ async fn a_stranded_request_is_told_where_it_goes_or_why_it_stays() {
     let answer = client.exchange(request, body.as_bytes().to_vec().into()).await.unwrap();
     assert_eq!((answer.status, answer.header("spillway-region")), (200, "us"), "so it is");
     let told = explain("globex", "double").await;
-    assert_eq!((&told["outcome"]["from"], &told["peers"]["none"]), (&"refused".into(), &"residence".into()), "{told}");
-    assert_eq!((&told["outcome"]["status"], &told["peers"]["mayLeave"]), (&503.into(), &false.into()));
+    assert_eq!((&told["peers"]["none"], &told["peers"]["mayLeave"]), (&"residence".into(), &false.into()), "{told}");
+    assert!(told["outcome"]["from"] != "peer" && told["peers"]["cause"].is_null(), "{told}");
 
     // So is the only region that it may go to.
     let us = &mut regions.places[1];
@@ -386,6 +386,6 @@ async fn a_stranded_request_is_told_where_it_goes_or_why_it_stays() {
     until("it is noticed", async || explain("initech", "double").await["peers"]["regions"][1]["unfit"] == "unhealthy")
         .await;
     let told = explain("initech", "double").await;
-    assert_eq!((&told["outcome"]["from"], &told["peers"]["none"]), (&"refused".into(), &"unhealthy".into()), "{told}");
-    assert_eq!(told["peers"]["regions"][1]["reachable"], 0);
+    assert_eq!((&told["peers"]["none"], &told["peers"]["regions"][1]["reachable"]), (&"unhealthy".into(), &0.into()));
+    assert!(told["outcome"]["from"] != "peer", "{told}");
 }
