@@ -1,4 +1,4 @@
-//! Which part of the answers of all DNS nodes each region got in the last minute, to be held against the plan.
+//! Which part of the answers of all DNS nodes each region got in the last 20 s, to be held against the plan.
 //!
 //! The rule: it speaks of answers, not of traffic: one answer to a resolver may serve thousands of clients.
 
@@ -8,8 +8,9 @@ use std::time::Duration;
 use spillway_core::units::Name;
 use spillway_proto::control;
 
-const WINDOW: Duration = Duration::from_secs(60);
-/// Heartbeats that are remembered: those of 85 DNS nodes.
+/// Four heartbeats: more answers would be surer, and would tell later of a change.
+const WINDOW: Duration = Duration::from_secs(20);
+/// Heartbeats that are remembered: those of 256 DNS nodes.
 const MOST: usize = 1_024;
 
 #[derive(Debug, Default)]
@@ -61,17 +62,17 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_of_all_nodes_answers_of_the_last_minute() {
+    fn parts_are_of_all_nodes_answers_of_late() {
         let mut answered = Answered::default();
         let known = |region: &Name| region.as_str() != "mars";
         assert_eq!(answered.part(&name("eu")), None);
         answered.hear(&told(&[("eu", 10), ("us", 10)]), known, SECOND);
-        answered.hear(&told(&[("eu", 10), ("mars", 1_000), ("no name!", 7)]), known, SECOND * 30);
+        answered.hear(&told(&[("eu", 10), ("mars", 1_000), ("no name!", 7)]), known, SECOND * 10);
         assert_eq!((answered.part(&name("eu")), answered.part(&name("us"))), (Some(20.0 / 30.0), Some(10.0 / 30.0)));
         assert_eq!(answered.part(&name("mars")), Some(0.0));
-        answered.forget(SECOND * 61);
+        answered.forget(SECOND * 21);
         assert_eq!(answered.part(&name("eu")), Some(1.0));
-        answered.forget(SECOND * 90);
+        answered.forget(SECOND * 30);
         assert_eq!(answered.part(&name("eu")), None);
     }
 
