@@ -19,11 +19,12 @@ const END: &[u8] = b"\r\n\r\n";
 
 /// Which gateway.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Gateway")]
 pub struct Target {
-    /// The gateway's admin port; what changes or explains something is answered to its own machine only
+    /// Its admin port, which answers its own machine alone
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev", conflicts_with = "dev")]
     admin: Option<String>,
-    /// A gateway that `spillway dev` runs out of this folder
+    /// One that `spillway dev` runs out of this folder (.dev)
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
     dev: Option<PathBuf>,
     /// Of which region, with --dev [default: the first one]

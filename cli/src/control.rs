@@ -20,23 +20,24 @@ pub type Client = IntentClient<Channel>;
 
 /// Which control plane, and who is asking.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Control plane")]
 pub struct Target {
-    /// Control nodes: the first that can be reached is asked, and passes on what only the leader may do
+    /// Control nodes; the first that can be reached is asked
     #[arg(long, value_name = "HOST:PORT,...", env = "SPILLWAY_CONTROL", value_delimiter = ',')]
     control: Vec<String>,
-    /// What `spillway dev` runs out of this folder, instead of all others
+    /// What `spillway dev` runs out of this folder (.dev), instead of all else here
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
     pub dev: Option<PathBuf>,
-    /// A folder with certificate.pem, key.pem and trust-bundle.pem, instead of the three options below
+    /// An operator's certificate.pem, key.pem and trust-bundle.pem
     #[arg(long, value_name = "FOLDER", env = "SPILLWAY_IDENTITY")]
     identity: Option<PathBuf>,
-    /// Our certificate chain, PEM; its role is operator
+    /// Instead of --identity: the operator's certificate chain, PEM
     #[arg(long, value_name = "FILE", env = "SPILLWAY_CERTIFICATE")]
     certificate: Option<PathBuf>,
-    /// Our private key, PEM
+    /// Its private key, PEM
     #[arg(long, value_name = "FILE", env = "SPILLWAY_KEY")]
     key: Option<PathBuf>,
-    /// The roots that are trusted, PEM
+    /// The roots to trust, PEM
     #[arg(long, value_name = "FILE", env = "SPILLWAY_TRUST_BUNDLE")]
     trust_bundle: Option<PathBuf>,
 }
@@ -53,7 +54,9 @@ impl Target {
     pub fn servers(&self) -> Result<Vec<String>> {
         match &self.dev {
             Some(folder) => crate::dev::control(folder),
-            None if self.control.is_empty() => bail!("--control, SPILLWAY_CONTROL or --dev is needed"),
+            None if self.control.is_empty() => bail!(
+                "which control plane? --control HOST:PORT (or SPILLWAY_CONTROL), or --dev for what `spillway dev` runs"
+            ),
             None => Ok(self.control.clone()),
         }
     }
@@ -96,7 +99,9 @@ impl Target {
         let key = file(&self.key, "key.pem");
         let trust_bundle = file(&self.trust_bundle, "trust-bundle.pem");
         let (Some(certificate), Some(key), Some(trust_bundle)) = (certificate, key, trust_bundle) else {
-            bail!("--identity, or all of --certificate, --key and --trust-bundle are needed");
+            bail!(
+                "who asks? --identity, or all of --certificate, --key and --trust-bundle: `spillway pki issue` makes an operator's"
+            );
         };
         Ok(IdentitySettings { certificate, key, trust_bundle })
     }
@@ -122,6 +127,12 @@ pub fn answer<T>(answer: Result<Response<T>, Status>) -> Result<T> {
         "not-leading" | "leader-unreachable" | "store-unavailable" => {
             "; nothing is known to be changed: look at `spillway history`, and try again"
         }
+        "not-an-operator" => {
+            "; control nodes name operators in their settings, and `spillway pki issue` makes a certificate"
+        }
+        "nothing-applied" => "; begin with `spillway apply -f PATH`",
+        "drill-runs" => "; `spillway status` shows it",
+        "no-such-override" => "; `spillway override list` shows those that hold",
         "no-such-version" => "; `spillway history` shows those that are kept",
         _ => "",
     };

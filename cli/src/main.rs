@@ -29,36 +29,36 @@ enum Command {
     Sidecar(commands::process::Arguments),
     /// Run a node of the control plane
     Control(commands::process::Arguments),
-    /// Answer DNS for the service zone
+    /// Run a DNS node for the service zone
     Dns(commands::process::Arguments),
     /// Check resources; compile them into a snapshot
     Check(commands::check::Arguments),
-    /// Make resources the next version of what the control plane pushes
+    /// Make resources the next version; what is in none of the files is removed
     Apply(commands::apply::Arguments),
-    /// Show the control plane's resources
+    /// Show resources, of the current version or another
     Get(commands::intent::Get),
-    /// Show the versions that the control plane keeps
+    /// Show the versions that are kept: when, by whom, why
     History(commands::intent::History),
-    /// Go back to an old version's resources
+    /// Make an old version's resources the next version
     Rollback(commands::intent::Rollback),
-    /// Order something for a region, for a while
+    /// Drain a region, weigh it, or force it in, for a while
     Override(commands::overrides::Arguments),
-    /// Check audit logs
-    Audit(commands::audit::Arguments),
-    /// Show a gateway's state: buckets, pods, breakers, cache, levels of degradation
+    /// Show regions, verdicts, weights, nodes, overrides, a drill; or one gateway
     Status(commands::status::Arguments),
     /// Tell what a request would meet at a gateway, without sending it
     Explain(Box<commands::explain::Arguments>),
-    /// Purge cached results
-    Cache(commands::cache::Arguments),
-    /// Break something on purpose, and see how long it takes to get over it
+    /// Break something on purpose, and measure how long it takes to get over it
     Drill(commands::drill::Arguments),
-    /// Make a trust domain and its certificates; replace its root
-    Pki(commands::pki::Arguments),
-    /// Make one-time tokens for first certificates
-    Token(commands::token::Arguments),
     /// Load features
     Features(commands::features::Arguments),
+    /// Purge cached results
+    Cache(commands::cache::Arguments),
+    /// Make one-time tokens for first certificates
+    Token(commands::token::Arguments),
+    /// Make a trust domain and its certificates; replace its root
+    Pki(commands::pki::Arguments),
+    /// Check audit logs
+    Audit(commands::audit::Arguments),
     /// Run three regions on this machine
     Dev(dev::Arguments),
 }

@@ -26,7 +26,7 @@ use crate::dns::route53::{keeping::Sources, writer::Writer};
 use crate::evidence;
 use crate::fleet::Fleet;
 use crate::intent::service::may_call as may_call_intent;
-use crate::intent::{Desk, Events, IntentService, Overrides, StatusSource, Versions};
+use crate::intent::{Desk, Drills, Events, IntentService, Overrides, StatusSource, Versions};
 use crate::leading::Leading;
 use crate::metrics::ControlMetrics;
 use crate::server::{Door, Guard, Server};
@@ -73,6 +73,7 @@ pub struct Parts {
     pub versions: Arc<Versions>,
     pub overrides: Arc<Overrides>,
     pub events: Events,
+    pub drills: Drills,
     pub audit: Audit,
     pub metrics: Metrics,
     pub drain: Drain,
@@ -148,6 +149,7 @@ impl Control {
             store,
             leading,
             events: Events::default(),
+            drills: Drills::default(),
             audit,
             metrics,
             drain,
@@ -167,11 +169,13 @@ impl Control {
     pub async fn serve(self) {
         let Self { addresses, server, admin, authority, newcomers, parts, settings } = self;
         let fleet = Fleet::new(&settings, &parts);
-        let Parts { workload, leading, versions, overrides, events, audit, metrics, drain, .. } = parts;
+        let Parts { workload, leading, versions, overrides, events, drills, audit, metrics, drain, .. } = parts;
         // Each part that has something to say of how it stands.
         let status: Vec<Arc<dyn StatusSource>> =
-            [vec![Arc::new(events.clone()) as Arc<dyn StatusSource>], fleet.status()].concat();
-        let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), events);
+            [vec![Arc::new(events.clone()) as Arc<dyn StatusSource>, Arc::new(drills.clone())], fleet.status()]
+                .concat();
+        let (heard, kept) = (events.clone(), drills.clone());
+        let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), heard, kept);
         let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
         // Each service has a door.
         let mut routes = Routes::new(intent.into_server()).add_service(fleet.service()).add_service(fleet.evidence());
@@ -231,6 +235,7 @@ impl Control {
         tasks.spawn(versions.follow(drain.clone()));
         fleet.start(&mut tasks, &drain);
         tasks.spawn(overrides.follow(leading.clone(), audit.clone(), drain.clone()));
+        tasks.spawn(drills.tend(leading.clone(), audit.clone(), events, drain.clone()));
         // Counted as work, so that another node may lead before this one has ended.
         let election = drain.work();
         tasks.spawn({

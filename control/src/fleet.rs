@@ -57,7 +57,7 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(settings: &ControlSettings, parts: &Parts) -> Self {
-        let Parts { workload, store, leading, versions, events, audit, metrics, .. } = parts;
+        let Parts { workload, store, leading, versions, events, drills, audit, metrics, .. } = parts;
         let (reports, reported) = mpsc::channel(REPORTS);
         let (standing, stands) = watch::channel(Standing::Alone);
         let (told, shared) = (broadcast::Sender::new(NUDGES), broadcast::Sender::new(SHARED));
@@ -75,6 +75,7 @@ impl Fleet {
             shared: shared.clone(),
             audit: audit.clone(),
             events: events.clone(),
+            drills: drills.clone(),
         };
         let verdict = settings.health.verdict.clone();
         let (judging, verdicts) = Judging::new(inputs, settings.health.clone(), metrics);

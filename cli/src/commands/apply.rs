@@ -22,7 +22,7 @@ pub struct Arguments {
     #[arg(long)]
     dry_run: bool,
     /// Why, for the history
-    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     message: String,
     /// Refuse if another version is current; 0: none is
     #[arg(long, value_name = "VERSION")]

@@ -9,6 +9,7 @@ use spillway_core::units::{InvalidUnit, Name};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::Form;
 use crate::drill::keep;
 use crate::drill::place::Place;
 use crate::drill::run::{self, Setup};
@@ -21,41 +22,44 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Run a drill. Exit code 0: passed; 1: failed; 2: refused or aborted
+    /// Run a drill; exits with 0: passed, 1: failed, 2: refused or aborted
     Run(Box<Run>),
-    /// The drills that come along
+    /// Show the drills that come along
     List,
-    /// A drill as it is written: a start for one's own
-    Show { name: String },
+    /// Show how a drill is written, as a start for one's own
+    Show {
+        /// One of `spillway drill list`
+        name: String,
+    },
 }
 
 #[derive(clap::Args)]
 struct Run {
-    /// A file, or the name of a drill that comes along
+    /// A file, or a name of `spillway drill list`
     #[arg(value_name = "FILE|NAME")]
     drill: String,
-    /// The region that it is about [default: the drill's own, or the one with the least traffic]
+    /// The region to lose [default: the drill's own, or the one with the least traffic]
     #[arg(long, value_name = "REGION", value_parser = parse_name)]
     target: Option<Name>,
-    /// The control node to ask, by name or address [default: all]
+    /// Ask this control node alone [default: all]
     #[arg(long, value_name = "NAME|HOST:PORT")]
     control: Option<String>,
-    /// The regions that `spillway dev` runs out of this folder
-    #[arg(long, value_name = "FOLDER", default_value = ".dev")]
+    /// What `spillway dev` runs out of this folder
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_value = ".dev", default_missing_value = ".dev")]
     dev: PathBuf,
     /// Addresses and identities [default: endpoints.json in the folder of `spillway dev`]
     #[arg(long, value_name = "FILE")]
     endpoints: Option<PathBuf>,
-    /// The tenant that requests are sent as
+    /// Send requests as this tenant
     #[arg(long, value_name = "TENANT", default_value = "acme")]
     tenant: String,
-    /// Begin although nobody knows whether what is left has the capacity
+    /// Begin though nobody knows whether the other regions can carry the load
     #[arg(long)]
     accept_unknown_capacity: bool,
-    /// What is printed
-    #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = ["text", "json"])]
-    output: String,
-    /// Where report.json, report.txt and timeline.svg are put, too [always: drills/ in the folder of `spillway dev`]
+    /// text: for people; json: for programs
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    output: Form,
+    /// Put report.json, report.txt and timeline.svg here, too
     #[arg(long, value_name = "FOLDER")]
     report: Option<PathBuf>,
 }
@@ -106,9 +110,9 @@ impl Run {
         if let Some(folder) = &self.report {
             keep::save_plain(folder, &report)?;
         }
-        match self.output.as_str() {
-            "json" => println!("{}", serde_json::to_string_pretty(&report)?),
-            _ => print!("{}", text::text(&report)),
+        match self.output {
+            Form::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+            Form::Text => print!("{}", text::text(&report)),
         }
         Ok(ExitCode::from(report.outcome.exit_code()))
     }

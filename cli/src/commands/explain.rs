@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::Form;
 use crate::admin::{Post, Target, encoded, post};
 
 /// Bytes of a request: no gateway takes more.
@@ -28,8 +29,6 @@ pub struct Arguments {
     /// The REST request's body; `-`, or nothing, for standard input
     #[arg(value_name = "FILE")]
     request: Option<PathBuf>,
-    #[command(flatten)]
-    gateway: Target,
     /// Who would ask, as its certificate says: spiffe://TRUST-DOMAIN/tenant/NAME/client/NAME
     #[arg(long = "as", value_name = "SPIFFE_ID", required_unless_present = "tenant", conflicts_with = "tenant")]
     id: Option<String>,
@@ -51,9 +50,11 @@ pub struct Arguments {
     /// A header of the request, such as 'x-request-timeout-ms: 50'
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
-    /// Print the gateway's JSON unchanged
-    #[arg(long)]
-    json: bool,
+    /// text: for people; json: as the gateway says it
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    output: Form,
+    #[command(flatten)]
+    gateway: Target,
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -88,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let path = format!("/explain?{}", query.join("&"));
     let asked = Post { word: "explain", headers: &arguments.headers, body: &body };
     let told = post(arguments.gateway.address()?, &path, &asked)?.good()?;
-    if arguments.json {
+    if arguments.output == Form::Json {
         println!("{told:#}");
     } else {
         for (step, text) in lines(&told) {
@@ -150,7 +151,63 @@ fn lines(told: &Value) -> Vec<(&'static str, String)> {
             lines.extend(told["limits"].as_array().into_iter().flatten().map(|told| ("limit", limit(told))));
         }
     }
+    if let Some(peers) = told.get("peers") {
+        lines.push(("spill-over", spill_over(peers)));
+        lines.extend(peers["regions"].as_array().into_iter().flatten().map(|peer| ("peer", self::peer(peer))));
+    }
     lines
+}
+
+/// Where it would go if this region could not answer it.
+fn spill_over(peers: &Value) -> String {
+    let to: Vec<&str> = peers["to"].as_array().into_iter().flatten().map(text).collect();
+    let may = match &peers["mayLeave"] {
+        Value::Bool(true) => "the tenant's mayLeaveRegion: true".to_owned(),
+        Value::Array(regions) => {
+            format!("the tenant's mayLeaveRegion: {}", regions.iter().map(text).collect::<Vec<_>>().join(", "))
+        }
+        _ => "the tenant's mayLeaveRegion: false".to_owned(),
+    };
+    let why = match text(&peers["none"]) {
+        "alone" => "no other region has gateways",
+        "residence" => "the tenant may leave to none of the others",
+        "not-served" => "no region that the tenant may go to serves the model",
+        "unhealthy" => "no such region takes traffic and can be reached",
+        "full" => "no such region has room",
+        "deadline" => "no such region could answer in time",
+        other => other,
+    };
+    match (&to[..], peers["cause"].as_str()) {
+        ([], _) => format!("to none: {why}; {may}"),
+        ([first, then @ ..], cause) => {
+            let then = if then.is_empty() { String::new() } else { format!(", then {}", then.join(", ")) };
+            let when = cause.map_or_else(|| "would go".to_owned(), |cause| format!("goes now ({cause})"));
+            format!("{when} to {first}{then}, one hop over mTLS with the client's identity signed; {may}")
+        }
+    }
+}
+
+fn peer(peer: &Value) -> String {
+    let fit = match peer["unfit"].as_str() {
+        None => "may have it".to_owned(),
+        Some("residence") => "not: the tenant may not leave to it".to_owned(),
+        Some("not-served") => "not: no pool there serves the model".to_owned(),
+        Some("unhealthy") => "not: it takes no traffic, or cannot be reached".to_owned(),
+        Some("full") => "not: it has no room".to_owned(),
+        Some("deadline") => "not: too far for the deadline".to_owned(),
+        Some(other) => format!("not: {other}"),
+    };
+    let away = peer["roundTripUs"].as_u64().map_or_else(|| "unknown way".to_owned(), |us| format!("{} away", time(us)));
+    let room = peer["headroom"]
+        .as_f64()
+        .map_or_else(|| "room not known".to_owned(), |room| format!("room for {:.0}/s", room.max(0.0)));
+    format!(
+        "{}: {fit}; cost {}, {away}, {room}, {} of {} gateways to be reached",
+        text(&peer["region"]),
+        peer["cost"],
+        peer["reachable"],
+        peer["gateways"]
+    )
 }
 
 fn outcome(outcome: &Value) -> String {
@@ -161,6 +218,7 @@ fn outcome(outcome: &Value) -> String {
         "cache" => format!("answered from the cache: {why}"),
         "call" => format!("answered by a call that is under way: {why}"),
         "gateway" => format!("answered by the gateway itself{level}: {why}"),
+        "peer" => format!("sent to another region{level}: {why}"),
         _ => format!("sent{level}: {why}"),
     }
 }

@@ -8,24 +8,25 @@ use serde_json::{Value, json};
 use spillway_proto::control::{GetRequest, HistoryRequest, Resource, Revision, RollbackRequest};
 use spillway_runtime::audit::Timestamp;
 
+use super::Form;
 use super::apply::report;
 use super::check::count;
 use crate::control::{Target, answer, request};
 use crate::yaml;
 
-/// Show resources of the current version, or of another one
+/// Show resources, of the current version or another
 #[derive(clap::Args)]
 // `--version` is a version of the resources here, not the program's.
 #[command(disable_version_flag = true)]
 pub struct Get {
-    /// Such as Pool [default: all kinds]
+    /// Only this kind, such as Pool
     kind: Option<String>,
-    /// One of the kind [default: all]
+    /// Only this one of the kind
     name: Option<String>,
-    /// yaml: to be applied again; json: for programs [default: their names]
-    #[arg(short, long, value_name = "FORMAT")]
-    output: Option<Format>,
-    /// Of this version instead of the current one
+    /// yaml: can be applied again; json: for programs [default: names alone]
+    #[arg(short, long, value_name = "FORM")]
+    output: Option<Written>,
+    /// Of this version [default: the current one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     version: Option<u64>,
     #[command(flatten)]
@@ -33,20 +34,20 @@ pub struct Get {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Format {
+enum Written {
     Yaml,
     Json,
 }
 
-/// Show the versions that are kept, the newest first
+/// Show the versions that are kept: when, by whom, why
 #[derive(clap::Args)]
 pub struct History {
-    /// How many
+    /// How many, the newest first
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    /// text: for people; json: for programs
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    output: Form,
     #[command(flatten)]
     target: Target,
 }
@@ -54,11 +55,11 @@ pub struct History {
 /// Make an old version's resources the next version
 #[derive(clap::Args)]
 pub struct Rollback {
-    /// Whose resources
+    /// One of `spillway history`
     #[arg(value_name = "VERSION")]
     to: u64,
     /// Why, for the history
-    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     message: String,
     #[command(flatten)]
     target: Target,
@@ -80,13 +81,13 @@ pub fn get(arguments: &Get) -> Result<ExitCode> {
             found.resources.iter().for_each(|resource| println!("{}/{}", resource.kind, resource.name));
             eprintln!("version {}, {}", found.version, count(found.resources.len(), "resource"));
         }
-        Some(Format::Yaml) => {
+        Some(Written::Yaml) => {
             println!("# version {}", found.version);
             for resource in &found.resources {
                 print!("---\n{}", yaml::document(&resource.kind, &resource.name, &spec(resource)?));
             }
         }
-        Some(Format::Json) => {
+        Some(Written::Json) => {
             let one = |resource: &Resource| -> Result<Value> {
                 Ok(json!({"kind": resource.kind, "name": resource.name, "spec": spec(resource)?}))
             };
@@ -100,7 +101,7 @@ pub fn get(arguments: &Get) -> Result<ExitCode> {
 pub fn history(arguments: &History) -> Result<ExitCode> {
     let message = HistoryRequest { limit: arguments.limit };
     let found = arguments.target.ask(async |mut client| answer(client.history(request(message)).await))?;
-    if arguments.json {
+    if arguments.output == Form::Json {
         let revisions: Vec<Value> = found.revisions.iter().map(as_json).collect();
         println!("{:#}", json!({ "revisions": revisions }));
     } else {

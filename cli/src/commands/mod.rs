@@ -14,3 +14,10 @@ pub mod process;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+
+/// What is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    Text,
+    Json,
+}

@@ -9,6 +9,7 @@ use spillway_core::units::parse_duration;
 use spillway_proto::control::r#override::Act;
 use spillway_proto::control::{LiftOverrideRequest, Override, Overrides, StatusRequest};
 
+use super::Form;
 use super::intent::time;
 use crate::control::{Target, answer, request};
 
@@ -20,29 +21,30 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Take a region out of the traffic, while another one is healthy
+    /// Take a region out, while another one is healthy
     Drain(Order),
     /// Give a region this weight instead of its own
     Weight {
-        #[command(flatten)]
-        order: Order,
-        /// As a Region's own weight: only the proportions between regions count
+        /// 0 or more; only the proportions between regions count
         #[arg(long, value_name = "NUMBER")]
         to: f64,
+        #[command(flatten)]
+        order: Order,
     },
-    /// Keep a region in, whatever its health seems to be
+    /// Take a region back at once, and keep it in against the verdict
     ForceIn(Order),
     /// End a region's override now
     Lift {
+        /// As in `spillway override list`
         region: String,
         #[command(flatten)]
         target: Target,
     },
     /// Show the overrides that hold
     List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        /// text: for people; json: for programs
+        #[arg(short, long, value_name = "FORM", default_value = "text")]
+        output: Form,
         #[command(flatten)]
         target: Target,
     },
@@ -50,11 +52,12 @@ enum Action {
 
 #[derive(clap::Args)]
 struct Order {
+    /// As in `spillway status`
     region: String,
-    /// How long it holds, at most 7d
+    /// How long it holds: at most 7d, then it ends by itself
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_life)]
     life: Duration,
-    /// Why, for those who find it
+    /// Why, for those who see it
     #[arg(long, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
@@ -72,10 +75,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             eprintln!("{region}: lifted");
             show(&left);
         }
-        Action::List { json, target } => {
+        Action::List { output, target } => {
             let status = target.ask(async |mut client| answer(client.status(request(StatusRequest {})).await))?;
             let held = status.overrides.unwrap_or_default();
-            if *json {
+            if *output == Form::Json {
                 let overrides: Vec<Value> = held.overrides.iter().map(as_json).collect();
                 println!("{:#}", json!({ "overrides": overrides }));
             } else {

@@ -47,8 +47,8 @@ enum Action {
 
 #[derive(clap::Args)]
 struct Rotate {
-    /// SHA-256 of the next root or its first digits, once its folder is in every control node's folder; none: the only
-    /// other one there. It is trusted at once and signs after the notice
+    /// Begin: trust the next root now, sign under it after the notice. First digits of its SHA-256, or none for the only
+    /// other root in the control nodes' folders
     #[arg(long, value_name = "ROOT", num_args = 0..=1, default_missing_value = "", conflicts_with = "withdraw")]
     to: Option<String>,
     /// Trust the announced root no more

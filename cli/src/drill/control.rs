@@ -12,9 +12,10 @@ use spillway_core::health::Phase;
 use spillway_core::resource::{Spec, parse_canonical};
 use spillway_core::units::Name;
 use spillway_proto::control::intent_client::IntentClient;
-use spillway_proto::control::{GetRequest, StatusRequest, StatusResponse};
+use spillway_proto::control::{EndDrillRequest, GetRequest, SetDrillRequest, StatusRequest, StatusResponse};
 use spillway_runtime::tls::{IdentitySettings, Workload};
 use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
 
 use super::channel;
 use super::place::Server;
@@ -37,13 +38,46 @@ impl Control {
         Ok(Self { workload, nodes, at: 0, client: None })
     }
 
-    /// Asks each node once, the one that answered last first.
+    /// What any of them says.
     pub async fn status(&mut self) -> Result<StatusResponse> {
+        self.ask(|mut client| async move { client.status(StatusRequest {}).await }).await
+    }
+
+    /// Tells everybody of a drill, or that it goes on. An answer may be that it is refused, and why.
+    pub async fn announce(&mut self, drill: SetDrillRequest) -> Result<Result<(), String>> {
+        let announced = |mut client: IntentClient<Channel>| {
+            let drill = drill.clone();
+            async move {
+                match client.set_drill(drill).await {
+                    Ok(_) => Ok(Response::new(Ok(()))),
+                    // Another node would say the same.
+                    Err(status) if is_refusal(status.code()) => Ok(Response::new(Err(status.message().to_owned()))),
+                    Err(status) => Err(status),
+                }
+            }
+        };
+        self.ask(announced).await
+    }
+
+    /// Tells everybody that it is over.
+    pub async fn ended(&mut self, lease: u64, how: &str) -> Result<()> {
+        let ended = |mut client: IntentClient<Channel>| {
+            let request = EndDrillRequest { lease, how: how.to_owned() };
+            async move { client.end_drill(request).await }
+        };
+        self.ask(ended).await.map(|_| ())
+    }
+
+    /// Asks each node once, the one that answered last first.
+    async fn ask<T, F>(&mut self, call: impl Fn(IntentClient<Channel>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let mut failed = None;
         for _ in 0..self.nodes.len() {
-            let asked = async { Ok::<_, anyhow::Error>(self.connected().await?.status(StatusRequest {}).await?) };
+            let asked = async { Ok::<_, anyhow::Error>(call(self.connected().await?.clone()).await?) };
             match asked.await {
-                Ok(status) => return Ok(status.into_inner()),
+                Ok(answer) => return Ok(answer.into_inner()),
                 Err(problem) => failed = Some(problem),
             }
             self.client = None;
@@ -86,8 +120,12 @@ pub fn sight(status: &StatusResponse) -> Sight {
     Sight { plan_version: status.plan.as_ref().map_or(0, |plan| plan.version), regions: regions.collect() }
 }
 
-/// What it says for the preflight.
-pub fn situation(status: &StatusResponse) -> Situation {
+fn is_refusal(code: Code) -> bool {
+    matches!(code, Code::FailedPrecondition | Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented)
+}
+
+/// What it says for the preflight of the drill that is announced by `own`.
+pub fn situation(status: &StatusResponse, own: u64) -> Situation {
     let plan = status.plan.as_ref();
     let capacity = |name: &str| {
         let region = plan?.regions.iter().find(|region| region.region == name)?;
@@ -98,11 +136,13 @@ pub fn situation(status: &StatusResponse) -> Situation {
             RegionBefore { phase: phase(&region.phase), weight: region.weight, capacity: capacity(&region.region) };
         Some((Name::parse(&region.region).ok()?, before))
     });
+    let others = status.drills.iter().filter(|drill| drill.lease != own);
     let overrides = status.overrides.iter().flat_map(|overrides| &overrides.overrides);
     Situation {
         leader: !status.leader.is_empty(),
         regions: regions.collect(),
         demand: plan.and_then(|plan| plan.demand),
+        drills: others.map(|other| other.drill.clone()).collect(),
         overridden: overrides.map(|order| order.region.clone()).collect(),
         ..Situation::default()
     }

@@ -7,7 +7,7 @@
 //!
 //! * [`place`]: whom a drill is about: addresses and identities.
 //! * [`run`]: one run, from the preflight to its report. [`keep`]: what stays of it.
-//! * [`control`]: what the control plane says. [`injector`]: the way to who breaks things.
+//! * [`control`]: what the control plane says. [`notice`]: what it is told. [`injector`]: the way to who breaks things.
 //! * [`resolver`], [`client`]: synthetic clients, each in a subnet of its own.
 //! * [`heartbeat`]: what a loss of the region would lose.
 //! * [`channel`]: mTLS to gRPC services.
@@ -18,6 +18,7 @@ pub mod control;
 pub mod heartbeat;
 pub mod injector;
 pub mod keep;
+pub mod notice;
 pub mod place;
 pub mod resolver;
 pub mod run;

@@ -18,11 +18,11 @@ use spillway_core::audit::Timestamp;
 use spillway_core::drill::fault::named;
 use spillway_core::drill::report::{About, seconds};
 use spillway_core::drill::{
-    Course, Drill, Event, Lease, Mark, Order, Recorder, Report, Request, Sample, Situation, Stage, choose_target,
-    preflight,
+    Announcement, Course, Drill, Event, Lease, Mark, Order, Recorder, Report, Request, Sample, Situation, Stage,
+    choose_target, preflight,
 };
 use spillway_core::units::Name;
-use spillway_proto::control::StatusResponse;
+use spillway_proto::control::{SetDrillRequest, StatusResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -32,6 +32,7 @@ use super::control::{Control, sight, situation};
 use super::heartbeat::Beating;
 use super::injector::{Remote, RemoteError};
 use super::keep;
+use super::notice;
 use super::place::Place;
 use super::resolver::{Resolver, subnet_of};
 use crate::dev::injector::Fault;
@@ -64,9 +65,10 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
     let Setup { drill, target, place, runs } = setup;
     let remote = Remote::open(&place.injector).await?;
     let mut control = Control::new(place.control.clone(), &place.operator)?;
+    let lease = rand::random();
     let status = control.status().await;
     let mut before = match &status {
-        Ok(status) => situation(status),
+        Ok(status) => situation(status, lease),
         Err(problem) => {
             eprintln!("{problem:#}");
             Situation::default()
@@ -74,7 +76,7 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
     };
     let reach = remote.reach().await.context("the injector")?;
     (before.processes, before.links) = (reach.processes, reach.links);
-    before.drills = Some(reach.drill).filter(|drill| !drill.is_empty()).into_iter().collect();
+    before.drills.extend(Some(reach.drill).filter(|drill| !drill.is_empty()));
     let target = target.or_else(|| drill.target.clone());
     let target = target.or_else(|| choose_target(&before).filter(|_| drill.needs_target()));
     let regions = control.gateways().await.unwrap_or_default();
@@ -105,7 +107,7 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
         wall: SystemTime::now(),
         before,
         remote,
-        lease: rand::random(),
+        lease,
         faults: Vec::new(),
         status: None,
         sample: Sample::default(),
@@ -116,8 +118,10 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
         interrupted: false,
         told: Vec::new(),
         calls: JoinSet::new(),
+        stage: watch::Sender::new(Stage::Preflight.name()),
     };
-    run.watch(world, control, interrupts).await?;
+    let teller = Control::new(place.control.clone(), &place.operator)?;
+    run.watch(world, (control, teller), interrupts).await?;
     let about = About {
         began: Timestamp::from(run.wall).to_string(),
         data: run.heartbeat.as_ref().map(Beating::loss),
@@ -126,6 +130,9 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
     };
     let Stage::Done(end) = run.course.stage() else { bail!("the run did not end") };
     let report = Report::new(&run.drill, end, &run.recorder, about, run.now());
+    // Who cannot be told forgets it.
+    let mut control = Control::new(place.control, &place.operator)?;
+    let _ = control.ended(lease, report.outcome.name()).await;
     keep::save(&runs, &report)?;
     Ok(report)
 }
@@ -161,20 +168,37 @@ struct Run {
     told: Vec<Mark>,
     /// Calls of the injector, and what came of each.
     calls: JoinSet<Called>,
+    /// As everybody is told it.
+    stage: watch::Sender<&'static str>,
 }
 
 impl Run {
-    async fn watch(&mut self, world: Arc<World>, control: Control, mut interrupts: mpsc::Receiver<()>) -> Result<()> {
+    /// `control`: for statuses, and for what is told.
+    async fn watch(
+        &mut self,
+        world: Arc<World>,
+        control: (Control, Control),
+        mut interrupts: mpsc::Receiver<()>,
+    ) -> Result<()> {
         let (requests, mut request) = mpsc::channel(QUEUE);
         let (statuses, mut status) = mpsc::channel(QUEUE);
         let (answers, mut answer) = mpsc::channel(QUEUE);
+        let (heard, mut announced) = mpsc::channel(QUEUE);
         let (watched, subnets) = watch::channel(Vec::new());
         let mut sources = JoinSet::new();
         for number in 0..world.load.clients {
             sources.spawn(client::run(number, world.clone(), requests.clone()));
         }
         drop(requests);
+        let (control, teller) = control;
         sources.spawn(statuses_of(control, statuses));
+        let announcement = SetDrillRequest {
+            lease: self.lease,
+            drill: self.drill.name.to_string(),
+            target: self.recorder.target().map(ToString::to_string).unwrap_or_default(),
+            stage: String::new(),
+        };
+        sources.spawn(notice::tell(teller, announcement, self.stage.subscribe(), heard));
         sources.spawn(answers_of(world, subnets, answers));
         let mut of_target = Vec::new();
         let mut tick = tokio::time::interval(TICK);
@@ -183,6 +207,7 @@ impl Run {
             let order = tokio::select! {
                 Some(request) = request.recv() => { self.note_request(&request); None }
                 Some(status) = status.recv() => { self.note_status(status); None }
+                Some(announced) = announced.recv() => self.note_announced(announced),
                 Some((subnet, region)) = answer.recv() => {
                     self.recorder.answer(subnet, &region, self.now());
                     if Some(&region) == self.recorder.target() && of_target.len() < WATCHED && !of_target.contains(&subnet) {
@@ -203,6 +228,8 @@ impl Run {
             if let Some(order) = order {
                 self.obey(order);
             }
+            let stage = self.course.stage().name();
+            self.stage.send_if_modified(|told| std::mem::replace(told, stage) != stage);
         }
         Ok(())
     }
@@ -219,8 +246,27 @@ impl Run {
 
     fn note_status(&mut self, status: StatusResponse) {
         self.recorder.sight(sight(&status), self.now());
+        let told = status.drills.iter().any(|drill| drill.lease == self.lease);
+        if self.before.announced == Announcement::Taken && !told {
+            // Another node leads, and does not know of it yet.
+            self.stage.send_modify(|_| {});
+        }
         self.status = Some(status);
         self.seen = true;
+    }
+
+    fn note_announced(&mut self, announced: Announcement) -> Option<Order> {
+        match announced {
+            // It was taken before: whoever takes note now will hear of it.
+            Announcement::Unanswered if self.before.announced == Announcement::Taken => None,
+            Announcement::Refused(why) if self.before.announced == Announcement::Taken => {
+                self.step(Event::Displaced(why))
+            }
+            announced => {
+                self.before.announced = announced;
+                None
+            }
+        }
     }
 
     fn interrupt(&mut self) -> Result<Option<Order>> {
@@ -267,10 +313,12 @@ impl Run {
 
     fn judge(&mut self) -> Option<Order> {
         if let Some(status) = &self.status {
-            let now = situation(status);
-            let (processes, links) = (self.before.processes.clone(), self.before.links.clone());
-            let drills = self.before.drills.clone();
-            self.before = Situation { processes, links, drills, ..now };
+            let now = situation(status, self.lease);
+            let Situation { processes, links, announced, mut drills, .. } = std::mem::take(&mut self.before);
+            drills.extend(now.drills);
+            drills.sort_unstable();
+            drills.dedup();
+            self.before = Situation { processes, links, announced, drills, ..now };
         }
         (self.before.requests, self.before.failed) = self.recorder.counts();
         let refusals = preflight(&self.drill, self.recorder.target(), &self.before);

@@ -1,13 +1,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use spillway_core::drill::{Drill, Mark, Outcome, Report, builtin, definition};
+use spillway_core::drill::{Board, Drill, Mark, Outcome, Report, builtin, definition};
 use spillway_core::units::Name;
 use spillway_proto::control::Override;
 use tokio::sync::mpsc;
 
 use super::run::{Setup, run};
-use super::support::Fleet;
+use super::support::{Fleet, notice, since_start};
 use crate::dev::injector::Injector;
 use crate::dev::injector::relay::Links;
 use crate::dev::injector::service::{Serving, serve};
@@ -96,13 +96,53 @@ async fn t65_a_guard_breaks_a_drill_off_and_the_region_comes_back() {
 async fn an_operator_can_end_a_drill() {
     let (fleet, _serving) = stand().await;
     let (interrupt, interrupts) = mpsc::channel(1);
+    let truth = Arc::clone(&fleet.truth);
     let wait = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(9)).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(truth.running().unwrap().stage, "preflight", "everybody is told before anything happens");
+        // Another node leads, and knows of nothing.
+        *truth.drills.lock() = Board::default();
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(truth.running().unwrap().drill, "region-loss");
+        tokio::time::sleep(Duration::from_millis(4_500)).await;
+        assert_eq!(truth.running().unwrap().stage, "observe");
         interrupt.send(()).await.unwrap();
         interrupt
     });
     let report = finished(setup(&fleet, drill()), interrupts).await;
+    assert_eq!(fleet.truth.running(), None, "it is over, and nobody has to wait for its lease");
     let _open = wait.await.unwrap();
     assert!(report.at(Mark::FailedBack).is_some());
     assert_eq!((report.outcome, report.reasons), (Outcome::Aborted, vec!["interrupted by the operator".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t65_a_second_drill_is_refused_and_one_that_was_displaced_is_broken_off() {
+    let (fleet, _serving) = stand().await;
+    fleet.truth.drills.lock().announce(notice(1, "latency", "observe"), since_start()).unwrap();
+    let (_quiet, interrupts) = mpsc::channel(1);
+    let report = finished(setup(&fleet, drill()), interrupts).await;
+    assert_eq!(report.outcome, Outcome::Refused);
+    assert_eq!(report.reasons, ["the drill 'latency' runs: see spillway status"]);
+    assert_eq!((report.requests.sent, report.at(Mark::Injected)), (0, None));
+
+    *fleet.truth.drills.lock() = Board::default();
+    let truth = Arc::clone(&fleet.truth);
+    let displace = tokio::spawn(async move {
+        while truth.running().is_none_or(|drill| drill.stage != "observe") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut drills = truth.drills.lock();
+        *drills = Board::default();
+        drills.announce(notice(2, "latency", "inject"), since_start()).unwrap();
+    });
+    let (_quiet, interrupts) = mpsc::channel(1);
+    let report = finished(setup(&fleet, drill()), interrupts).await;
+    displace.await.unwrap();
+    assert_eq!(
+        (report.outcome, report.reasons.clone()),
+        (Outcome::Aborted, vec!["the control plane: the drill latency runs".to_owned()])
+    );
+    assert!(report.at(Mark::Removed).is_some());
+    assert_eq!(fleet.truth.running().map(|drill| drill.lease), Some(2), "it ended itself, not the other");
 }

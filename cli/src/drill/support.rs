@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use spillway_core::drill::{Board, LeaseId, Notice};
 use spillway_core::identity::{SpiffeId, TrustDomain};
 use spillway_core::units::{DnsName, Name};
 use spillway_proto::control::intent_server::{Intent, IntentServer};
@@ -253,6 +254,7 @@ pub struct Truth {
     pub overrides: Mutex<Vec<Override>>,
     /// Kept out of everything: the control plane says nothing.
     pub mute: Mutex<bool>,
+    pub drills: Mutex<Board>,
 }
 
 impl Truth {
@@ -301,9 +303,31 @@ impl Truth {
             plan: Some(Plan { version, demand: Some(150.0), regions: planned.to_vec(), ..Plan::default() }),
             regions: regions.to_vec(),
             overrides: Some(Overrides { overrides: self.overrides.lock().clone() }),
+            drills: self.running().into_iter().collect(),
             ..StatusResponse::default()
         }
     }
+}
+
+impl Truth {
+    /// The drill that everybody is told of.
+    pub fn running(&self) -> Option<RunningDrill> {
+        let drills = self.drills.lock();
+        let (notice, _) = drills.running(since_start())?;
+        let Notice { lease, drill, stage, .. } = notice.clone();
+        Some(RunningDrill { lease: lease.0, drill, stage, ..RunningDrill::default() })
+    }
+}
+
+pub fn notice(lease: u64, drill: &str, stage: &str) -> Notice {
+    let (drill, stage) = (drill.to_owned(), stage.to_owned());
+    Notice { lease: LeaseId(lease), drill, target: None, stage, author: "alice".into(), began: Duration::ZERO }
+}
+
+/// Of all tests.
+pub fn since_start() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
 }
 
 /// Each region has one, at an address of its own.
@@ -373,6 +397,20 @@ impl Intent for Asked {
             ),
         });
         Ok(Answered::new(GetResponse { version: 1, resources: resources.collect() }))
+    }
+
+    async fn set_drill(&self, request: Request<SetDrillRequest>) -> Result<Answered<Drills>, Status> {
+        let SetDrillRequest { lease, drill, stage, .. } = request.into_inner();
+        let mut drills = self.truth.drills.lock();
+        match drills.announce(notice(lease, &drill, &stage), since_start()) {
+            Ok(_) => Ok(Answered::new(Drills::default())),
+            Err(held) => Err(Status::failed_precondition(format!("the drill {} runs", held.drill))),
+        }
+    }
+
+    async fn end_drill(&self, request: Request<EndDrillRequest>) -> Result<Answered<Drills>, Status> {
+        self.truth.drills.lock().end(LeaseId(request.into_inner().lease), "alice");
+        Ok(Answered::new(Drills::default()))
     }
 
     async fn apply(&self, _: Request<ApplyRequest>) -> Result<Answered<ApplyResponse>, Status> {

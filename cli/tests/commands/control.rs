@@ -162,7 +162,7 @@ fn overrides_are_given_shown_and_lifted() {
     let (said, ok) = plane.alice(&["override", "weight", "us", "--to", "2.5", "--for", "8d", "--reason", "x"]);
     assert!(!ok && said.contains("longer than 7d"), "{said}");
     assert!(!plane.alice(&["override", "drain", "eu", "--for", "30m"]).1, "a reason is needed");
-    let (said, ok) = plane.alice(&["override", "list", "--json"]);
+    let (said, ok) = plane.alice(&["override", "list", "-o", "json"]);
     let held: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert!(ok && held["overrides"][0]["act"] == "drain" && held["overrides"].as_array().unwrap().len() == 1, "{said}");
     let (said, ok) = plane.alice(&["override", "lift", "eu"]);

@@ -27,6 +27,10 @@ fn told() -> Value {
                   "usualUs": 0, "ofPool": { "inFlight": 9, "room": 20, "waiting": 0, "letsIn": 2.5 } },
         "pod": { "pool": "p", "policy": "ring", "placedBy": "entity", "pod": "pod-1", "address": "10.0.0.1:1",
                  "reason": "owner", "byChance": false, "then": ["pod-0"] },
+        "peers": { "mayLeave": ["us", "ap"], "to": ["us"], "regions": [
+            { "region": "ap", "unfit": "full", "cost": 2.5, "headroom": -3.0, "gateways": 2, "reachable": 1 },
+            { "region": "us", "cost": 1.0, "roundTripUs": 80_500, "headroom": 120.4, "gateways": 1, "reachable": 1 },
+        ] },
     })
 }
 
@@ -60,8 +64,35 @@ cache        miss here; the region's Redis is asked next; key 3fab
 degradation  level 0; allowed: 1, 4
 gate         waits; 8 of 8 places of the model taken, 2 wait; 9 of 20 of pool p taken, 0 wait; lets in 50 % of such requests
 pod          pod-1 at 10.0.0.1:1, by ring: the first on the ring for its entity; then pod-0
+spill-over   would go to us, one hop over mTLS with the client's identity signed; the tenant's mayLeaveRegion: us, ap
+peer         ap: not: it has no room; cost 2.5, unknown way, room for 0/s, 1 of 2 gateways to be reached
+peer         us: may have it; cost 1.0, 80.5 ms away, room for 120/s, 1 of 1 gateways to be reached
 ";
     assert!(ok && text == expected, "{text}");
+}
+
+#[test]
+fn a_request_that_leaves_or_may_not_is_told_why() {
+    let told = |outcome: Value, peers: Value| {
+        let told = json!({ "region": "eu", "gateway": "gw-0", "snapshot": 3, "outcome": outcome, "peers": peers });
+        explain(WHO, "200 OK", &told.to_string()).1
+    };
+    let text = told(
+        json!({ "from": "peer", "status": 200, "why": "region 'us' is asked: here it is stranded (unusable)" }),
+        json!({ "mayLeave": true, "cause": "unusable", "to": ["us", "ap"], "regions": [] }),
+    );
+    assert!(
+        text.starts_with("outcome      sent to another region: region 'us' is asked: here it is stranded (unusable)\n"),
+        "{text}"
+    );
+    assert!(text.contains("spill-over   goes now (unusable) to us, then ap, one hop over mTLS"), "{text}");
+    let text = told(
+        json!({ "from": "refused", "status": 503, "code": "no-pod", "why": "no pod" }),
+        json!({ "mayLeave": false, "to": [], "none": "residence", "regions": [] }),
+    );
+    let expected =
+        "spill-over   to none: the tenant may leave to none of the others; the tenant's mayLeaveRegion: false\n";
+    assert!(text.ends_with(expected), "{text}");
 }
 
 #[test]
@@ -81,7 +112,7 @@ gateway      gw-0 of region eu, snapshot 3
 access       denied: none that names the tenant fits: all (not for this client, action); and 2 more
 ";
     assert!(ok && text == expected, "{text}");
-    let (_, text, ok) = explain(&[WHO, &["--json"]].concat(), "200 OK", &told.to_string());
+    let (_, text, ok) = explain(&[WHO, &["-o", "json"]].concat(), "200 OK", &told.to_string());
     assert!(ok && serde_json::from_str::<Value>(&text).unwrap() == told, "{text}");
 }
 

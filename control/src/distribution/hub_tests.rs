@@ -66,7 +66,7 @@ impl Node {
     }
 
     fn beat(&mut self, hub: &mut Hub, now: Duration) {
-        let heartbeat = control::Heartbeat { serving: Some(self.serving()), traffic: None };
+        let heartbeat = control::Heartbeat { serving: Some(self.serving()), traffic: None, answers: None };
         self.say(hub, FromNode::Heartbeat(heartbeat), now);
     }
 

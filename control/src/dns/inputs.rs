@@ -2,13 +2,15 @@
 //!
 //! The rule: each is the last good one, whoever is gone. A view is made anew whenever one of them changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use spillway_core::failover::Standing;
 use spillway_core::health::Vantage;
 use spillway_core::units::Name;
+use spillway_proto::control;
 use spillway_runtime::audit::Audit;
 use spillway_runtime::drain::Drain;
 use spillway_runtime::link::{Intake, Link};
@@ -50,10 +52,10 @@ impl Inputs {
     ) -> Result<(Self, Feeds), Refused> {
         let path: &Path = &settings.common.snapshot;
         let (snapshots, plans, link) = match &settings.common.control {
-            Some(control) => {
+            Some(control_plane) => {
                 let intake = Intake::resume(path, metrics, audit);
                 let (snapshots, plans) = (intake.snapshots(), intake.plans());
-                let link = Link::new(control.clone(), Arc::clone(workload), intake, None, metrics);
+                let link = Link::new(control_plane.clone(), Arc::clone(workload), intake, None, metrics);
                 (snapshots, plans, Some(link))
             }
             None => (Arc::new(Subscription::start(path, metrics, audit)?), Arc::new(Plans::none()), None),
@@ -98,6 +100,21 @@ impl Inputs {
 }
 
 impl Feeds {
+    /// Tells the control plane what the server answers.
+    pub fn tell_answers(self, server: &Arc<Server>) -> Self {
+        let (server, last) = (Arc::clone(server), Mutex::new(BTreeMap::new()));
+        let answers = move || {
+            let counts = server.metrics.answers();
+            let last = std::mem::replace(&mut *last.lock(), counts.clone());
+            let since = |name: &Name, count: u64| count.saturating_sub(last.get(name).copied().unwrap_or_default());
+            let regions = counts
+                .iter()
+                .map(|(name, count)| control::RegionAnswers { region: name.to_string(), answers: since(name, *count) });
+            control::Answers { regions: regions.filter(|told| told.answers > 0).collect() }
+        };
+        Self { link: self.link.map(|link| link.with_answers(Box::new(answers))), ..self }
+    }
+
     /// Runs them as tasks of the node's.
     pub fn start(self, tasks: &mut JoinSet<()>, inputs: &Inputs, drain: &Drain) {
         tasks.spawn(self.post.run(drain.clone()));

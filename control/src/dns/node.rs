@@ -153,7 +153,7 @@ impl DnsNode {
             tasks.spawn(renewal.run(drain.clone()));
         }
         tasks.spawn(workload.follow(Arc::clone(&inputs.snapshots), audit.clone(), drain.clone()));
-        feeds.start(&mut tasks, &inputs, &drain);
+        feeds.tell_answers(&server).start(&mut tasks, &inputs, &drain);
         tasks.spawn(inputs.follow(Arc::clone(&server)));
         tasks.spawn(keep_shares(Arc::clone(&server), shares));
         sockets.serve(server, settings.tcp, drain.clone()).await;

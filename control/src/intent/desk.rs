@@ -20,6 +20,7 @@ use spillway_runtime::telemetry::Chain;
 use tokio::sync::Mutex;
 
 use super::content::{self, set};
+use super::drills::Drills;
 use super::overrides::{Overrides, order, said, since_1970};
 use super::status::Events;
 use super::versions::Versions;
@@ -40,6 +41,8 @@ pub enum IntentError {
     NotExpected { expected: u64, current: u64 },
     #[error("there is no version {0}")]
     NoVersion(u64),
+    #[error("there is no override for the region '{0}'")]
+    NoOverride(Name),
     #[error("nothing was applied yet")]
     Nothing,
     #[error("{0}")]
@@ -52,6 +55,8 @@ pub enum IntentError {
     Outdated { to: u64, faults: Vec<Fault> },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the drill {drill} runs, by {author}; one at a time")]
+    DrillRuns { drill: String, author: String },
     #[error("it came to no end")]
     Lost(#[source] tokio::task::JoinError),
 }
@@ -62,6 +67,7 @@ pub struct Desk {
     pub leading: Arc<Leading>,
     pub audit: Audit,
     pub events: Events,
+    pub drills: Drills,
     /// One change after the other.
     turn: Mutex<()>,
 }
@@ -79,8 +85,9 @@ impl Desk {
         leading: Arc<Leading>,
         audit: Audit,
         events: Events,
+        drills: Drills,
     ) -> Self {
-        Self { versions, overrides, leading, audit, events, turn: Mutex::default() }
+        Self { versions, overrides, leading, audit, events, drills, turn: Mutex::default() }
     }
 
     /// A dry run needs no leader: it says what would be by what this node knows.
@@ -267,11 +274,40 @@ impl Desk {
         let _turn = self.turn.lock().await;
         let region = Name::parse(region).map_err(|_| IntentError::Malformed("the region is no name"))?;
         if !self.overrides.lift(&fence, &region).await? {
-            return Err(IntentError::Malformed("there is no override for that region"));
+            return Err(IntentError::NoOverride(region));
         }
         self.events.tell(&format!("{region}: its override was lifted by {author}"));
         self.audit.record(Event::OverrideEnded { region: region.to_string(), author: Some(author.to_string()) });
         Ok(self.holding())
+    }
+
+    /// Takes note of a drill. `direct`: its controller asked this node itself.
+    pub fn set_drill(
+        &self,
+        author: &SpiffeId,
+        request: control::SetDrillRequest,
+        direct: bool,
+    ) -> Result<control::Drills, IntentError> {
+        self.may_take_note(direct)?;
+        let outcome = self.drills.set(author, request, (&self.audit, &self.events));
+        self.tell_refused(author, "drill", &outcome);
+        outcome.map(|()| control::Drills { drills: self.drills.shown() })
+    }
+
+    pub fn end_drill(
+        &self,
+        author: &SpiffeId,
+        request: &control::EndDrillRequest,
+        direct: bool,
+    ) -> Result<control::Drills, IntentError> {
+        self.may_take_note(direct)?;
+        self.drills.end(author, request, (&self.audit, &self.events));
+        Ok(control::Drills { drills: self.drills.shown() })
+    }
+
+    /// Who does not lead does so only for who asks it itself, where nobody is known to lead.
+    fn may_take_note(&self, direct: bool) -> Result<(), IntentError> {
+        if direct { Ok(()) } else { self.fence().map(|_| ()) }
     }
 
     /// The overrides that hold now.

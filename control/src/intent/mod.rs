@@ -8,10 +8,12 @@
 //! * [`service`]: the gRPC service, translated; [`forward`]: to the leader, if this node does not lead.
 //! * [`desk`]: what is done with what is asked for. [`overrides`]: the orders that hold.
 //! * [`versions`]: all versions, out of the store. [`content`]: how the store holds one.
+//! * [`drills`]: the drill that runs, for everybody to know.
 //! * [`status`]: how all of it stands, for people.
 
 pub mod content;
 pub mod desk;
+pub mod drills;
 pub mod forward;
 pub mod overrides;
 pub mod service;
@@ -25,6 +27,7 @@ use spillway_core::snapshot::Snapshot;
 use spillway_proto::control;
 
 pub use self::desk::{Desk, IntentError};
+pub use self::drills::Drills;
 pub use self::overrides::Overrides;
 pub use self::service::{IntentService, Operators};
 pub use self::status::{Events, StatusSource};

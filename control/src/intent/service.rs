@@ -27,8 +27,8 @@ use crate::store::{Leader, StoreError};
 
 /// What one call may take, the leader's part included.
 const WITHIN: Duration = Duration::from_secs(30);
-/// A leader that does not answer within this has its followers answer for themselves.
-const LEADERS_STATUS: Duration = Duration::from_millis(1_500);
+/// How long the leader may take to tell its status before this node tells its own.
+const LEADERS_STATUS: Duration = Duration::from_secs(1);
 /// Bytes of a request: all resources.
 const MOST_REQUEST: usize = 64 << 20;
 /// Revisions of a history unless asked for otherwise.
@@ -275,20 +275,46 @@ impl Intent for IntentService {
         self.done("lift", self.desk.lift_override(&caller.author, &message.region)).await
     }
 
+    async fn set_drill(&self, request: Request<control::SetDrillRequest>) -> Result<Response<control::Drills>, Status> {
+        let caller = self.caller(&request, "drill")?;
+        let message = request.into_inner();
+        if let Some(leader) = self.elsewhere(&caller) {
+            let work = async {
+                let request = forward::on_behalf(&caller.author, message, WITHIN);
+                Some(forward::to(&leader, &self.workload).await?.set_drill(request).await)
+            };
+            return self.forwarded("drill", &leader, work).await;
+        }
+        self.done("drill", async { self.desk.set_drill(&caller.author, message, caller.direct) }).await
+    }
+
+    async fn end_drill(&self, request: Request<control::EndDrillRequest>) -> Result<Response<control::Drills>, Status> {
+        let caller = self.caller(&request, "end-drill")?;
+        let message = request.into_inner();
+        if let Some(leader) = self.elsewhere(&caller) {
+            let work = async {
+                let request = forward::on_behalf(&caller.author, message, WITHIN);
+                Some(forward::to(&leader, &self.workload).await?.end_drill(request).await)
+            };
+            return self.forwarded("end-drill", &leader, work).await;
+        }
+        self.done("end-drill", async { self.desk.end_drill(&caller.author, &message, caller.direct) }).await
+    }
+
     async fn status(
         &self,
         request: Request<control::StatusRequest>,
     ) -> Result<Response<control::StatusResponse>, Status> {
         let caller = self.caller(&request, "status")?;
-        // The leader hears all nodes and judges. Who cannot reach it says what is known here, and who said it.
+        // The leader alone knows all nodes, and what is heard of regions.
         if let Some(leader) = self.elsewhere(&caller) {
-            let asked = async {
+            let work = async {
                 let request = forward::on_behalf(&caller.author, request.into_inner(), LEADERS_STATUS);
                 forward::to(&leader, &self.workload).await?.status(request).await.ok()
             };
-            if let Ok(Some(answer)) = tokio::time::timeout(LEADERS_STATUS, asked).await {
+            if let Ok(Some(told)) = tokio::time::timeout(LEADERS_STATUS, work).await {
                 self.count("status", "forwarded");
-                return Ok(answer);
+                return Ok(told);
             }
         }
         let leading = &self.desk.leading;
@@ -314,10 +340,12 @@ fn seen(error: &IntentError) -> (Code, &'static str) {
         IntentError::NotLeading(_) => (Code::Unavailable, "not-leading"),
         IntentError::NotExpected { .. } => (Code::Aborted, "not-expected-version"),
         IntentError::NoVersion(_) => (Code::NotFound, "no-such-version"),
+        IntentError::NoOverride(_) => (Code::NotFound, "no-such-override"),
         IntentError::Nothing => (Code::NotFound, "nothing-applied"),
         IntentError::Malformed(_) => (Code::InvalidArgument, "malformed"),
         IntentError::Unfit(_) => (Code::FailedPrecondition, "unfit-override"),
         IntentError::Unsafe(_) => (Code::FailedPrecondition, "unsafe"),
+        IntentError::DrillRuns { .. } => (Code::FailedPrecondition, "drill-runs"),
         IntentError::Outdated { .. } => (Code::FailedPrecondition, "outdated"),
         IntentError::Store(StoreError::Unavailable(_)) => (Code::Unavailable, "store-unavailable"),
         IntentError::Store(StoreError::Fenced(_)) => (Code::Unavailable, "not-leading"),

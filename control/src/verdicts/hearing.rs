@@ -12,6 +12,7 @@ use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control::{self, sighting};
 
+use super::answered::Answered;
 use super::traffic::RegionTraffic;
 use super::{HealthSettings, vantage};
 use crate::distribution::Report;
@@ -29,6 +30,7 @@ pub(super) struct Hearing {
     us: Vantage,
     /// Other control nodes, and when each was heard last.
     controls: BTreeMap<Vantage, Duration>,
+    answered: Answered,
 }
 
 /// What a report calls for.
@@ -52,6 +54,7 @@ impl Hearing {
             gateways: BTreeSet::new(),
             us,
             controls: BTreeMap::new(),
+            answered: Answered::default(),
         }
     }
 
@@ -101,11 +104,17 @@ impl Hearing {
         for (region, traffic) in &mut self.regions {
             traffic.observe(declared(region), now);
         }
+        self.answered.forget(now);
         let before = self.controls.len();
         self.controls.retain(|_, heard| now.saturating_sub(*heard) <= GONE);
         if self.controls.len() < before {
             self.keep_board();
         }
+    }
+
+    /// A region's part of the answers of DNS nodes.
+    pub(super) fn answered(&self, region: &Name) -> Option<f64> {
+        self.answered.part(region)
     }
 
     pub(super) fn judge(&self, out: &BTreeSet<Name>, now: Duration) -> Judgement {
@@ -148,6 +157,9 @@ impl Hearing {
     }
 
     fn counted(&mut self, id: &SpiffeId, heartbeat: &control::Heartbeat, now: Duration) {
+        if let (Role::Control { .. }, Some(told)) = (&id.role, &heartbeat.answers) {
+            self.answered.hear(told, |region| self.regions.contains_key(region), now);
+        }
         let (Role::Gateway { region, name }, Some(told)) = (&id.role, &heartbeat.traffic) else { return };
         let known = self.gateways.contains(&Gateway { region: region.clone(), node: name.clone() });
         if let Some(traffic) = self.regions.get_mut(region).filter(|_| known) {

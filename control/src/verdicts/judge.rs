@@ -46,6 +46,7 @@ pub(super) struct Seen<'a> {
     pub(super) quality: Quality,
     pub(super) traffic: Option<&'a RegionTraffic>,
     pub(super) withheld: Option<String>,
+    pub(super) answered: Option<f64>,
 }
 
 impl Judge {
@@ -177,6 +178,7 @@ impl Judge {
             quality: standing.word.quality,
             traffic: self.hearing.region(standing.name),
             withheld: standing.withheld.map(|withheld| withheld.to_string()),
+            answered: self.hearing.answered(standing.name),
         })
     }
 }

@@ -28,7 +28,7 @@ use super::status::{self, Findings};
 use super::stored::Stored;
 use super::{HealthSettings, Verdicts, vantage};
 use crate::distribution::Report;
-use crate::intent::Events;
+use crate::intent::{Drills, Events};
 use crate::store::{Condition, Fence, Store, StoreError, Write};
 
 const PLAN: &str = "plan";
@@ -60,6 +60,8 @@ pub struct Inputs {
     pub audit: Audit,
     /// For people.
     pub events: Events,
+    /// What runs meanwhile is told with every change.
+    pub drills: Drills,
 }
 
 /// Judges until the drain is over.
@@ -358,20 +360,25 @@ impl Judging {
             tracing::warn!("{text}");
             self.inputs.events.tell(text);
         }
+        let drill = if events.is_empty() { None } else { self.inputs.drills.running() };
         for event in events {
-            let text = status::words(event);
+            let mut text = status::words(event);
+            if let Some(drill) = &drill {
+                text += &format!(" (during the drill {drill})");
+            }
             tracing::warn!(region = %event.region, "{text}");
             self.inputs.events.tell(&text);
             self.metrics.happened(event);
-            let region = event.region.to_string();
+            let (region, drill) = (event.region.to_string(), drill.clone());
             self.inputs.audit.record(match &event.what {
                 What::Moved(moved) => AuditEvent::RegionMoved {
                     region,
                     from: moved.from.to_string(),
                     to: moved.to.to_string(),
                     why: moved.why.to_string(),
+                    drill,
                 },
-                What::Withheld(_, why) => AuditEvent::RegionWithheld { region, why: why.to_string() },
+                What::Withheld(_, why) => AuditEvent::RegionWithheld { region, why: why.to_string(), drill },
                 // Who ended it is recorded by who did, or by who keeps overrides.
                 What::Ended(_) => continue,
             });

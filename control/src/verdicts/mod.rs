@@ -16,10 +16,11 @@
 //! new is told: two leaders with two truths would be worse than none, and no failover waits for it. Gateways spill over
 //! by themselves, and DNS nodes answer the last plan without what they see to be down.
 //!
-//! * [`settings`]: the rules' figures. `hearing`, `traffic`: what is heard of regions. `orders`: operators' overrides.
+//! * [`settings`]: the rules' figures. `hearing`, `traffic`, `answered`: what is heard of regions. `orders`: operators' overrides.
 //! * `judge`: all of that, to a plan. `docket`: when a plan is worth a version. `stored`: what the next leader reads.
 //! * `judging`: the task. `status`: what people see of it. `metrics`.
 
+mod answered;
 mod docket;
 mod hearing;
 mod judge;

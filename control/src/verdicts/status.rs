@@ -54,6 +54,7 @@ pub(super) fn judged(judge: &Judge, written: Option<&Published>) -> Findings {
         planned_weight: part(seen.planned, planned),
         weight: written.map_or(0.0, |written| written.plan.weight(seen.name)),
         observed: part(load(seen), all),
+        answered: seen.answered,
         withheld: seen.withheld.clone().unwrap_or_default(),
         requests_per_second: load(seen),
         failing_pairs: u32::try_from(seen.evidence.failing + seen.evidence.failed).unwrap_or(u32::MAX),

@@ -4,10 +4,13 @@ use std::time::{Duration, Instant};
 
 use spillway_control::store::StoreSettings;
 use spillway_proto::control::r#override::Act;
-use spillway_proto::control::{GetRequest, LiftOverrideRequest, Override, RollbackRequest, StatusRequest};
+use spillway_proto::control::{
+    GetRequest, LiftOverrideRequest, Override, RollbackRequest, SetDrillRequest, StatusRequest,
+};
 use tonic::Code;
 
 use crate::cluster::Cluster;
+use crate::drills;
 use crate::support::{Domain, Node, apply, eventually, files, refused, region};
 
 /// As settings say it.
@@ -60,7 +63,12 @@ async fn followers_pass_changes_on_and_answer_questions() {
     let back = alice.rollback(RollbackRequest { version: 1, message: String::new() }).await.unwrap().into_inner();
     assert_eq!(back.version, 3);
     let status = alice.status(StatusRequest {}).await.unwrap().into_inner();
-    assert_eq!((&*status.leader, &*status.answered_by), ("c-0", "c-1"));
+    assert_eq!((&*status.leader, &*status.answered_by), ("c-0", "c-0"), "it alone knows everything");
+    let drill = SetDrillRequest { lease: 7, drill: "latency".into(), ..Default::default() };
+    alice.set_drill(drill.clone()).await.unwrap();
+    let on = |node: &Node| node.parts.drills.running();
+    assert_eq!((on(&leader), on(&follower)), (Some("latency".into()), None), "the leader takes note");
+    assert_eq!(drills::shown(&mut alice).await.len(), 1, "and whoever is asked shows it");
 
     // The leader leaves in order: the follower leads at once.
     let left = Instant::now();
@@ -69,6 +77,9 @@ async fn followers_pass_changes_on_and_answer_questions() {
     println!("the leader was stopped: the follower led after {:?}", left.elapsed());
     assert!(left.elapsed() < Duration::from_secs(4), "{:?}", left.elapsed());
     assert_eq!(apply(&mut alice, &[region("eu"), region("ap")]).await.version, 4);
+    assert_eq!(drills::shown(&mut alice).await, []);
+    alice.set_drill(drill).await.unwrap();
+    assert_eq!(on(&follower), Some("latency".into()), "it goes on with the next leader");
     follower.stop().await;
 }
 
@@ -88,6 +99,10 @@ async fn without_the_store_questions_are_answered_and_changes_are_not() {
         assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     }
     eventually("it leads no more", || leader.parts.leading.fence().is_none()).await;
+    // A drill may be what has stopped the store.
+    let drill = SetDrillRequest { lease: 7, drill: "store-loss".into(), ..Default::default() };
+    callers[0].set_drill(drill).await.unwrap();
+    assert_eq!(drills::shown(&mut callers[0]).await.len(), 1);
     cluster.start_again();
     let leads = |node: &Node| node.parts.leading.fence().is_some();
     eventually("one leads again", || leads(&leader) || leads(&follower)).await;

@@ -3,6 +3,7 @@
 
 mod certificates;
 mod cluster;
+mod drills;
 mod etcd;
 mod evidence;
 mod followers;

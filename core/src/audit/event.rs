@@ -55,14 +55,18 @@ pub enum Event {
     OverrideSet { region: String, act: String, until: Timestamp, reason: String, author: String },
     /// An order ended; without an author, because its time was over.
     OverrideEnded { region: String, author: Option<String> },
-    /// What an operator asked for was not done: `action` is `apply`, `rollback`, `override` or `lift`.
+    /// What an operator asked for was not done: `action` is `apply`, `rollback`, `override`, `lift` or `drill`.
     IntentRefused { author: String, action: &'static str, problem: String },
     /// This control node leads by the election of this epoch, or does so no more.
     LeadershipChanged { epoch: u64, leads: bool },
-    /// A region was given traffic, or had it taken away, by its health or by an order.
-    RegionMoved { region: String, from: String, to: String, why: String },
-    /// A region should have gone out and stays: the last one, or too soon after another.
-    RegionWithheld { region: String, why: String },
+    /// A region was given traffic, or had it taken away, by its health or by an order; `drill` ran meanwhile.
+    RegionMoved { region: String, from: String, to: String, why: String, drill: Option<String> },
+    /// A region should have gone out and stays: the last one, too soon after another, or forced in by an operator.
+    RegionWithheld { region: String, why: String, drill: Option<String> },
+    /// A drill was announced by its controller, whom `author` runs.
+    DrillBegan { drill: String, target: Option<String>, author: String },
+    /// It is over: `how` its controller says, or `forgotten` if that said nothing for too long.
+    DrillEnded { drill: String, target: Option<String>, author: String, how: String },
     /// A process began to write here.
     Started { process: &'static str, id: String, version: &'static str },
     /// It stopped in good order.

@@ -8,7 +8,7 @@
 //! preflight --none--> injecting
 //! injecting --done--> observing
 //! injecting --failed--> restoring, to be aborted
-//! observing --a guard, the lease is lost, interrupted--> restoring, to be aborted
+//! observing --a guard, the lease is lost, another drill, interrupted--> restoring, to be aborted
 //! observing --settled, or held for `hold`--> restoring
 //! restoring --removed, or a lease's life and a renewal's time are over--> recovering
 //! recovering --failed back, `recover` is over, interrupted--> done: completed or aborted
@@ -50,6 +50,7 @@ pub enum Abort {
     NotInjected(String),
     Guard(Breach),
     LeaseLost,
+    Displaced(String),
     Interrupted,
 }
 
@@ -67,6 +68,8 @@ pub enum Event {
     },
     /// The injector says that the lease is over.
     LeaseLost,
+    /// The control plane, which forgot of this drill, has taken note of another one.
+    Displaced(String),
     /// The operator wants it to end.
     Interrupted,
     Removed,
@@ -145,6 +148,9 @@ impl Course {
                 }
             }
             (Stage::Injecting | Stage::Observing, Event::LeaseLost) => self.restore(Some(Abort::LeaseLost), now),
+            (Stage::Injecting | Stage::Observing, Event::Displaced(why)) => {
+                self.restore(Some(Abort::Displaced(why)), now)
+            }
             (Stage::Injecting | Stage::Observing, Event::Interrupted) => self.restore(Some(Abort::Interrupted), now),
             (Stage::Restoring, Event::Removed) => {
                 self.enter(Stage::Recovering, now);
@@ -224,6 +230,7 @@ impl fmt::Display for Abort {
             Self::LeaseLost => {
                 f.write_str("the injector did not hear from the drill for too long, and removed the fault")
             }
+            Self::Displaced(why) => write!(f, "the control plane: {why}"),
             Self::Interrupted => f.write_str("interrupted by the operator"),
         }
     }

@@ -9,7 +9,7 @@
 //! * [`definition`]: what an operator writes; [`fault`]: what is done to whom; [`builtin`]: drills that come along.
 //! * [`preflight`]: why a drill must not begin now.
 //! * [`course`]: one run, from the preflight to its report. [`guard`]: what ends it early.
-//! * [`lease`]: the faults' hold on life, kept by whoever injects.
+//! * [`lease`]: the faults' hold on life, kept by whoever injects. [`notice`]: what everybody is told of a drill.
 //! * [`record`]: from observations to [`timeline`] marks and counts.
 //! * [`report`]: the figures, judged; [`text`] and [`picture`] show them. [`history`]: the last ten runs.
 
@@ -20,6 +20,7 @@ pub mod fault;
 pub mod guard;
 pub mod history;
 pub mod lease;
+pub mod notice;
 pub mod picture;
 pub mod preflight;
 pub mod record;
@@ -33,7 +34,8 @@ pub use fault::{Act, Fault, Names};
 pub use guard::{Breach, Guards, Sample};
 pub use history::Past;
 pub use lease::{Denied, Lease, LeaseId};
-pub use preflight::{Refusal, Situation, choose_target, preflight};
+pub use notice::{Announced, Board, Notice};
+pub use preflight::{Announcement, Refusal, Situation, choose_target, preflight};
 pub use record::{Recorder, Request, Sight};
 pub use report::{Outcome, Report};
 pub use timeline::{Mark, Timeline};

@@ -20,14 +20,25 @@ pub struct Situation {
     pub demand: Option<f64>,
     /// Regions with an operator's override.
     pub overridden: Vec<String>,
-    /// Drills that run.
+    /// Other drills that run.
     pub drills: Vec<String>,
+    /// Whether everybody is told of this one, or why not.
+    pub announced: Announcement,
     /// Processes and links that the injector can reach.
     pub processes: Vec<String>,
     pub links: Vec<String>,
     /// How synthetic clients fared before: requests, and those that were not served.
     pub requests: u64,
     pub failed: u64,
+}
+
+/// Whether the control plane has taken note of the drill.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Announcement {
+    Taken,
+    Refused(String),
+    #[default]
+    Unanswered,
 }
 
 /// One region before.
@@ -62,8 +73,10 @@ pub enum Refusal {
     UnknownCapacity(Option<Name>),
     #[error("there is an override for the region '{0}'")]
     Override(String),
-    #[error("the drill '{0}' runs")]
+    #[error("the drill '{0}' runs: see spillway status")]
     Running(String),
+    #[error("the control plane did not take note of the drill{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    Unannounced(Option<String>),
     #[error("the injector reaches nobody whom '{0}' names")]
     NamesNobody(String),
     #[error("{failed} of {requests} requests failed before the fault")]
@@ -99,6 +112,13 @@ pub fn preflight(drill: &Drill, target: Option<&Name>, now: &Situation) -> Vec<R
     }
     refusals.extend(now.overridden.iter().cloned().map(Refusal::Override));
     refusals.extend(now.drills.iter().cloned().map(Refusal::Running));
+    match &now.announced {
+        Announcement::Taken => {}
+        // That another one runs is said already.
+        Announcement::Refused(_) if !now.drills.is_empty() => {}
+        Announcement::Refused(why) => refusals.push(Refusal::Unannounced(Some(why.clone()))),
+        Announcement::Unanswered => refusals.push(Refusal::Unannounced(None)),
+    }
     for fault in &drill.faults {
         check_names(fault, target, now, &mut refusals);
     }

@@ -24,6 +24,7 @@ fn calm() -> Situation {
         processes: processes.into(),
         links: vec!["eu-west/gateway".into(), "us-east/gateway".into()],
         requests: 100,
+        announced: Announcement::Taken,
         ..Situation::default()
     }
 }
@@ -110,4 +111,17 @@ fn nobody_named_is_the_region_with_the_least_traffic() {
     now.regions.get_mut("us-east").unwrap().weight = 0.0;
     assert_eq!(choose_target(&now), Some(name("ap-south")), "a region without traffic shows nothing");
     assert_eq!(choose_target(&Situation::default()), None);
+}
+
+#[test]
+fn a_drill_that_nobody_is_told_of_does_not_begin() {
+    let with = |announced: Announcement, drills: &[&str]| {
+        let drills = drills.iter().map(|drill| (*drill).to_owned()).collect();
+        preflight(&drill("latency"), Some(&name("eu-west")), &Situation { announced, drills, ..calm() })
+    };
+    assert_eq!(with(Announcement::Unanswered, &[]), [Refusal::Unannounced(None)]);
+    let why = || "you are no operator".to_owned();
+    assert_eq!(with(Announcement::Refused(why()), &[]), [Refusal::Unannounced(Some(why()))]);
+    let running = Refusal::Running("region-loss".into());
+    assert_eq!(with(Announcement::Refused(why()), &["region-loss"]), [running], "one reason is enough");
 }

@@ -25,6 +25,6 @@ pub use answer::{Answer, AnswerSettings, Site, Standing, Subnet, answer};
 pub use demand::Demand;
 pub use passage::{Arrival, NoPassage, Passage};
 pub use plan::{Act, Allotment, Basis, Override, Plan, Region, Shed, Terms, Traffic, UnfitPlan};
-pub use residence::{MayLeave, NoPeer, Peer, Stranded, peers_for};
+pub use residence::{MayLeave, NoPeer, Peer, Stranded, peers_for, unfit};
 pub use spare::{Spare, spare};
 pub use weights::{UnfitWeights, check_weights};

@@ -113,7 +113,7 @@ pub fn peers_for<'a>(request: &Stranded<'_>, peers: &'a [Peer]) -> Result<Vec<&'
     let mut farthest = NoPeer::Alone;
     let mut fit = Vec::with_capacity(peers.len());
     for peer in peers.iter().filter(|peer| peer.region != *request.region) {
-        match refusal(request, peer) {
+        match unfit(request, peer) {
             Some(reason) => farthest = farthest.max(reason),
             None => fit.push((preference(request, peer), &peer.region)),
         }
@@ -125,7 +125,8 @@ pub fn peers_for<'a>(request: &Stranded<'_>, peers: &'a [Peer]) -> Result<Vec<&'
     Ok(fit.into_iter().map(|(_, region)| region).collect())
 }
 
-fn refusal(request: &Stranded<'_>, peer: &Peer) -> Option<NoPeer> {
+/// Why a request cannot be forwarded to this one of other regions.
+pub fn unfit(request: &Stranded<'_>, peer: &Peer) -> Option<NoPeer> {
     let needed = peer.round_trip.unwrap_or_default().saturating_add(request.expected.max(SHORTEST_USEFUL));
     if !request.may_leave.permits(&peer.region) {
         Some(NoPeer::Residence)

@@ -9,7 +9,8 @@
 //! * For a soft rule a region goes only while all others are up, so that what is too much does not take one after another.
 //! * Where all regions with their whole weight are lost, those that nobody doubts get all of theirs at once.
 //! * Operators' orders win, and end. Theirs does not count as going by itself. They cannot drain the last region that is
-//!   in; should their regions be the only ones left, their drains end.
+//!   in; should their regions be the only ones left, their drains end. One that keeps a region in against a verdict is
+//!   told as withheld.
 //!
 //! What should go and may not is withheld; it is looked at again each time.
 
@@ -79,15 +80,21 @@ pub enum Withheld {
     Last,
     /// It still answers, and not all others are up.
     Spare,
+    /// An operator forced it in, against this verdict.
+    Forced(Cause),
 }
 
 impl fmt::Display for Withheld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let why = match self {
             Self::Hold { .. } => "a region went out a short time ago",
             Self::Last => "no other region is in that nobody doubts",
             Self::Spare => "it still answers, and not all others are up",
-        })
+            Self::Forced(cause) => {
+                return write!(f, "an operator forced it in, against the verdict: {}", Why::Verdict(*cause));
+            }
+        };
+        f.write_str(why)
     }
 }
 
@@ -224,7 +231,9 @@ impl Fleet {
 
     /// An operator's order, in place of any other for the same region.
     pub fn order(&mut self, name: &Name, order: Order, now: Duration) -> Result<Vec<Event>, Refused> {
-        let other_in = self.members.iter().any(|(other, member)| other != name && member.is_in());
+        // One that is in against a verdict alone is no other to go to.
+        let counts = |member: &Member| member.is_in() && member.region.forced(now).is_none();
+        let other_in = self.members.iter().any(|(other, member)| other != name && counts(member));
         let member = self.members.get_mut(name).ok_or(Refused::Unknown)?;
         if order.until <= now {
             return Err(Refused::Ended);
@@ -306,7 +315,14 @@ impl Fleet {
                     let since = member.region.verdict_since().unwrap_or(now);
                     due.push((!member.is_returning(), cause.is_soft(), since, name.clone(), cause));
                 }
-                None => member.withheld = None,
+                None => {
+                    let forced = member.region.forced(now);
+                    let withheld = forced.map(Withheld::Forced);
+                    let known = std::mem::replace(&mut member.withheld, withheld);
+                    if let Some(cause) = forced.filter(|_| known != withheld) {
+                        events.push(event(name, What::Withheld(cause, Withheld::Forced(cause)), now));
+                    }
+                }
             }
         }
         due.sort_unstable();

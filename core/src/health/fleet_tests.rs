@@ -184,7 +184,11 @@ fn what_is_forced_in_wins_and_ends() {
     told.order("a", Pin::In, 1_000).unwrap();
     assert_eq!(told.share("a"), 1.0);
     assert_eq!(told.tell([DOWN, UP, UP], 999)[0], Phase::Suspect);
+    assert_eq!(told.withheld("a"), Some(Withheld::Forced(Cause::Unreachable)));
+    let said = |told: &Told| told.events.iter().filter(|event| matches!(event.what, What::Withheld(..))).count();
+    assert_eq!(said(&told), 1, "it is said once");
     assert_eq!(told.tell([DOWN, UP, UP], 1)[0], Phase::Down);
+    assert_eq!((told.withheld("a"), said(&told)), (None, 1));
 }
 
 #[test]

@@ -367,6 +367,11 @@ impl Region {
         self.standing_verdict(now).filter(|_| may)
     }
 
+    /// The verdict that an operator keeps it in against.
+    pub(super) fn forced(&self, now: Duration) -> Option<Cause> {
+        self.standing_verdict(now).filter(|_| self.pin == Some(Pin::In))
+    }
+
     /// The verdict that has stood for `down_after`, whatever the phase.
     pub(super) fn standing_verdict(&self, now: Duration) -> Option<Cause> {
         let (cause, since) = self.verdict?;

@@ -101,7 +101,7 @@ fn check_plan(plan: &Plan) {
 #[derive(Default)]
 struct Seen {
     outs: AtomicUsize,
-    withheld: [AtomicUsize; 3],
+    withheld: [AtomicUsize; 4],
     blind: AtomicUsize,
     plans: AtomicUsize,
     steps: AtomicUsize,
@@ -148,6 +148,7 @@ fn troubled(seed: u64, seen: &Seen) {
             Withheld::Hold { .. } => 0,
             Withheld::Last => 1,
             Withheld::Spare => 2,
+            Withheld::Forced(_) => 3,
         };
         Seen::add(&seen.withheld[place], 1);
     }
@@ -182,16 +183,16 @@ fn never_all_out_never_two_within_the_hold_and_always_the_healthy_set() {
         }
     });
     let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-    let [hold, last, spare] = seen.withheld.each_ref().map(count);
+    let [hold, last, spare, forced] = seen.withheld.each_ref().map(count);
     let [outs, blind, plans, steps] = [&seen.outs, &seen.blind, &seen.plans, &seen.steps].map(count);
     println!(
         "{SEEDS} seeds in {:?}: {steps} s of virtual time, {plans} plans, {outs} regions out, withheld {hold} for the \
-         hold, {last} as the last, {spare} for a soft rule; {blind} worlds without a healthy region in the end",
+         hold, {last} as the last, {spare} for a soft rule, {forced} for an operator; {blind} worlds without a healthy region in the end",
         began.elapsed()
     );
     record("control.simulation.seeds", SEEDS as f64, "seeds", Goal::AtLeast(10_000.0));
     record("control.simulation.virtual_time", steps as f64, "s", Goal::None);
-    for seen in [outs, hold, last, spare, blind] {
+    for seen in [outs, hold, last, spare, forced, blind] {
         assert!(seen > 100, "the trouble is too little to prove anything");
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! The rule: it takes a request's steps in their order, decides with the same code, and changes nothing: no
 //! token, count, place or turn is taken. It tells of this moment and this gateway: Redis is not asked, and a pod
-//! that is found by chance is one that might be it.
+//! that is found by chance is one that might be it; so is a region, where nothing but chance is between two.
 //!
 //! * [`who`]: who asks, and for what. [`told`]: the shape of what is told.
 
@@ -23,13 +23,14 @@ use http::{HeaderMap, StatusCode};
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 use spillway_core::deadline::{self, decided, parse_timeout_parameter};
+use spillway_core::failover::{MayLeave, NoPeer, Peer, Stranded, peers_for, unfit};
 use spillway_core::inference::json::decode_request;
 use spillway_core::inference::{Entities, InferRequest};
 use spillway_core::limit::Class;
 use spillway_core::policy::{Misfit, Principal, considered, principal};
 use spillway_core::resilience::{Level, Step};
 use spillway_core::resource::{Action, Model};
-use spillway_core::routing::{Policy, Reason};
+use spillway_core::routing::{Policy, Reason, key_hash};
 use spillway_core::units::Name;
 use spillway_runtime::admin;
 use spillway_runtime::tls::PeerError;
@@ -40,6 +41,8 @@ use crate::admission::{Ask, Why, priority};
 use crate::degrade::Question;
 use crate::errors::Refusal;
 use crate::infer::{check, permitted};
+use crate::peers::cause::Cause;
+use crate::peers::links::{PeerRegion, Sight};
 use crate::pods::fleet::Fleet;
 use crate::pods::lane::{Lane, NoPod};
 use crate::request::head::Head;
@@ -49,12 +52,14 @@ use crate::results::{self, Asked};
 use crate::shared::Shared;
 use told::{
     AccessPart, CachePart, CallerPart, ClassPart, DeadlinePart, DegradationPart, Explanation, ModelPart, Outcome,
-    PodPart, RequestPart, Source, Unfit,
+    PeerPart, PeersPart, PodPart, RequestPart, Source, Unfit,
 };
 use who::Who;
 
 /// Policies that are named, of each kind.
 const MOST_POLICIES: usize = 20;
+/// How long other regions' gateways may take to be reached.
+const REACH: Duration = Duration::from_secs(1);
 /// Pods that are named beside the one that gets the request.
 const MOST_PODS: usize = 2;
 
@@ -73,6 +78,8 @@ pub fn action(shared: Arc<Shared>) -> admin::Action {
                 Ok(who) => who,
                 Err(problem) => return failed(StatusCode::BAD_REQUEST, &problem),
             };
+            // These ways are this thread's own: whether they are open is known once they were tried.
+            let _ = tokio::time::timeout(REACH, fleet.peers.open()).await;
             // A large body takes long to read, and this thread looks after the pods.
             let explained = tokio::task::spawn_blocking(move || explain(&shared, &fleet, &who, asked));
             match explained.await {
@@ -180,6 +187,7 @@ impl Valid<'_> {
         let level = if model.allows(level.step) { level } else { Level::default() };
         told.degradation = Some(DegradationPart::of(level, model));
         let lane = fleet.lane(&request.model);
+        told.peers = Some(self.peers(lane.map(|lane| &**lane), admitted.class, until));
         let found = lane.ok_or((Refusal::NoPod, "no-pool")).and_then(|lane| self.pod(lane));
         let pod = match found {
             Ok(part) => Ok(told.pod.insert(part).pod.clone().unwrap_or_default()),
@@ -194,9 +202,9 @@ impl Valid<'_> {
         if let Some(refusal) = admitted.limited {
             return Err(refusal);
         }
-        if lane.is_none() {
-            return Err(Refusal::NoPod);
-        }
+        let Some(lane) = lane else {
+            return leaves(told, Cause::NoPool).ok_or(Refusal::NoPod);
+        };
         match finds {
             Finds::Fresh => return Ok(Outcome::of(Source::Cache, "its answer is stored and fresh")),
             Finds::Stale => {
@@ -209,6 +217,12 @@ impl Valid<'_> {
             _ => {}
         }
         let question = Question { model, request, entities: self.entities, class: admitted.class, here: true };
+        if level.step >= Step::FallbackModel
+            && self.is_better_elsewhere()
+            && let Some(outcome) = leaves(told, Cause::Degraded)
+        {
+            return Ok(outcome);
+        }
         let here = || question.would_answer(shared.results.last_cached(&asked).is_some());
         if level.step >= Step::CachedPrediction
             && let Some(step) = here()
@@ -216,8 +230,18 @@ impl Valid<'_> {
             let why = format!("the model is at level {} of degradation", level.step.number());
             return Ok(Outcome::of(Source::Gateway, why).at(step));
         }
+        let usable = lane.is_usable();
+        if !usable && let Some(outcome) = leaves(told, Cause::Unusable) {
+            return Ok(outcome);
+        }
         let lowest = level.step == Step::StaticAnswer && admitted.class == Class::Low;
-        match lowest.then_some(Refusal::LowestClass).or(admitted.busy).map_or(pod, Err) {
+        let met = lowest.then_some(Refusal::LowestClass).or(admitted.busy).map_or(pod, Err);
+        if let Err(refusal) = &met
+            && let Some(outcome) = Cause::of(refusal, || usable).and_then(|cause| leaves(told, cause))
+        {
+            return Ok(outcome);
+        }
+        match met {
             Ok(pod) => {
                 let asked_for = level.step.min(Step::FallbackModel);
                 let asked_for = if model.allows(asked_for) { asked_for } else { Step::Normal };
@@ -258,6 +282,60 @@ impl Valid<'_> {
         CachePart { would, ignores_cache_control }
     }
 
+    /// Other regions, as a request sees them that is stranded here.
+    fn peers(&self, lane: Option<&Lane>, class: Class, until: Instant) -> PeersPart {
+        let Self { shared, fleet, model, request, .. } = *self;
+        let (plan, may_leave) = (shared.plan(), self.may_leave());
+        let sight = Sight {
+            snapshot: &fleet.snapshot,
+            plan: plan.as_deref(),
+            rests: &shared.rests,
+            model,
+            model_name: &request.model,
+            class,
+            now: shared.clock.now(),
+        };
+        let stranded = Stranded {
+            region: &shared.region,
+            forwarded: false,
+            may_leave,
+            left: until.saturating_duration_since(Instant::now()),
+            expected: lane.map_or(Duration::ZERO, |lane| lane.recent().p50),
+            key: self.entities.ids().first().map_or(0, |entity| key_hash(entity)),
+        };
+        let seen = fleet.peers.seen(&sight);
+        let (to, none) = match peers_for(&stranded, &seen) {
+            Ok(regions) => (regions.into_iter().map(ToString::to_string).collect(), None),
+            Err(why) => (Vec::new(), Some(why.as_str())),
+        };
+        let part = |peer: &Peer| {
+            let (gateways, reachable) = fleet.peers.region(&peer.region).map_or((0, 0), PeerRegion::gateways);
+            PeerPart {
+                region: peer.region.to_string(),
+                unfit: unfit(&stranded, peer).map(NoPeer::as_str),
+                cost: peer.cost,
+                round_trip_us: peer.round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+                headroom: peer.headroom,
+                gateways,
+                reachable,
+            }
+        };
+        let regions = seen.iter().map(part).collect();
+        PeersPart { may_leave: PeersPart::may_leave(may_leave), cause: None, to, none, regions }
+    }
+
+    fn may_leave(&self) -> &MayLeave {
+        const STAYS: &MayLeave = &MayLeave::No;
+        self.fleet.snapshot.tenants.get(&self.principal.tenant).map_or(STAYS, |tenant| &tenant.may_leave_region)
+    }
+
+    /// Whether some region's answers are not known to be degraded, too.
+    fn is_better_elsewhere(&self) -> bool {
+        let (rests, now) = (&self.shared.rests, self.shared.clock.now());
+        let mut may = self.fleet.peers.names().filter(|region| self.may_leave().permits(region));
+        may.any(|region| !rests.is_lesser(region, &self.request.model, now))
+    }
+
     fn pod(&self, lane: &Lane) -> Result<PodPart, (Refusal, &'static str)> {
         let choice = lane.would_choose(self.entities, self.who.address).map_err(|none| {
             let word = match none {
@@ -283,6 +361,14 @@ impl Valid<'_> {
             none: None,
         })
     }
+}
+
+/// Another region is asked, if there is one that may have it.
+fn leaves(told: &mut Explanation, cause: Cause) -> Option<Outcome> {
+    let peers = told.peers.as_mut()?;
+    let region = peers.to.first()?;
+    peers.cause = Some(cause.word());
+    Some(Outcome::of(Source::Peer, format!("region '{region}' is asked: here it is stranded ({})", cause.word())))
 }
 
 /// The head as it is read of a request; what belongs to the admin port is none of it.

@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
+use spillway_core::failover::MayLeave;
 use spillway_core::resilience::Step;
 use spillway_core::resource::Model;
 
@@ -43,6 +45,8 @@ pub struct Explanation {
     pub gate: Option<WouldEnter>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersPart>,
 }
 
 /// Where the answer would come from.
@@ -70,6 +74,8 @@ pub enum Source {
     /// Another request's call that is under way.
     Call,
     Pod,
+    /// A gateway of another region.
+    Peer,
     /// The gateway in place of pods.
     Gateway,
     /// Nowhere.
@@ -183,6 +189,53 @@ pub struct PodPart {
     /// Why there is none: `full`, `gone`, `no-pool`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub none: Option<&'static str>,
+}
+
+/// Where it would go if this region could not answer it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeersPart {
+    /// The tenant's `mayLeaveRegion`: a boolean, or a list of regions.
+    pub may_leave: Value,
+    /// Why it goes there now, as in `spillway_gateway_spilled_total`; without it, it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
+    /// Regions in the order in which they would be asked.
+    pub to: Vec<String>,
+    /// Why it may go to none: what the fittest one lacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub none: Option<&'static str>,
+    /// Every other region that has gateways.
+    pub regions: Vec<PeerPart>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerPart {
+    pub region: String,
+    /// Why not there: `residence`, `not-served`, `unhealthy`, `full`, `deadline`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unfit: Option<&'static str>,
+    /// The Region's own figure; the cheaper is asked first.
+    pub cost: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trip_us: Option<u64>,
+    /// Requests/s that the plan leaves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headroom: Option<f64>,
+    pub gateways: usize,
+    /// Of these, not known to be unreachable.
+    pub reachable: usize,
+}
+
+impl PeersPart {
+    pub fn may_leave(may: &MayLeave) -> Value {
+        match may {
+            MayLeave::No => false.into(),
+            MayLeave::Anywhere => true.into(),
+            MayLeave::To(regions) => regions.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 impl Outcome {

@@ -114,6 +114,11 @@ impl Peers {
         self.0.iter().find(|region| region.name == *name)
     }
 
+    /// Opens the ways that have closed. Who cannot be reached says so in the log once, and counts as resting.
+    pub async fn open(&self) {
+        join_all(self.0.iter().flat_map(|region| &region.gateways).map(|gateway| gateway.upstream.connect())).await;
+    }
+
     /// All regions, as a request of this model and class sees them.
     pub fn seen(&self, sight: &Sight<'_>) -> Vec<Peer> {
         self.0.iter().map(|region| region.seen(sight)).collect()
@@ -138,6 +143,12 @@ impl PeerRegion {
         }
     }
 
+    /// How many gateways it has, and how many of them are not known to be unreachable.
+    pub fn gateways(&self) -> (usize, usize) {
+        let reachable = self.gateways.iter().filter(|gateway| !gateway.upstream.is_resting());
+        (self.gateways.len(), reachable.count())
+    }
+
     /// Its gateways in turn, those that can be reached first.
     pub fn in_turn(&self) -> Vec<&PeerGateway> {
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.gateways.len().max(1);
@@ -151,10 +162,7 @@ impl PeerRegion {
 /// Keeps the ways of a thread open, for as long as the thread serves.
 pub async fn keep_open(fleets: &ArcSwap<Fleet>) {
     loop {
-        let fleet = fleets.load_full();
-        let gateways = fleet.peers.0.iter().flat_map(|region| &region.gateways);
-        // Who cannot be reached says so in the log once, and counts as resting.
-        join_all(gateways.map(|gateway| gateway.upstream.connect())).await;
+        fleets.load_full().peers.open().await;
         tokio::time::sleep(OPEN_EVERY).await;
     }
 }

@@ -18,7 +18,11 @@ fn body(entity: &str, more: &str) -> String {
 
 /// The status and the body of the admin port's answer.
 async fn post(world: &World, query: &str, headers: &[&str], body: &[u8]) -> (u16, String) {
-    let mut tcp = tokio::net::TcpStream::connect(world.gateway.admin).await.unwrap();
+    post_at(world.gateway.admin, query, headers, body).await
+}
+
+async fn post_at(admin: std::net::SocketAddr, query: &str, headers: &[&str], body: &[u8]) -> (u16, String) {
+    let mut tcp = tokio::net::TcpStream::connect(admin).await.unwrap();
     let headers = [headers, &["connection: close"]].concat();
     tcp.write_all(&h1_request("POST", &format!("/explain?{query}"), &headers, body)).await.unwrap();
     let mut answer = String::new();
@@ -312,4 +316,76 @@ async fn telling_changes_nothing() {
     assert_eq!(kept, (world.config("/results").await, world.config("/admission").await));
     assert_eq!(world.seen().len(), 1);
     world.stop().await;
+}
+
+/// Models `double` in both regions and `abroad` in one; `acme` may go anywhere, `initech` to `us`, `globex` nowhere.
+const REGIONS: &str = "---
+{apiVersion: spillway/v1, kind: Model, metadata: {name: double}, spec: {pools: [POOLS], versions: [1], backend: onnx, deadline: 2s, inputs: [{name: x, datatype: FP32, shape: [-1]}], outputs: [{name: y, datatype: FP32, shape: [-1]}]}}
+---
+{apiVersion: spillway/v1, kind: Model, metadata: {name: abroad}, spec: {pools: [scorers-us], versions: [1], backend: onnx, deadline: 2s, inputs: [{name: x, datatype: FP32, shape: [-1]}], outputs: [{name: y, datatype: FP32, shape: [-1]}]}}
+---
+{apiVersion: spillway/v1, kind: Tenant, metadata: {name: acme}, spec: {mayLeaveRegion: true}}
+---
+{apiVersion: spillway/v1, kind: Tenant, metadata: {name: globex}}
+---
+{apiVersion: spillway/v1, kind: Tenant, metadata: {name: initech}, spec: {mayLeaveRegion: [us]}}
+---
+apiVersion: spillway/v1
+kind: AccessPolicy
+metadata: { name: all }
+spec:
+  subjects: [{ tenant: acme }, { tenant: globex }, { tenant: initech }]
+  models: ['*']
+  actions: [infer]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranded_request_is_told_where_it_goes_or_why_it_stays() {
+    let mut regions = Regions::start(&["eu", "us", "ap"], 1, REGIONS).await;
+    let admin = regions.place("eu").gateways[0].admin;
+    let body = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}"#;
+    let explain = async |tenant: &str, model: &str| -> Value {
+        let query = format!("tenant={tenant}&client=web&model={model}");
+        let (status, answer) = post_at(admin, &query, &[MEANT], body.as_bytes()).await;
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str(&answer).unwrap()
+    };
+    // Nothing is wrong: it stays, and it is told where it would go.
+    let told = explain("initech", "double").await;
+    let peers = &told["peers"];
+    assert_eq!((&told["outcome"]["from"], &peers["cause"]), (&"pod".into(), &Value::Null), "{told}");
+    assert_eq!((peers["to"].to_string(), peers["mayLeave"].to_string()), (r#"["us"]"#.into(), r#"["us"]"#.into()));
+    let (ap, us) = (&peers["regions"][0], &peers["regions"][1]);
+    assert_eq!((&ap["region"], &ap["unfit"]), (&"ap".into(), &"residence".into()), "{told}");
+    assert_eq!((&us["region"], &us["unfit"], &us["reachable"]), (&"us".into(), &Value::Null, &1.into()), "{told}");
+    assert!(us["roundTripUs"].as_u64().is_some_and(|time| time > 0), "its way was tried: {told}");
+
+    // No pool of the region serves it.
+    let told = explain("acme", "abroad").await;
+    assert_eq!((&told["outcome"]["from"], &told["peers"]["cause"]), (&"peer".into(), &"no-pool".into()), "{told}");
+    assert_eq!(told["peers"]["to"].to_string(), r#"["us"]"#);
+    assert_eq!(told["peers"]["regions"][0]["unfit"], "not-served", "{told}");
+
+    // Its pods are gone.
+    regions.kill_pods("eu");
+    until("it is stranded", async || explain("initech", "double").await["outcome"]["from"] == "peer").await;
+    let told = explain("initech", "double").await;
+    assert_eq!(told["peers"]["cause"], "unusable", "{told}");
+    let client = regions.client("eu", "initech").await;
+    let request = Http2::request("POST", INFER, &[("content-type", "application/json")]);
+    let answer = client.exchange(request, body.as_bytes().to_vec().into()).await.unwrap();
+    assert_eq!((answer.status, answer.header("spillway-region")), (200, "us"), "so it is");
+    let told = explain("globex", "double").await;
+    assert_eq!((&told["peers"]["none"], &told["peers"]["mayLeave"]), (&"residence".into(), &false.into()), "{told}");
+    assert!(told["outcome"]["from"] != "peer" && told["peers"]["cause"].is_null(), "{told}");
+
+    // So is the only region that it may go to.
+    let us = &mut regions.places[1];
+    us.drains[0].start();
+    us.gateways.remove(0).finish().await;
+    until("it is noticed", async || explain("initech", "double").await["peers"]["regions"][1]["unfit"] == "unhealthy")
+        .await;
+    let told = explain("initech", "double").await;
+    assert_eq!((&told["peers"]["none"], &told["peers"]["regions"][1]["reachable"]), (&"unhealthy".into(), &0.into()));
+    assert!(told["outcome"]["from"] != "peer", "{told}");
 }

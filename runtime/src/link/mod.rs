@@ -65,6 +65,9 @@ pub trait TrafficSource: Send + Sync {
     fn since_last(&self) -> control::Traffic;
 }
 
+/// What a DNS node answered since it was asked last.
+pub type AnswersSource = Box<dyn Fn() -> control::Answers + Send + Sync>;
+
 /// A process's end of the stream.
 pub struct Link {
     settings: ControlSettings,
@@ -74,6 +77,8 @@ pub struct Link {
     serving: Serving,
     /// None: a process that takes no traffic of clients.
     traffic: Option<Arc<dyn TrafficSource>>,
+    /// None: a process that answers no DNS.
+    answers: Option<AnswersSource>,
     pulses: watch::Sender<control::Pulse>,
     sightings: SightingLog,
     metrics: LinkMetrics,
@@ -95,10 +100,16 @@ impl Link {
             serving: intake.serving(),
             intake: Arc::new(Mutex::new(intake)),
             traffic,
+            answers: None,
             pulses: watch::Sender::default(),
             sightings: SightingLog::new(metrics.sightings_dropped.clone()),
             metrics,
         }
+    }
+
+    /// Tells the control plane what a DNS node answers.
+    pub fn with_answers(self, answers: AnswersSource) -> Self {
+        Self { answers: Some(answers), ..self }
     }
 
     /// The last pulse: who leads, and whom to probe soon.

@@ -165,7 +165,8 @@ impl Link {
                         return Ended::Renewed;
                     }
                     let traffic = self.traffic.as_ref().map(|source| source.since_last());
-                    let heartbeat = control::Heartbeat { serving: Some(self.serving.now()), traffic };
+                    let answers = self.answers.as_ref().map(|since_last| since_last());
+                    let heartbeat = control::Heartbeat { serving: Some(self.serving.now()), traffic, answers };
                     if send(&out, FromNode::Heartbeat(heartbeat)).is_err() {
                         return Ended::Stuck;
                     }

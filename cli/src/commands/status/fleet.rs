@@ -6,10 +6,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 use spillway_proto::control::{
-    NodeStatus, Override, Plan, RegionPlan, RegionStatus, Serving, StatusRequest, StatusResponse, r#override::Act,
+    NodeStatus, Override, Plan, RegionPlan, RegionStatus, RunningDrill, Serving, StatusRequest, StatusResponse,
+    r#override::Act,
 };
 
-use super::Form;
+use super::super::Form;
+use super::super::intent::time;
 use crate::control::{Target, answer, request};
 
 /// Events that are shown as text.
@@ -36,8 +38,14 @@ fn tables(status: &StatusResponse) -> String {
     if !status.rollout.is_empty() {
         let _ = writeln!(text, "rollout: {}", status.rollout);
     }
+    for drill in &status.drills {
+        let _ = writeln!(text, "{}", drill_line(drill));
+    }
+    for order in status.overrides.iter().flat_map(|all| &all.overrides) {
+        let _ = writeln!(text, "{}", override_line(order, &status.regions));
+    }
     let mut rows = vec![
-        ["REGION", "PHASE", "WEIGHT", "OBSERVED", "REQUESTS/S", "QUALITY", "EVIDENCE", "WHY"]
+        ["REGION", "PHASE", "INTENT", "PLAN", "DNS", "REQUESTS", "PER S", "QUALITY", "EVIDENCE", "WHY"]
             .map(String::from)
             .to_vec(),
     ];
@@ -51,7 +59,9 @@ fn tables(status: &StatusResponse) -> String {
         rows.push(vec![
             region.region.clone(),
             region.phase.clone(),
+            share(region.planned_weight),
             share(region.weight),
+            region.answered.map_or_else(|| "-".into(), share),
             share(region.observed),
             format!("{:.1}", region.requests_per_second),
             region.quality.clone(),
@@ -75,17 +85,6 @@ fn tables(status: &StatusResponse) -> String {
     }
     text.push('\n');
     text.push_str(&table(&rows));
-    for order in status.overrides.iter().flat_map(|all| &all.overrides) {
-        let _ = writeln!(
-            text,
-            "\noverride of {}: {}, {}, by {}: {}",
-            order.region,
-            act(order),
-            left(order),
-            order.author,
-            order.reason
-        );
-    }
     if !status.events.is_empty() {
         text.push_str("\nlast events\n");
         for event in status.events.iter().rev().take(EVENTS).rev() {
@@ -93,6 +92,23 @@ fn tables(status: &StatusResponse) -> String {
         }
     }
     text
+}
+
+fn drill_line(drill: &RunningDrill) -> String {
+    let target = if drill.target.is_empty() { String::new() } else { format!(" of {}", drill.target) };
+    let stage = if drill.stage.is_empty() { String::new() } else { format!(", {}", drill.stage) };
+    format!("DRILL {}{target}{stage}, since {}, by {}", drill.drill, time(drill.began_unix_ms), drill.author)
+}
+
+fn override_line(order: &Override, regions: &[RegionStatus]) -> String {
+    let stays = regions.iter().find(|region| region.region == order.region).map(|region| &*region.withheld);
+    // In words of the control plane's own, beside why it should go.
+    let against = match (&order.act, stays.filter(|stays| !stays.is_empty())) {
+        (Some(Act::ForceIn(_)), Some(stays)) => format!("\n         !! {stays}"),
+        _ => String::new(),
+    };
+    let reason = order.reason.replace(|character: char| character.is_control(), " ");
+    format!("OVERRIDE {} {}, {}, by {}: {reason}{against}", order.region, act(order), left(order), order.author)
 }
 
 fn act(order: &Override) -> String {
@@ -134,6 +150,7 @@ fn json(status: &StatusResponse) -> Value {
         "regions": status.regions.iter().map(region).collect::<Vec<_>>(),
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
         "overrides": status.overrides.iter().flat_map(|all| &all.overrides).map(order).collect::<Vec<_>>(),
+        "drills": status.drills.iter().map(drill).collect::<Vec<_>>(),
         "events": status.events,
     })
 }
@@ -148,6 +165,7 @@ fn region(region: &RegionStatus) -> Value {
         "quality": region.quality,
         "planned_weight": region.planned_weight,
         "weight": region.weight,
+        "answered": region.answered,
         "observed": region.observed,
         "withheld": region.withheld,
         "requests_per_second": region.requests_per_second,
@@ -187,6 +205,17 @@ fn node(node: &NodeStatus) -> Value {
     })
 }
 
+fn drill(drill: &RunningDrill) -> Value {
+    json!({
+        "drill": drill.drill,
+        "target": (!drill.target.is_empty()).then_some(&drill.target),
+        "stage": drill.stage,
+        "author": drill.author,
+        "began_unix_ms": drill.began_unix_ms,
+        "left_ms": drill.left_ms,
+    })
+}
+
 fn order(order: &Override) -> Value {
     json!({
         "region": order.region,
@@ -195,4 +224,79 @@ fn order(order: &Override) -> Value {
         "reason": order.reason,
         "author": order.author,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_proto::control::Overrides;
+
+    use super::*;
+
+    fn status() -> StatusResponse {
+        let region = |region: &str, weight, answered| RegionStatus {
+            region: region.into(),
+            phase: "up".into(),
+            planned_weight: 0.5,
+            weight,
+            answered,
+            observed: 0.25,
+            ..RegionStatus::default()
+        };
+        let forced = RegionStatus {
+            phase: "suspect".into(),
+            withheld: "an operator forced it in, against the verdict: it failed too often".into(),
+            ..region("us", 0.25, None)
+        };
+        let order = Override {
+            region: "us".into(),
+            act: Some(Act::ForceIn(true)),
+            reason: "probes are\nwrong".into(),
+            author: "alice".into(),
+            ..Override::default()
+        };
+        StatusResponse {
+            leader: "c-0".into(),
+            regions: vec![region("eu", 0.75, Some(0.8)), forced],
+            overrides: Some(Overrides { overrides: vec![order] }),
+            drills: vec![RunningDrill {
+                drill: "region-loss".into(),
+                target: "us".into(),
+                stage: "observe".into(),
+                author: "bob".into(),
+                began_unix_ms: 1_772_323_200_007,
+                left_ms: 12_000,
+                lease: 7,
+            }],
+            ..StatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn a_drill_and_a_region_that_is_forced_in_are_told_before_all_else() {
+        let text = tables(&status());
+        let lines: Vec<&str> = text.lines().skip(1).take(3).collect();
+        assert_eq!(
+            lines,
+            [
+                "DRILL region-loss of us, observe, since 2026-03-01T00:00:00.007Z, by bob",
+                "OVERRIDE us forced in, 0 s left, by alice: probes are wrong",
+                "         !! an operator forced it in, against the verdict: it failed too often",
+            ]
+        );
+        let shown = json(&status());
+        assert_eq!(
+            (&shown["drills"][0]["drill"], &shown["drills"][0]["left_ms"]),
+            (&json!("region-loss"), &json!(12_000))
+        );
+        assert_eq!(shown["drills"][0].get("lease"), None, "who knows it could end the drill");
+    }
+
+    #[test]
+    fn weights_are_shown_as_wanted_planned_answered_and_used() {
+        let text = tables(&status());
+        let row = text.lines().find(|line| line.starts_with("eu ")).unwrap();
+        assert!(row.contains("50.0 %  75.0 %  80.0 %  25.0 %"), "{row}");
+        let shown = json(&status());
+        assert_eq!((&shown["regions"][0]["answered"], &shown["regions"][1]["answered"]), (&json!(0.8), &Value::Null));
+    }
 }

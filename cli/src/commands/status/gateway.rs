@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
-use super::Form;
+use super::super::Form;
 use crate::admin::get;
 
 /// As text or JSON: `ready`, `failing`, and `/config`.

@@ -9,34 +9,30 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::Form;
 use crate::admin;
 use crate::control::Target;
 
 /// Between two looks, with `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Show all regions, versions and nodes as the control plane sees them; or one gateway, by --admin or --region
+/// Show all regions: verdicts, weights, nodes, overrides, a drill; or one gateway, by --admin or --region
 #[derive(clap::Args)]
 pub struct Arguments {
-    #[command(flatten)]
-    control: Target,
-    /// A gateway's admin port: shows that gateway instead
+    /// Show the gateway with this admin port instead
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["control", "dev"])]
     admin: Option<String>,
-    /// The gateway of a region of --dev instead
+    /// Show the gateway of this region of --dev instead
     #[arg(long, value_name = "NAME", requires = "dev")]
     region: Option<String>,
-    #[arg(short, long = "output", value_name = "FORM", default_value = "text")]
+    /// text: for people; json: for programs
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Form,
     /// Show it again every second, until Ctrl-C
     #[arg(short, long)]
     watch: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Form {
-    Text,
-    Json,
+    #[command(flatten)]
+    control: Target,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spillway_runtime::plan::open;
+use spillway_runtime::audit::Audit;
 use spillway_runtime::telemetry::Metrics;
 use tokio::sync::watch;
 
@@ -27,7 +28,7 @@ async fn the_next_leader_goes_on_and_the_last_one_is_refused() {
     let other = Store::open(&StoreSettings::Sqlite(path)).await.unwrap();
     let won = other.campaign(&name("d"), "127.0.0.1:2").await.unwrap();
     let leading = watch::Sender::new(Some(won.fence.clone()));
-    let (_outside, mut next, told) = judging(&other, &leading, Some(400), &Metrics::new("test"));
+    let (_outside, mut next, told) = judging(&other, &leading, Some(400), &Metrics::new("test"), Audit::off());
     let times = world.times();
     next.tick(times).await;
     let plan = open(&told.plan().borrow().clone().unwrap()).unwrap();
@@ -62,7 +63,7 @@ async fn succeed(world: &mut World, follows: &watch::Sender<Option<Fence>>, seco
 async fn what_died_while_nobody_led_is_out_as_soon_as_somebody_does() {
     let mut world = World::new(None).await;
     let follows = watch::Sender::new(None);
-    let (_outside, heir, _told) = judging(&world.store, &follows, None, &Metrics::new("test"));
+    let (_outside, heir, _told) = judging(&world.store, &follows, None, &Metrics::new("test"), Audit::off());
     world.heir = Some(heir);
     world.run(SECOND * 40).await;
     world.kill(1);
@@ -79,7 +80,7 @@ async fn what_died_while_nobody_led_is_out_as_soon_as_somebody_does() {
 async fn minutes_of_errors_count_for_the_next_leader_too() {
     let mut world = World::new(None).await;
     let follows = watch::Sender::new(None);
-    let (_outside, heir, _told) = judging(&world.store, &follows, None, &Metrics::new("test"));
+    let (_outside, heir, _told) = judging(&world.store, &follows, None, &Metrics::new("test"), Audit::off());
     world.heir = Some(heir);
     world.run(SECOND * 30).await;
     world.errors[1] = 30;
@@ -111,7 +112,7 @@ async fn who_does_not_lead_tells_what_the_leader_wrote() {
     let mut world = World::new(None).await;
     world.run(SECOND * 20).await;
     let follows = watch::Sender::new(None);
-    let (_outside, mut follower, told) = judging(&world.store, &follows, None, &Metrics::new("test"));
+    let (_outside, mut follower, told) = judging(&world.store, &follows, None, &Metrics::new("test"), Audit::off());
     follower.tick(world.times()).await;
     assert_eq!(*told.plan().borrow(), *world.verdicts.plan().borrow());
     world.kill(1);
@@ -136,7 +137,7 @@ async fn the_task_judges_by_itself_and_ends_with_the_drain() {
     let store = Store::open(&StoreSettings::Sqlite(folder.path().join("control.db"))).await.unwrap();
     let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
     let leading = watch::Sender::new(None);
-    let (outside, judging, verdicts) = judging(&store, &leading, None, &Metrics::new("test"));
+    let (outside, judging, verdicts) = judging(&store, &leading, None, &Metrics::new("test"), Audit::off());
     let drain = spillway_runtime::drain::Drain::new(SECOND);
     let task = tokio::spawn(judging.run(drain.clone()));
     let mut plan = verdicts.plan();

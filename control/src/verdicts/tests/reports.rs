@@ -1,5 +1,6 @@
 //! Whose word counts.
 
+use spillway_core::identity::SpiffeId;
 use spillway_proto::control;
 
 use super::world::*;
@@ -45,4 +46,51 @@ async fn nobody_speaks_for_another() {
     world.judging.hear(&Report::Heartbeat(id("us/gateway/other"), heartbeat), world.now);
     world.run(SECOND * 20).await;
     assert_eq!(world.plans.last().unwrap().1.plan.demand, Some(900.0));
+}
+
+#[tokio::test]
+async fn what_moves_during_a_drill_is_said_to() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 30).await;
+    let alice = SpiffeId::parse("spiffe://td/operator/alice").unwrap();
+    let drill =
+        control::SetDrillRequest { lease: 7, drill: "region-loss".into(), target: "us".into(), ..Default::default() };
+    world.drills.set(&alice, drill, (&world.audit, &world.events)).unwrap();
+    world.kill(1);
+    world.until("us is out", SECOND * 10, |plan| plan.plan.weight(&name("us")) == 0.0).await;
+    let events = world.status().events;
+    let during =
+        "us: SUSPECT -> DOWN: more than half of its probed pairs have failed (during the drill region-loss of us)";
+    assert!(events.last().unwrap().ends_with(during), "{events:?}");
+    assert_eq!(world.audited("region-moved").last().unwrap()["drill"], "region-loss of us");
+    let over = control::EndDrillRequest { lease: 7, how: "pass".into() };
+    world.drills.end(&alice, &over, (&world.audit, &world.events));
+    world.lives[1] = Life::Well;
+    world.until("us is back", SECOND * 600, |plan| plan.plan.weight(&name("us")) > 0.0).await;
+    assert!(!world.status().events.last().unwrap().contains("drill"));
+    assert!(world.audited("region-moved").last().unwrap()["drill"].is_null());
+}
+
+#[tokio::test]
+async fn what_dns_nodes_answered_is_held_against_the_plan() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 10).await;
+    let answered = |world: &World| world.status().regions.iter().map(|region| region.answered).collect::<Vec<_>>();
+    assert_eq!(answered(&world), [None; 3], "no DNS node has said anything");
+    let beat = |world: &mut World, node: &str, eu, us| {
+        let told = [("eu", eu), ("us", us), ("mars", 5)];
+        let region = |(region, answers): (&str, u64)| control::RegionAnswers { region: region.into(), answers };
+        let answers = Some(control::Answers { regions: told.map(region).to_vec() });
+        let heartbeat = control::Heartbeat { answers, ..control::Heartbeat::default() };
+        world.judging.hear(&Report::Heartbeat(id(node), heartbeat), world.now);
+    };
+    beat(&mut world, "eu/control/dns-0", 30, 10);
+    beat(&mut world, "us/control/dns-0", 10, 30);
+    // Who is no DNS node has no word.
+    beat(&mut world, "us/gateway/g", 0, 1_000_000);
+    world.run(SECOND).await;
+    // Regions are told by name.
+    assert_eq!(answered(&world), [Some(0.0), Some(0.5), Some(0.5)]);
+    world.run(SECOND * 61).await;
+    assert_eq!(answered(&world), [None; 3]);
 }

@@ -11,7 +11,7 @@ use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_proto::control::r#override::Act;
-use spillway_runtime::audit::Audit;
+use spillway_runtime::audit::{Audit, AuditSettings};
 use spillway_runtime::plan::{Published, open};
 use spillway_runtime::telemetry::Metrics;
 use spillway_runtime::vantage::outcome_code;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::distribution::Report;
-use crate::intent::{Events, StatusSource};
+use crate::intent::{Drills, Events, StatusSource};
 use crate::store::{Fence, Leadership, Store, StoreSettings, Write};
 use crate::verdicts::orders::Times;
 use crate::verdicts::{HealthSettings, Inputs, Judging, Verdicts, vantage};
@@ -59,6 +59,8 @@ pub struct World {
     pub verdicts: Verdicts,
     pub nudges: broadcast::Receiver<String>,
     pub events: Events,
+    pub drills: Drills,
+    pub audit: Audit,
     pub metrics: Metrics,
     pub now: Duration,
     next_tick: Duration,
@@ -105,7 +107,11 @@ impl World {
         let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
         let leading = watch::Sender::new(Some(leadership.fence.clone()));
         let metrics = Metrics::new("test");
-        let (Outside { reports, nudges, events }, judging, verdicts) = judging(&store, &leading, capacity, &metrics);
+        let path = folder.path().join("audit.log");
+        let settings = AuditSettings { path, rotate: u64::MAX, keep: 1 };
+        let audit = Audit::start(Some(&settings), "control", &id("eu/control/c"), &metrics).unwrap();
+        let (Outside { reports, nudges, events, drills }, judging, verdicts) =
+            judging(&store, &leading, capacity, &metrics, audit.clone());
         let mut probing = Vec::new();
         for (place, id) in vantages().iter().enumerate() {
             for (gateway, region) in REGIONS.into_iter().enumerate() {
@@ -127,6 +133,8 @@ impl World {
             heir: None,
             nudges: nudges.subscribe(),
             events,
+            drills,
+            audit,
             verdicts,
             metrics,
             now: START,
@@ -279,6 +287,19 @@ impl World {
         findings.regions.iter().find(|status| status.region == region).expect("a region").phase.clone()
     }
 
+    pub fn withheld(&self, region: &str) -> String {
+        let findings = self.verdicts.findings();
+        findings.regions.iter().find(|status| status.region == region).expect("a region").withheld.clone()
+    }
+
+    /// Events of the audit log so far, with that name.
+    pub fn audited(&self, event: &str) -> Vec<serde_json::Value> {
+        self.audit.flush(SECOND * 5);
+        let text = std::fs::read_to_string(self.folder.path().join("audit.log")).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter(|record| record["event"] == event).collect()
+    }
+
     /// As people see it.
     pub fn status(&self) -> control::StatusResponse {
         let mut status = control::StatusResponse::default();
@@ -321,6 +342,7 @@ pub struct Outside {
     pub reports: mpsc::Sender<Report>,
     pub nudges: broadcast::Sender<String>,
     pub events: Events,
+    pub drills: Drills,
 }
 
 pub fn judging(
@@ -328,10 +350,12 @@ pub fn judging(
     leading: &watch::Sender<Option<Fence>>,
     capacity: Option<u32>,
     metrics: &Metrics,
+    audit: Audit,
 ) -> (Outside, Judging, Verdicts) {
     let (reports, heard) = mpsc::channel(1_024);
     let (nudges, events) = (broadcast::Sender::new(64), Events::default());
     let served = snapshot(capacity);
+    let drills = Drills::default();
     let inputs = Inputs {
         us: vantage(&id("eu/control/c")).unwrap(),
         reports: heard,
@@ -340,11 +364,12 @@ pub fn judging(
         leading: leading.subscribe(),
         nudges: nudges.clone(),
         shared: broadcast::Sender::new(1),
-        audit: Audit::off(),
+        audit,
         events: events.clone(),
+        drills: drills.clone(),
     };
     let (judging, verdicts) = Judging::new(inputs, HealthSettings::default(), metrics);
-    (Outside { reports, nudges, events }, judging, verdicts)
+    (Outside { reports, nudges, events, drills }, judging, verdicts)
 }
 
 pub fn near(weights: [f64; 3], expected: [f64; 3]) {
