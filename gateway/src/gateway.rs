@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -174,6 +175,7 @@ impl Gateway {
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
             spilling: Semaphore::new(MOST_SPILLING),
+            peers_reached: AtomicBool::new(false),
             rests: Rests::default(),
             peer_metrics: PeerMetrics::new(&registry),
             plan_metrics: PlanMetrics::new(&registry),
@@ -265,7 +267,8 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, snapshots: Arc<Subscr
     });
     let pods = shared.clone();
     readiness.check("pods", move || {
-        if pods.book.any_serving() { Ok(()) } else { Err("no pod of this region answers its health check".into()) }
+        let reason = "no pod of this region answers its health check, and no other region can be asked";
+        if pods.has_answers() { Ok(()) } else { Err(reason.into()) }
     });
     let config = serde_json::json!({
         "region": settings.region.as_str(),
@@ -374,7 +377,7 @@ impl Worker {
             () = accept => {}
             // These end only with the process: the membership outlives the workers.
             () = follow => {}
-            () = links::keep_open(&current) => {}
+            () = links::keep_open(&shared, &current) => {}
         }
     }
 }

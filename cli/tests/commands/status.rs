@@ -84,7 +84,8 @@ acme             700
 
 #[test]
 fn json_is_what_the_gateway_says() {
-    let (_, text, ok) = asking(&["status"], &["-o", "json"], "", &[("200 OK", &config().to_string()), ("200 OK", READY)]);
+    let (_, text, ok) =
+        asking(&["status"], &["-o", "json"], "", &[("200 OK", &config().to_string()), ("200 OK", READY)]);
     let told: Value = serde_json::from_str(&text).unwrap();
     assert!(ok && told == json!({ "ready": true, "failing": {}, "config": config() }), "{text}");
 }

@@ -35,7 +35,7 @@ pub async fn ready(
     let frame = body::read(session, exchange, head, local::MAX_MESSAGE).await?;
     exchange.received = frame.len();
     body::message(&frame)?;
-    Ok(Reply::Grpc(vec![local::frame(&ServerReadyResponse { ready: shared.is_ready() })]))
+    Ok(Reply::Grpc(vec![local::frame(&ServerReadyResponse { ready: shared.serves_itself() })]))
 }
 
 pub async fn serve(

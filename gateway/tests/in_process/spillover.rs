@@ -548,3 +548,50 @@ async fn probes_ask_the_region_itself_and_are_nobodys_traffic() {
     assert_eq!(probe(&http2, "double").await.code, "no-pod", "the region itself cannot");
     assert_eq!(regions.place("us").seen().len(), before);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_without_pods_is_ready_while_another_region_can_answer_and_down_for_those_who_probe_it() {
+    let mut regions = two().await;
+    let client = regions.client("eu", "acme").await;
+    let prober = regions.connect("eu", 0, &regions.workload("region/us/gateway/gw-9")).await;
+    regions.kill_pods("eu");
+    let eu = regions.place("eu");
+    until("its pods are known to be gone", async || eu.metric("spillway_gateway_pods_unhealthy", &[]).await == 2).await;
+    let page = async || ask_admin(eu.gateways[0].admin, "GET", "/readyz", "").await;
+    assert!(page().await.starts_with("HTTP/1.1 200"), "{}", page().await);
+    let health = async || client.exchange(Http2::request("GET", "/v2/health/ready", &[]), bytes::Bytes::new()).await;
+    assert_eq!(health().await.unwrap().status, 200);
+    let ready = async |http2: &Http2, headers: &[(&str, &str)]| {
+        let answer = Grpc::call(http2, READY, headers, bytes::Bytes::from_static(&[0; 5])).await;
+        assert_eq!(answer.status, 0, "{answer:?}");
+        ServerReadyResponse::decode(&answer.answer.body[5..]).unwrap().ready
+    };
+    assert!(ready(&client, &[]).await);
+    assert!(!ready(&prober, &[("spillway-probe", "1")]).await, "the region itself is not");
+    assert_eq!(probe(&prober, "double").await.code, "no-pod");
+    assert!(regions.place("us").seen().is_empty(), "no probe was sent on");
+    assert_eq!(eu.metric("spillway_gateway_spilled_total", &[]).await, 0);
+
+    // Nobody's requests may leave: then there is nobody to answer.
+    regions
+        .publish_and_wait(
+            3,
+            &[("mayLeaveRegion: true", "mayLeaveRegion: false"), ("mayLeaveRegion: [us]", "mayLeaveRegion: false")],
+        )
+        .await;
+    until("it is not ready", async || page().await.starts_with("HTTP/1.1 503")).await;
+    assert!(page().await.contains("no other region can be asked"), "{}", page().await);
+    assert_eq!(health().await.unwrap().status, 503);
+    regions.publish_and_wait(4, &[]).await;
+    until("it is ready again", async || page().await.starts_with("HTTP/1.1 200")).await;
+    // The other region's gateway is gone.
+    let place = regions.places.iter_mut().find(|place| place.name == "us").unwrap();
+    let gone = place.gateways.remove(0);
+    place.drains[0].start();
+    gone.finish().await;
+    let eu = regions.place("eu");
+    until("it is not ready", async || {
+        ask_admin(eu.gateways[0].admin, "GET", "/readyz", "").await.starts_with("HTTP/1.1 503")
+    })
+    .await;
+}
