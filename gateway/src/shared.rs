@@ -12,6 +12,7 @@ use spillway_runtime::plan::{Plans, Published};
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
+use spillway_runtime::vantage::Nudges;
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
@@ -55,6 +56,10 @@ pub struct Shared {
     pub upstream_metrics: UpstreamMetrics,
     /// Places of requests that are with other regions.
     pub spilling: Semaphore,
+    /// Places of streams that are.
+    pub streams_spilling: Semaphore,
+    /// Whom to probe soon.
+    pub nudges: Nudges,
     /// Another region can be reached that may answer requests of this one, as the threads' ways saw it last.
     pub peers_reached: AtomicBool,
     /// Other regions that have no room just now.

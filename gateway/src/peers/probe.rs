@@ -69,7 +69,7 @@ pub async fn serve(
     let asked = Asked { parameter, ..head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
     let guest = Guest::prober();
-    let call = PodCall { shared, lane, entities: &entities, frame: vec![frame], until: until.into(), trace };
+    let call = PodCall { shared, lane, entities: &entities, frame: &[frame], until: until.into(), trace };
     let answered = tokio::select! {
         biased;
         answered = fetch(shared, exchange, &guest, call) => answered,

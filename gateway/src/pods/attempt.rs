@@ -205,6 +205,18 @@ async fn read(
     })
 }
 
+/// The head and body of a call that was taken. A refusal may be no more than a head.
+pub fn accepted(response: Response<UpstreamBody>) -> Result<(HeaderMap, UpstreamBody), Ended> {
+    let (head, body) = response.into_parts();
+    if !head.status.is_success() {
+        return Err(Ended::Http(head.status));
+    }
+    if head.headers.contains_key(&GRPC_STATUS) {
+        check_status(&head.headers, &head.headers)?;
+    }
+    Ok((head.headers, body))
+}
+
 /// Reads an answer to its end, within what may be kept of it.
 pub async fn read_whole(
     shared: &Shared,

@@ -11,7 +11,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use parking_lot::Mutex;
 use prost::Message;
 use spillway_core::health::ProbeSettings;
 use spillway_core::inference::{InferResponse, Limits, Parameter, Parameters, Tensor, check_against, entities};
