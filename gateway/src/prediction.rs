@@ -190,7 +190,7 @@ pub async fn fetch(
     let answered = async {
         let model = call.lane.name.as_str();
         if exchange.visit != Visit::Probe {
-            shared.admission.refuse_planned(guest, shared.plan().as_deref()).map_err(Refusal::busy)?;
+            shared.admission.refuse_planned(guest, shared.plans.look().as_deref()).map_err(Refusal::busy)?;
         }
         let place = shared.admission.enter(guest, model, until).await.map_err(Refusal::busy)?;
         let answer = call.make(exchange).await?;

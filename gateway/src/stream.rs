@@ -23,8 +23,8 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
 use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use pingora_proxy::Session;
@@ -149,12 +149,7 @@ impl Stream<'_> {
     }
 
     /// Passes on requests and answers, to the end of both.
-    async fn relay(
-        &mut self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-        opened: Opened,
-    ) -> Result<(), Refusal> {
+    async fn relay(&mut self, session: &mut Session, exchange: &mut Exchange, opened: Opened) -> Result<(), Refusal> {
         let Opened { sender, head, mut body } = opened;
         let (mut sender, mut waiting, mut client_ended) = (Some(sender), None, false);
         let mut answers = Frames::new(self.shared.memory.clone());
@@ -331,9 +326,8 @@ impl Stream<'_> {
     /// Whether who has the stream may have more of it.
     fn may_stay(&self) -> bool {
         let (fleet, tenant) = (&self.asking.fleet, &self.asking.principal.tenant);
-        let may_leave = |region| {
-            fleet.snapshot.tenants.get(tenant).is_some_and(|tenant| tenant.may_leave_region.permits(region))
-        };
+        let may_leave =
+            |region| fleet.snapshot.tenants.get(tenant).is_some_and(|tenant| tenant.may_leave_region.permits(region));
         self.lease.as_ref().is_none_or(|lease| fleet.has(lease.link().key()))
             && self.abroad.as_ref().is_none_or(|abroad| may_leave(&abroad.region))
     }
