@@ -49,7 +49,7 @@ use crate::exchange::Exchange;
 use crate::infer::{admit, check, find};
 use crate::local::frame;
 use crate::peers::visit::{Visit, since_epoch};
-use crate::pods::attempt::{check_status, failed, take_load};
+use crate::pods::attempt::{Taken, check_status, failed, take_load};
 use crate::pods::fleet::Fleet;
 use crate::pods::judge::Ended;
 use crate::pods::lane::Lane;
@@ -57,7 +57,7 @@ use crate::pods::lease::Lease;
 use crate::request::body::{Frames, from_client, message};
 use crate::shared::Shared;
 use finals::Finals;
-use opening::{Abroad, Checked, Opened};
+use opening::{Abroad, Checked};
 
 /// The longest that a stream may be asked to last. Its requests have their own, shorter deadlines.
 const LONGEST: Duration = Duration::from_secs(3_600);
@@ -137,20 +137,20 @@ enum Event {
 impl Stream<'_> {
     async fn run(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Refusal> {
         while let Some(first) = self.first(session, exchange).await? {
-            if let Some(opened) = self.open(session, exchange, first).await? {
+            if let Some(taken) = self.open(session, exchange, first).await? {
                 if matches!(exchange.visit, Visit::Forwarded(_)) {
                     // The other region asks nobody else from now on.
                     self.write_head(session, exchange).await.map_err(|_| Refusal::Cancelled)?;
                 }
-                return self.relay(session, exchange, opened).await;
+                return self.relay(session, exchange, taken).await;
             }
         }
         Ok(())
     }
 
     /// Passes on requests and answers, to the end of both.
-    async fn relay(&mut self, session: &mut Session, exchange: &mut Exchange, opened: Opened) -> Result<(), Refusal> {
-        let Opened { sender, head, mut body } = opened;
+    async fn relay(&mut self, session: &mut Session, exchange: &mut Exchange, taken: Taken) -> Result<(), Refusal> {
+        let Taken { sender, head, mut body } = taken;
         let (mut sender, mut waiting, mut client_ended) = (Some(sender), None, false);
         let mut answers = Frames::new(self.shared.memory.clone());
         loop {

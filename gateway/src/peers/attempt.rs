@@ -14,14 +14,14 @@ use spillway_core::limit::Class;
 use spillway_core::units::Name;
 use spillway_runtime::forwarding::{self, FORWARDED};
 use spillway_runtime::telemetry::TraceParent;
-use spillway_runtime::upstream::{OipBody, OipSender, Upstream, UpstreamBody, UpstreamError};
+use spillway_runtime::upstream::{OipBody, Upstream, UpstreamError};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Code;
 
 use crate::answer::{PUSHBACK, REGION, SERVER_TIMING};
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::pods::attempt::{PodAnswer, Said, Whole, accepted, oip_request, read_whole};
+use crate::pods::attempt::{PodAnswer, Said, Taken, Whole, oip_request, read_whole};
 use crate::pods::judge::Ended;
 use crate::request::memory::Part;
 use crate::shared::Shared;
@@ -105,13 +105,6 @@ pub async fn attempt(
     answered.map_err(|Failed { ended, after }| judge(ended, after))
 }
 
-/// A stream that another gateway has taken.
-pub struct Taken {
-    pub sender: OipSender,
-    pub head: HeaderMap,
-    pub body: UpstreamBody,
-}
-
 /// Opens a stream to a gateway of `region`, and returns when it has taken it with its first message. `lasts`: how long
 /// the client has it last; none: it did not say.
 pub async fn open(
@@ -131,8 +124,7 @@ pub async fn open(
     let response = timeout_at(outgoing.until, upstream.call(request)).await.unwrap_or(late);
     let response = response.map_err(|error| judge(Ended::Call(error), None))?;
     let after = pushback(response.headers());
-    let (head, body) = accepted(response).map_err(|ended| judge(ended, after))?;
-    Ok(Taken { sender, head, body })
+    Taken::of(sender, response).map_err(|ended| judge(ended, after))
 }
 
 /// Connects, if there is no connection. What time is left then.

@@ -1,7 +1,8 @@
 //! Who gets a stream: a pod of this region, or a gateway of another one where no pod can take it.
 //!
-//! The rule: until one of them has taken the call there is one request, which goes to another pod if the first never
-//! saw it, and to another region, once, for the reasons that a unary one does. What was taken stays there.
+//! The rule: until one of them has taken the call there is one request. Who was not reached, or refused it, leaves it to
+//! another pod, or to another region, once, for the reasons that a unary one is stranded for. A call that was lost may
+//! have been acted on, so it ends the stream, to be opened anew by who knows whether that is safe.
 //!
 //! ```text
 //! no pool, no usable pod, shed --> another region --nobody--> pods --no capacity--> refused
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderValue, Response};
 use pingora_proxy::Session;
 use spillway_core::cache::control::Wish;
 use spillway_core::deadline::{SHORTEST_USEFUL, allowed};
@@ -31,11 +32,11 @@ use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::gone;
-use crate::peers::attempt::{Came, Outgoing, Taken, open};
+use crate::peers::attempt::{Came, Outgoing, open};
 use crate::peers::cause::Cause;
 use crate::peers::spill::Journey;
 use crate::peers::visit::Visit;
-use crate::pods::attempt::{STREAM_INFER, accepted, request};
+use crate::pods::attempt::{STREAM_INFER, Taken, request};
 use crate::pods::lane::{Lane, Seek};
 use crate::pods::metrics::Again;
 use crate::shared::Shared;
@@ -54,13 +55,6 @@ pub(super) struct Checked {
     pub shed: Option<Refusal>,
 }
 
-/// The call that the stream is, taken.
-pub(super) struct Opened {
-    pub sender: OipSender,
-    pub head: HeaderMap,
-    pub body: UpstreamBody,
-}
-
 /// The gateway of another region that has the stream.
 pub(super) struct Abroad<'a> {
     pub region: Name,
@@ -70,7 +64,7 @@ pub(super) struct Abroad<'a> {
 
 /// Whether another region has it.
 enum Found {
-    Open(Opened),
+    Taken(Taken),
     /// It says what is wrong with the request.
     Wrong(Refusal),
     Nobody,
@@ -85,7 +79,7 @@ impl Stream<'_> {
         session: &mut Session,
         exchange: &mut Exchange,
         first: Checked,
-    ) -> Result<Option<Opened>, Refusal> {
+    ) -> Result<Option<Taken>, Refusal> {
         let begins = match (&first.lane, &first.shed) {
             (None, _) => Some(Cause::NoPool),
             (_, Some(_)) => Some(Cause::Shed),
@@ -97,11 +91,12 @@ impl Stream<'_> {
         };
         if let (Found::Nobody, Some(lane), None) = (&found, &first.lane, &first.shed) {
             let refusal = match self.stay(session, exchange, &first, lane).await {
-                Ok(opened) => return Ok(Some(opened)),
+                Ok(taken) => return Ok(Some(taken)),
                 Err(refusal) => refusal,
             };
             let follows = journey(self.shared, &self.asking, &first, exchange).follows(&refusal);
-            if let Some(cause) = follows.filter(|_| begins.is_none()) {
+            let unseen = !matches!(refusal, Refusal::PodLost);
+            if let Some(cause) = follows.filter(|_| begins.is_none() && unseen) {
                 found = self.go_abroad(session, exchange, &first, cause).await?;
             }
             if matches!(found, Found::Nobody) {
@@ -109,7 +104,7 @@ impl Stream<'_> {
             }
         }
         let refusal = match found {
-            Found::Open(opened) => return Ok(Some(opened)),
+            Found::Taken(taken) => return Ok(Some(taken)),
             Found::Wrong(refusal) => refusal,
             Found::Nobody => first.shed.ok_or(Refusal::NoPod)?,
         };
@@ -125,7 +120,7 @@ impl Stream<'_> {
         exchange: &mut Exchange,
         first: &Checked,
         lane: &Arc<Lane>,
-    ) -> Result<Opened, Refusal> {
+    ) -> Result<Taken, Refusal> {
         let mut seek = lane.seek(&first.entities, exchange.caller.as_ref().map(|caller| caller.address.ip()));
         loop {
             let (sender, head) = self.call(lane, &mut seek, exchange)?;
@@ -140,8 +135,8 @@ impl Stream<'_> {
                 }
             };
             let (ended, seen) = match response {
-                Ok(response) => match accepted(response) {
-                    Ok((head, body)) => return Ok(Opened { sender, head, body }),
+                Ok(response) => match Taken::of(sender, response) {
+                    Ok(taken) => return Ok(taken),
                     Err(ended) => (ended, true),
                 },
                 Err(error) => (self.lost(error), false),
@@ -213,17 +208,19 @@ impl Stream<'_> {
                 () = gone(session) => return Err(Refusal::Cancelled),
             };
             match opened {
-                Ok(Taken { sender, head, body }) => {
+                Ok(taken) => {
                     tour.answered();
                     (exchange.pod, exchange.making.region) = (None, HeaderValue::from_str(region.as_str()).ok());
                     let gateway = gateway.at.name.clone();
                     self.abroad = Some(Abroad { region: region.clone(), gateway, _place: place });
-                    return Ok(Found::Open(Opened { sender, head, body }));
+                    return Ok(Found::Taken(taken));
                 }
                 Err(came) => {
                     tour.missed(&came);
-                    if let Came::Wrong(refusal) = came {
-                        return Ok(Found::Wrong(refusal));
+                    match came {
+                        Came::Wrong(refusal) => return Ok(Found::Wrong(refusal)),
+                        Came::Lost => return Err(Refusal::PodLost),
+                        _ => {}
                     }
                 }
             }

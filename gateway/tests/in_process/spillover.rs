@@ -765,3 +765,34 @@ async fn a_forward_that_is_lost_has_its_region_probed_at_once() {
     let labels = ["region=\"us\"", "outcome=\"refused\""];
     until("it is probed", async || eu.metric("spillway_vantage_probes_total", &labels).await > 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_class_is_shed_here_goes_to_another_region() {
+    let regions = two().await;
+    let eu = regions.place("eu");
+    eu.sidecars.iter().for_each(|pod| pod.slow_down(1, Duration::from_millis(60)));
+    // Those of globex stay.
+    let (globex, acme) = (Arc::new(regions.client("eu", "globex").await), regions.client("eu", "acme").await);
+    let mut load = tokio::task::JoinSet::new();
+    for caller in 0..90 {
+        let globex = globex.clone();
+        load.spawn(async move {
+            loop {
+                call(&globex, "double", &format!("e{caller}")).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+    }
+    let mut low: ModelInferRequest = Message::decode(request("double", "7", "plain").slice(5..)).unwrap();
+    let priority = InferParameter { parameter_choice: Some(infer_parameter::ParameterChoice::Int64Param(9)) };
+    low.parameters.insert("priority".to_owned(), priority);
+    let labels = ["region=\"us\"", "reason=\"shed\"", "outcome=\"answered\""];
+    until("one goes on", async || {
+        let answer = Grpc::call(&acme, STREAM, &[], frame(&low)).await;
+        assert_eq!((answer.status, &*answer.code), (0, ""), "{answer:?}");
+        eu.metric("spillway_gateway_spilled_total", &labels).await > 0
+    })
+    .await;
+    load.abort_all();
+    assert!(asked(regions.place("us")).iter().all(|seen| seen.metadata["x-spillway-tenant"] == "acme"));
+}

@@ -397,7 +397,8 @@ async fn who_sees_nothing_in_two_regions_knows_nothing() {
     for _ in 0..4 {
         world.sighting().await;
     }
-    (us.set(Mode::Reset), ap.set(Mode::Reset));
+    us.set(Mode::Reset);
+    ap.set(Mode::Reset);
     let mut refused = 0;
     while refused < 8 {
         refused += usize::from(world.sighting().await.1 == sighting::Outcome::Refused);
