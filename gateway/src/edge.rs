@@ -20,7 +20,7 @@ use spillway_runtime::tls::PeerError;
 use crate::answer::{self, Reply};
 use crate::downstream::connection::caller;
 use crate::errors::Refusal;
-use crate::exchange::{Exchange, Protocol};
+use crate::exchange::{Exchange, FORWARDED, Protocol};
 use crate::peers::probe;
 use crate::peers::visit::{Asked, Visit, Visitor, receive};
 use crate::pods::fleet::Fleet;
@@ -106,6 +106,7 @@ impl Edge {
         let fleet = self.fleet.load_full();
         let asked = match route {
             Route::Grpc(GrpcMethod::ModelInfer) if exchange.protocol == Protocol::Grpc => Asked::Infer,
+            Route::Grpc(GrpcMethod::ModelStreamInfer) if exchange.protocol == Protocol::Grpc => Asked::Stream,
             Route::Grpc(GrpcMethod::ServerReady) if exchange.protocol == Protocol::Grpc => Asked::Ready,
             _ => Asked::Other,
         };
@@ -113,7 +114,8 @@ impl Edge {
         let principal = match receive(&self.shared, &fleet.snapshot, &caller, headers, asked)? {
             None => principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?,
             Some(Visitor::Forwarded { visit, principal, request_id }) => {
-                (exchange.visit, exchange.route) = (visit, "forwarded");
+                let route = if asked == Asked::Stream { "forwarded-stream" } else { FORWARDED };
+                (exchange.visit, exchange.route) = (visit, route);
                 exchange.request_id = request_id.or(exchange.request_id.take());
                 principal
             }

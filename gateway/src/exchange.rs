@@ -30,6 +30,8 @@ use crate::traffic::{Blame, Ended, blame};
 
 /// The route of requests for one prediction, in both protocols.
 const INFER: &str = "infer";
+/// That of such requests that another region sent.
+pub const FORWARDED: &str = "forwarded";
 
 /// What the client speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,7 +179,7 @@ impl Exchange {
         let answer = refusal.answer();
         match self.visit {
             Visit::Probe => self.shared.peer_metrics.probed(Some(refusal.reason())),
-            Visit::Client | Visit::Forwarded { .. } => self.shared.metrics.rejected(refusal.reason()),
+            Visit::Client | Visit::Forwarded(_) => self.shared.metrics.rejected(refusal.reason()),
         }
         self.blame = Some(blame(refusal));
         if answer.status == StatusCode::FORBIDDEN {
@@ -250,9 +252,9 @@ impl Drop for Exchange {
         }
         match &self.visit {
             Visit::Client => shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64()),
-            Visit::Forwarded { from, .. } => {
+            Visit::Forwarded(passage) => {
                 shared.metrics.answered(self.protocol, self.route, label, took.as_secs_f64());
-                shared.peer_metrics.came(from, status.as_u16());
+                shared.peer_metrics.came(&passage.from, status.as_u16());
             }
             Visit::Probe if status == StatusCode::OK => shared.peer_metrics.probed(None),
             Visit::Probe => {}
@@ -279,7 +281,7 @@ impl Drop for Exchange {
             pod: self.pod.as_ref().map(Name::as_str),
             spilled: text(&self.making.region),
             forwarded: match &self.visit {
-                Visit::Forwarded { from, .. } => Some(from.as_str()),
+                Visit::Forwarded(passage) => Some(passage.from.as_str()),
                 Visit::Client | Visit::Probe => None,
             },
             cache: self.cached.status.map(results::word),
@@ -300,8 +302,8 @@ impl Exchange {
     fn ended(&self, took: Duration) -> Option<Ended> {
         let forwarded = match self.visit {
             Visit::Client if self.route == INFER => false,
-            Visit::Forwarded { .. } => true,
-            Visit::Client | Visit::Probe => return None,
+            Visit::Forwarded(_) if self.route == FORWARDED => true,
+            Visit::Client | Visit::Forwarded(_) | Visit::Probe => return None,
         };
         // One that is kept here may have come from another region at first.
         let is_kept = matches!(self.cached.status, Some(CacheStatus::Hit { .. } | CacheStatus::StaleIfError));

@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ use crate::request::memory::Memory;
 use crate::results::{self, Results, purge_log};
 use crate::settings::GatewaySettings;
 use crate::shared::Shared;
+use crate::traffic::Tally;
 
 /// Streams of one connection at a time.
 const STREAMS: u32 = 100;
@@ -144,6 +146,17 @@ impl Gateway {
         }
         let answers = settings.limits.of_answers();
         let (results, channels) = Results::open(&settings.results, of_results, &settings.region, answers, &registry);
+        let (traffic, plans) = (Arc::<Tally>::default(), source.plans.clone());
+        let feed = source.feed(workload.clone(), Some(traffic.clone()), &registry);
+        let sources = Sources {
+            us: Vantage::Gateway(VantageGateway { region: settings.region.clone(), node: settings.name.clone() }),
+            region: &settings.region,
+            snapshots: &subscription,
+            plans: &plans,
+            sightings: feed.sightings(),
+            pulses: feed.pulses(),
+        };
+        let post = Post::new(sources, workload.clone(), &registry);
         let shared = Arc::new(Shared {
             clock,
             // A name is always a header value.
@@ -153,11 +166,11 @@ impl Gateway {
             limits: settings.limits,
             metrics: Metrics::new(&registry),
             access_log,
-            traffic: Arc::default(),
+            traffic,
             audit: audit.clone(),
             traces,
             workload: workload.clone(),
-            plans: source.plans.clone(),
+            plans,
             membership: Membership::new(subscription.current(), &settings.region, &settings.dns, &registry),
             book: Book::new(clock, PodMetrics::new(&registry)),
             degradation: Degradation::new(&registry, clock, &subscription.load()),
@@ -174,6 +187,9 @@ impl Gateway {
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
             spilling: Semaphore::new(MOST_SPILLING),
+            streams_spilling: Semaphore::new(MOST_SPILLING),
+            nudges: post.nudges(),
+            peers_reached: AtomicBool::new(false),
             rests: Rests::default(),
             peer_metrics: PeerMetrics::new(&registry),
             plan_metrics: PlanMetrics::new(&registry),
@@ -194,16 +210,7 @@ impl Gateway {
         }
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         tokio::spawn(workload.clone().follow(subscription.clone(), audit, drain.clone()));
-        let feed = source.feed(workload.clone(), Some(shared.traffic.clone()), &registry);
-        let sources = Sources {
-            us: Vantage::Gateway(VantageGateway { region: settings.region.clone(), node: settings.name.clone() }),
-            region: &settings.region,
-            snapshots: &subscription,
-            plans: &shared.plans,
-            sightings: feed.sightings(),
-            pulses: feed.pulses(),
-        };
-        tokio::spawn(Post::new(sources, workload.clone(), &registry).run(drain.clone()));
+        tokio::spawn(post.run(drain.clone()));
         tokio::spawn(feed.follow(drain.clone()));
         if let Some(renew) = &settings.common.renew {
             let identity = settings.common.identity.clone();
@@ -265,7 +272,8 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, snapshots: Arc<Subscr
     });
     let pods = shared.clone();
     readiness.check("pods", move || {
-        if pods.book.any_serving() { Ok(()) } else { Err("no pod of this region answers its health check".into()) }
+        let reason = "no pod of this region answers its health check, and no other region can be asked";
+        if pods.has_answers() { Ok(()) } else { Err(reason.into()) }
     });
     let config = serde_json::json!({
         "region": settings.region.as_str(),
@@ -374,7 +382,7 @@ impl Worker {
             () = accept => {}
             // These end only with the process: the membership outlives the workers.
             () = follow => {}
-            () = links::keep_open(&current) => {}
+            () = links::keep_open(&shared, &current) => {}
         }
     }
 }

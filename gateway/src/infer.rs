@@ -134,8 +134,8 @@ pub fn admit(
     request: &InferRequest,
     entities: &Entities,
 ) -> Result<Guest, Refusal> {
-    if let Visit::Forwarded { class, .. } = exchange.visit {
-        let guest = shared.admission.guest(&principal.tenant, class);
+    if let Visit::Forwarded(passage) = &exchange.visit {
+        let guest = shared.admission.guest(&principal.tenant, request, passage.class);
         exchange.class = Some(guest.class);
         return Ok(guest);
     }

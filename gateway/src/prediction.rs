@@ -96,15 +96,15 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
         // Mostly that of the call that this request waited for.
         Err(refusal) => return degradation.instead(exchange, &question, cached, refusal).map(Prediction::Made),
     };
-    let call = |until: std::time::Instant, frame| {
+    let call = |until: std::time::Instant| {
         let (until, trace) = (Instant::from_std(until), asking.trace.clone());
-        PodCall { shared, lane, entities: asked.entities, frame, until, trace }
+        PodCall { shared, lane, entities: asked.entities, frame: &frame, until, trace }
     };
     let answered = match degradation.turn(&asked.request.model, asked.model, until) {
         None => match begin(&mut way, exchange, until).await {
             Some(answered) => answered,
             None => {
-                let fetched = fetch(shared, exchange, guest, call(until, frame)).await;
+                let fetched = fetch(shared, exchange, guest, call(until)).await;
                 match follow(&mut way, exchange, &fetched, until).await {
                     Some(answered) => answered,
                     None => fetched,
@@ -131,7 +131,7 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
             if let Some(answered) = begin(&mut way, exchange, until).await {
                 break answered;
             }
-            let fetched = fetch(shared, exchange, guest, call(until, frame.clone())).await;
+            let fetched = fetch(shared, exchange, guest, call(until)).await;
             let replaced = matches!(&fetched, Err(refusal) if permit.may_replace(results, refusal));
             turn.hear(exchange, &fetched);
             if let Some(answered) = follow(&mut way, exchange, &fetched, until).await {
@@ -190,7 +190,7 @@ pub async fn fetch(
     let answered = async {
         let model = call.lane.name.as_str();
         if exchange.visit != Visit::Probe {
-            shared.admission.refuse_planned(guest, shared.plan().as_deref()).map_err(Refusal::busy)?;
+            shared.admission.refuse_planned(guest, shared.plans.look().as_deref()).map_err(Refusal::busy)?;
         }
         let place = shared.admission.enter(guest, model, until).await.map_err(Refusal::busy)?;
         let answer = call.make(exchange).await?;

@@ -1,6 +1,7 @@
 //! What all threads of the process share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderValue;
 use spillway_core::units::Name;
@@ -11,6 +12,7 @@ use spillway_runtime::plan::{Plans, Published};
 use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
+use spillway_runtime::vantage::Nudges;
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
@@ -54,6 +56,12 @@ pub struct Shared {
     pub upstream_metrics: UpstreamMetrics,
     /// Places of requests that are with other regions.
     pub spilling: Semaphore,
+    /// Places of streams that are.
+    pub streams_spilling: Semaphore,
+    /// Whom to probe soon.
+    pub nudges: Nudges,
+    /// Another region can be reached that may answer requests of this one, as the threads' ways saw it last.
+    pub peers_reached: AtomicBool,
     /// Other regions that have no room just now.
     pub rests: Rests,
     pub peer_metrics: PeerMetrics,
@@ -66,8 +74,18 @@ impl Shared {
         self.plans.current()
     }
 
-    /// Whether new traffic is wanted: not draining, and some pod answers.
+    /// Whether new traffic is wanted: not draining, and somebody answers.
     pub fn is_ready(&self) -> bool {
+        self.drain.is_serving() && self.has_answers()
+    }
+
+    /// Whether a pod of this region answers, or another region can be asked.
+    pub fn has_answers(&self) -> bool {
+        self.book.any_serving() || self.peers_reached.load(Ordering::Relaxed)
+    }
+
+    /// Whether the region itself answers, for those who judge it.
+    pub fn serves_itself(&self) -> bool {
         self.drain.is_serving() && self.book.any_serving()
     }
 }

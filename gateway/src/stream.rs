@@ -1,4 +1,5 @@
-//! `ModelStreamInfer`: many requests and answers on one stream, between one client and one pod.
+//! `ModelStreamInfer`: many requests and answers on one stream, between one client and one pod, here or in another
+//! region.
 //!
 //! The rule: every request is decoded, checked and authorised like a unary one, against the Snapshot of
 //! its own moment, before it is passed on. One that is not valid is answered on the stream, as Triton
@@ -10,24 +11,24 @@
 //! client <--frames-- pod
 //! ```
 //!
-//! Until the pod has answered the call itself it has one request, which another pod gets if it never
-//! saw it. A pod that the fleet loses answers what it has; then the stream ends, to be opened anew.
+//! Until the pod has taken the call it has one request, and others may get it: see [`opening`]. A pod that the fleet
+//! loses answers what it has, and so does a region to which the tenant's requests may not leave any more; then the
+//! stream ends, to be opened anew.
 
 mod finals;
+mod opening;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use http::HeaderValue;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use pingora_proxy::Session;
-use spillway_core::deadline::{SHORTEST_USEFUL, allowed};
-use spillway_core::inference::Entities;
+use spillway_core::deadline::allowed;
 use spillway_core::policy::{authorize_some, principal};
 use spillway_core::resilience::Outcome;
 use spillway_core::resource::Action;
@@ -35,9 +36,11 @@ use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{InferParameter, ModelInferResponse, ModelStreamInferResponse};
 use spillway_runtime::oip;
 use spillway_runtime::tls::PeerError;
-use spillway_runtime::upstream::{Aborted, OipBody, OipSender, UpstreamBody, UpstreamError};
+use spillway_runtime::upstream::{Aborted, OipSender, UpstreamError};
 use tokio::time::Instant;
+use tonic::Code;
 
+use crate::admission::Guest;
 use crate::answer::{ERROR, Written, head, ok_trailers, status_trailers, text, write_body};
 use crate::downstream::connection::{WRITE_TIME, caller};
 use crate::edge::Asking;
@@ -45,15 +48,16 @@ use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::{admit, check, find};
 use crate::local::frame;
-use crate::pods::attempt::{STREAM_INFER, check_status, failed, request, take_load};
+use crate::peers::visit::{Visit, since_epoch};
+use crate::pods::attempt::{Taken, check_status, failed, take_load};
 use crate::pods::fleet::Fleet;
 use crate::pods::judge::Ended;
-use crate::pods::lane::{Lane, Seek};
+use crate::pods::lane::Lane;
 use crate::pods::lease::Lease;
-use crate::pods::metrics::Again;
 use crate::request::body::{Frames, from_client, message};
 use crate::shared::Shared;
 use finals::Finals;
+use opening::{Abroad, Checked};
 
 /// The longest that a stream may be asked to last. Its requests have their own, shorter deadlines.
 const LONGEST: Duration = Duration::from_secs(3_600);
@@ -79,6 +83,7 @@ pub async fn serve(
         frames: Frames::new(shared.memory.clone()),
         finals: Finals::default(),
         lease: None,
+        abroad: None,
         leaving: false,
         answered: false,
         quiet_until: until,
@@ -107,7 +112,9 @@ struct Stream<'a> {
     finals: Finals,
     /// Where the stream goes, once its first request said so.
     lease: Option<Lease>,
-    /// The fleet has lost that pod: it gets nothing more.
+    /// Or another region has it.
+    abroad: Option<Abroad<'a>>,
+    /// It may not stay there: what has it gets nothing more.
     leaving: bool,
     /// The head of the answer was written.
     answered: bool,
@@ -116,26 +123,12 @@ struct Stream<'a> {
     until: Instant,
 }
 
-/// A request that may be passed on.
-struct Checked {
-    frame: Bytes,
-    lane: Arc<Lane>,
-    entities: Entities,
-}
-
-/// A call to a pod that has not answered.
-struct Call {
-    sender: Option<OipSender>,
-    head: BoxFuture<'static, Result<Response<UpstreamBody>, UpstreamError>>,
-}
-
 /// What comes next.
 enum Event {
     /// Bytes of the client; `None` at its end; an error when it is gone.
     Client(Result<Option<Bytes>, Refusal>),
     /// The pod took the waiting request, or has ended.
     Taken(Result<(), Aborted>),
-    Head(Result<Response<UpstreamBody>, UpstreamError>),
     /// A piece of the pod's answer; `None` at its end.
     Pod(Option<Result<Frame<Bytes>, UpstreamError>>),
     Deadline,
@@ -143,63 +136,43 @@ enum Event {
 
 impl Stream<'_> {
     async fn run(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Refusal> {
-        let Some(first) = self.first(session, exchange).await? else { return Ok(()) };
-        let mut seek = first.lane.seek(&first.entities, exchange.caller.as_ref().map(|caller| caller.address.ip()));
-        let mut call = self.call(&first, &mut seek, exchange)?;
-        let mut waiting = Some(first.frame.clone());
-        // Until it is known that it need not be sent again.
-        let mut first = Some(first);
-        let mut client_ended = false;
-        let mut pod: Option<(HeaderMap, UpstreamBody)> = None;
+        while let Some(first) = self.first(session, exchange).await? {
+            if let Some(taken) = self.open(session, exchange, first).await? {
+                if matches!(exchange.visit, Visit::Forwarded(_)) {
+                    // The other region asks nobody else from now on.
+                    self.write_head(session, exchange).await.map_err(|_| Refusal::Cancelled)?;
+                }
+                return self.relay(session, exchange, taken).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on requests and answers, to the end of both.
+    async fn relay(&mut self, session: &mut Session, exchange: &mut Exchange, taken: Taken) -> Result<(), Refusal> {
+        let Taken { sender, head, mut body } = taken;
+        let (mut sender, mut waiting, mut client_ended) = (Some(sender), None, false);
         let mut answers = Frames::new(self.shared.memory.clone());
         loop {
-            let open = pod.is_some() && call.sender.is_some();
-            if open && waiting.is_none() && !self.leaving {
+            if sender.is_some() && waiting.is_none() && !self.leaving {
                 waiting = self.take(session, exchange).await?.map(|checked| checked.frame);
             }
-            let is_last = open && waiting.is_none() && (client_ended || self.leaving);
-            if let Some(sender) = call.sender.take_if(|_| is_last) {
+            let is_last = waiting.is_none() && (client_ended || self.leaving);
+            if let Some(sender) = sender.take_if(|_| is_last) {
                 // The pod may have ended first; its answer says so.
                 let _ = sender.finish().await;
             }
-            let wants_more = pod.is_some() && waiting.is_none() && !client_ended && !self.leaving;
+            let wants_more = waiting.is_none() && !client_ended && !self.leaving;
             let event = tokio::select! {
-                piece = next_piece(&mut pod), if pod.is_some() => Event::Pod(piece),
-                head = &mut call.head, if pod.is_none() => Event::Head(head),
-                taken = offer(&call.sender, &waiting), if waiting.is_some() && call.sender.is_some() => {
-                    Event::Taken(taken)
-                }
+                piece = body.frame() => Event::Pod(piece),
+                taken = offer(&sender, &waiting), if waiting.is_some() && sender.is_some() => Event::Taken(taken),
                 bytes = from_client(session, wants_more) => Event::Client(bytes),
                 () = tokio::time::sleep_until(self.until.min(self.quiet_until)) => Event::Deadline,
             };
             match event {
                 Event::Client(bytes) => client_ended = self.received(exchange, bytes?)?,
                 Event::Taken(Ok(())) => waiting = None,
-                Event::Taken(Err(Aborted)) => call.sender = None,
-                Event::Head(Ok(response)) => {
-                    let (head, body) = response.into_parts();
-                    if !head.status.is_success() {
-                        return self.ended(Err(Ended::Http(head.status)));
-                    }
-                    pod = Some((head.headers, body));
-                    first = None;
-                }
-                Event::Head(Err(error)) => {
-                    let ended = self.lost(error);
-                    let failure = ended.verdict(false).failure;
-                    let refused = self.ended(Err(ended));
-                    let Some(first) = first.as_ref().filter(|_| exchange.retries == 0) else { return refused };
-                    let left = self.until - Instant::now();
-                    if let Err(why) = first.lane.may_repeat(&seek, failure, 1, left) {
-                        first.lane.recorder.metrics.not_repeated(why);
-                        return refused;
-                    }
-                    call = self.call(first, &mut seek, exchange)?;
-                    exchange.retries += 1;
-                    self.shared.metrics.retries.inc();
-                    first.lane.recorder.metrics.repeated(Again::Unseen);
-                    waiting = Some(first.frame.clone());
-                }
+                Event::Taken(Err(Aborted)) => sender = None,
                 Event::Pod(Some(Ok(piece))) => match piece.into_data() {
                     Ok(data) => {
                         self.quiet_until = self.until;
@@ -225,19 +198,13 @@ impl Stream<'_> {
                     }
                 },
                 // No trailers: the status stands in the head, or there is none.
-                Event::Pod(None) => {
-                    let status = pod.as_ref().map_or(Err(Ended::Unreadable), |(head, _)| check_status(head, head));
-                    return self.ended(status);
-                }
+                Event::Pod(None) => return self.ended(check_status(&head, &head)),
                 Event::Pod(Some(Err(error))) => {
                     let ended = self.lost(error);
                     return self.ended(Err(ended));
                 }
                 Event::Deadline => {
-                    if let Some(lease) = self.lease.take_if(|_| Instant::now() < self.until) {
-                        // It is silent.
-                        lease.close(Outcome::Timeout);
-                    }
+                    self.give_up();
                     return Err(Refusal::Deadline);
                 }
             }
@@ -249,6 +216,9 @@ impl Stream<'_> {
         if let Some(lease) = &self.lease {
             failed(self.shared, lease.link(), &error);
         }
+        if let Some(Abroad { region, gateway, .. }) = &self.abroad {
+            self.shared.nudges.nudge(region, gateway);
+        }
         Ended::Call(error)
     }
 
@@ -259,25 +229,9 @@ impl Stream<'_> {
         if let Some(lease) = self.lease.take() {
             lease.close(outcome);
         }
+        let is_stranger = self.abroad.is_some() && status.as_ref().is_err_and(is_of_resources);
         let status = status.map_err(Ended::refusal);
-        if self.leaving { status.and(Err(Refusal::PodLost)) } else { status }
-    }
-
-    /// Calls a pod for the stream.
-    fn call(&mut self, first: &Checked, seek: &mut Seek, exchange: &mut Exchange) -> Result<Call, Refusal> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left < SHORTEST_USEFUL {
-            return Err(Refusal::Deadline);
-        }
-        let lease = first.lane.take(seek, left)?;
-        exchange.pod = Some(lease.link().key().pod.clone());
-        let asked = (allowed(self.asking.head.asked, Duration::MAX, Duration::MAX) < LONGEST).then_some(left);
-        let (sender, body) = OipBody::stream();
-        let request = request(STREAM_INFER, exchange, &self.asking.trace, asked, body);
-        let upstream = lease.link().upstream.clone();
-        let head = Box::pin(async move { upstream.call(request).await });
-        self.lease = Some(lease);
-        Ok(Call { sender: Some(sender), head })
+        if self.leaving || is_stranger { status.and(Err(Refusal::PodLost)) } else { status }
     }
 
     /// Takes in what the client sent. Whether that was its end.
@@ -314,63 +268,122 @@ impl Stream<'_> {
             let request = match oip::decode_message(message(&frame)?, &limits) {
                 Ok(request) => request,
                 Err(invalid) => {
-                    self.answer_invalid(session, exchange, String::new(), &invalid.into()).await?;
+                    self.tell(session, exchange, String::new(), invalid.into()).await?;
                     continue;
                 }
             };
-            self.judge_anew(session)?;
+            self.judge_anew(session, exchange)?;
             let judged = find(&self.asking, exchange, &request.model, &request.version, Action::Infer)
                 .and_then(|model| Ok((check(&model, &request)?, self.lane_of(&request.model, exchange)?, model)));
             let (entities, lane, model) = match judged {
                 Ok((entities, lane, model)) => (entities, lane, model),
                 Err(refusal @ (Refusal::Denied(_) | Refusal::NoPod)) => return Err(refusal),
                 Err(refusal) => {
-                    self.answer_invalid(session, exchange, request.id, &refusal).await?;
+                    self.tell(session, exchange, request.id, refusal).await?;
                     continue;
                 }
             };
-            let (admission, plan) = (&self.shared.admission, self.shared.plan());
-            let admitted =
-                admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities).and_then(|guest| {
-                    let planned = admission.refuse_planned(&guest, plan.as_deref());
-                    planned.and_then(|()| admission.pass(&guest, &request.model)).map_err(Refusal::busy)
-                });
-            if let Err(refusal) = admitted {
-                self.answer_invalid(session, exchange, request.id, &refusal).await?;
-                continue;
-            }
+            let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities)
+                .and_then(|guest| Ok((guest.class, self.pass(&guest, &request.model)?)));
+            let (class, shed) = match admitted {
+                Ok(admitted) => admitted,
+                Err(refusal) => {
+                    self.tell(session, exchange, request.id, refusal).await?;
+                    continue;
+                }
+            };
             exchange.auth = if exchange.auth.is_zero() { exchange.began.elapsed() } else { exchange.auth };
             self.quiet_until = self.quiet_until.min(Instant::now() + model.max_deadline + GRACE);
-            if self.lease.as_ref().is_some_and(|lease| !self.asking.fleet.has(lease.link().key())) {
+            if !self.may_stay() {
                 self.leaving = true;
                 return Ok(None);
             }
             self.finals.asked(&request);
-            return Ok(Some(Checked { frame, lane, entities }));
+            let (id, name) = (request.id, request.model);
+            return Ok(Some(Checked { frame, id, name, model, entities, class, lane, shed }));
         }
         Ok(None)
     }
 
+    /// What the gate says of a request: the pool's own, or for the first one that another region may have room for it. In
+    /// another region that one's gate is asked.
+    fn pass(&self, guest: &Guest, model: &str) -> Result<Option<Refusal>, Refusal> {
+        if self.abroad.is_some() {
+            return Ok(None);
+        }
+        let admission = &self.shared.admission;
+        admission.refuse_planned(guest, self.shared.plan().as_deref()).map_err(Refusal::busy)?;
+        match admission.pass(guest, model).map_err(Refusal::busy) {
+            Err(refusal) if !self.is_open() => Ok(Some(refusal)),
+            passed => passed.map(|()| None),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.lease.is_some() || self.abroad.is_some()
+    }
+
+    /// Whether who has the stream may have more of it.
+    fn may_stay(&self) -> bool {
+        let (fleet, tenant) = (&self.asking.fleet, &self.asking.principal.tenant);
+        let may_leave =
+            |region| fleet.snapshot.tenants.get(tenant).is_some_and(|tenant| tenant.may_leave_region.permits(region));
+        self.lease.as_ref().is_none_or(|lease| fleet.has(lease.link().key()))
+            && self.abroad.as_ref().is_none_or(|abroad| may_leave(&abroad.region))
+    }
+
     /// Certificates end, tenants and policies are revoked, models and pods move while a stream lasts.
-    fn judge_anew(&mut self, session: &Session) -> Result<(), Refusal> {
+    fn judge_anew(&mut self, session: &Session, exchange: &Exchange) -> Result<(), Refusal> {
         let caller = caller(session).ok_or(Refusal::Untrusted(PeerError::NoCertificate))?;
         let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
         trusted.map_err(Refusal::Untrusted)?;
-        let fleet = self.fleets.load();
-        if !Arc::ptr_eq(&fleet, &self.asking.fleet) {
-            self.asking.principal = principal(&fleet.snapshot, &self.shared.region, &caller.peer.id)?;
+        let (fleet, region) = (self.fleets.load(), &self.shared.region);
+        let is_new = !Arc::ptr_eq(&fleet, &self.asking.fleet);
+        match &exchange.visit {
+            // The connection's certificate is not the client's.
+            Visit::Forwarded(passage) => {
+                self.asking.principal = passage.admit_client(&fleet.snapshot, region, since_epoch())?;
+            }
+            Visit::Client | Visit::Probe if is_new => {
+                self.asking.principal = principal(&fleet.snapshot, region, &caller.peer.id)?;
+            }
+            Visit::Client | Visit::Probe => {}
+        }
+        if is_new {
             self.asking.fleet = fleet.clone();
         }
         Ok(())
     }
 
-    /// A model on the pool that the stream goes to, if it goes anywhere yet.
-    fn lane_of(&self, model: &str, exchange: &Exchange) -> Result<Arc<Lane>, Refusal> {
-        let lane = self.asking.fleet.lane(model).ok_or(Refusal::NoPod)?;
-        match &self.lease {
-            Some(lease) if lease.link().key().pool != lane.pool.name => Err(Refusal::OtherPool(exchange.model.clone())),
-            _ => Ok(lane.clone()),
+    /// A model on the pool that the stream goes to, if it goes anywhere yet. `None`: no pool of this region serves it, or
+    /// another region has the stream.
+    fn lane_of(&self, model: &str, exchange: &Exchange) -> Result<Option<Arc<Lane>>, Refusal> {
+        if self.abroad.is_some() {
+            return Ok(None);
         }
+        let lane = self.asking.fleet.lane(model);
+        match (&self.lease, lane) {
+            (Some(_), None) => Err(Refusal::NoPod),
+            (Some(lease), Some(lane)) if lease.link().key().pool != lane.pool.name => {
+                Err(Refusal::OtherPool(exchange.model.clone()))
+            }
+            _ => Ok(lane.cloned()),
+        }
+    }
+
+    /// Tells who sent a request what is wrong with it; the stream goes on. To another region's gateway, which may ask
+    /// somebody else, a stream that nobody has is refused.
+    async fn tell(
+        &mut self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        id: String,
+        refusal: Refusal,
+    ) -> Result<(), Refusal> {
+        if matches!(exchange.visit, Visit::Forwarded(_)) && !self.answered {
+            return Err(refusal);
+        }
+        self.answer_invalid(session, exchange, id, &refusal).await
     }
 
     /// Tells the client about one of its requests; the stream goes on.
@@ -443,9 +456,8 @@ async fn offer(sender: &Option<OipSender>, waiting: &Option<Bytes>) -> Result<()
     }
 }
 
-async fn next_piece(pod: &mut Option<(HeaderMap, UpstreamBody)>) -> Option<Result<Frame<Bytes>, UpstreamError>> {
-    match pod {
-        Some((_, body)) => body.frame().await,
-        None => std::future::pending().await,
-    }
+/// The other region knows of other resources, or has other rules.
+fn is_of_resources(ended: &Ended) -> bool {
+    let Ended::Said { status, .. } = ended else { return false };
+    matches!(status, Code::PermissionDenied | Code::Unauthenticated | Code::NotFound | Code::Unimplemented)
 }

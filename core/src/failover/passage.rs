@@ -112,6 +112,11 @@ impl Passage {
         if !lives || self.issued > now.saturating_add(SKEW) || now > self.expires.saturating_add(SKEW) {
             return Err(NoPassage::Stale);
         }
+        self.admit_client(snapshot, region, now)
+    }
+
+    /// The same of the client alone: for what goes on after it was let in.
+    pub fn admit_client(&self, snapshot: &Snapshot, region: &Name, now: Duration) -> Result<Principal, NoPassage> {
         if now > self.not_after || snapshot.revoked.includes(&self.client, &self.serial) {
             return Err(NoPassage::Client);
         }

@@ -227,13 +227,13 @@ impl Admission {
         Verdict { guest, taken }
     }
 
-    /// One whose limits another region's gateway has asked already, with the class that it was granted there.
-    pub fn guest(&self, tenant: &Name, granted: Class) -> Guest {
+    /// One whose limits another region's gateway has asked already, with the class that it was granted there. Of a
+    /// stream that was its first request's: others may ask for less.
+    pub fn guest(&self, tenant: &Name, request: &InferRequest, granted: Class) -> Guest {
         let rules = self.rules.load();
-        rules
-            .tenants
-            .get(tenant)
-            .map_or_else(Account::unknown, |account| account.guest(granted.max(account.highest_class)))
+        rules.tenants.get(tenant).map_or_else(Account::unknown, |account| {
+            account.guest(granted.max(class::of(request, account.default_class, account.highest_class)))
+        })
     }
 
     /// Refuses what the plan of all regions has no room for.

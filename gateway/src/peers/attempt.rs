@@ -21,7 +21,7 @@ use tonic::Code;
 use crate::answer::{PUSHBACK, REGION, SERVER_TIMING};
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
-use crate::pods::attempt::{INFER, PodAnswer, Said, Whole, oip_request, read_whole};
+use crate::pods::attempt::{PodAnswer, Said, Taken, Whole, oip_request, read_whole};
 use crate::pods::judge::Ended;
 use crate::request::memory::Part;
 use crate::shared::Shared;
@@ -37,14 +37,13 @@ pub struct Outgoing<'a> {
     pub trace: &'a TraceParent,
     pub class: Class,
     pub wish: Wish,
-    /// The length-prefixed message, in pieces.
-    pub frame: &'a [Bytes],
+    pub path: &'static str,
     pub until: Instant,
 }
 
-/// What came of a call.
+/// What came of a call without an answer.
+#[derive(Debug)]
 pub enum Came {
-    Answer(Box<(PodAnswer, Told)>),
     /// The request is wrong, and would be wrong anywhere.
     Wrong(Refusal),
     /// Another gateway of the region may have it: this one was not reached, or lost it.
@@ -73,7 +72,6 @@ impl Came {
     /// For a metric's label.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Answer(_) => "answered",
             Self::Wrong(_) => "wrong-request",
             Self::Unreachable => "unreachable",
             Self::Lost => "lost",
@@ -85,31 +83,62 @@ impl Came {
     }
 }
 
-/// Calls a gateway of `region`. With the answer comes the memory that it takes.
-pub async fn attempt<'a>(
-    outgoing: &Outgoing<'a>,
+/// Calls a gateway of `region` with this message, in pieces. `part`: the memory that the answer takes.
+pub async fn attempt(
+    outgoing: &Outgoing<'_>,
+    frame: &[Bytes],
     exchange: &Exchange,
     region: &Name,
     upstream: &Upstream,
-    mut part: Part<'a>,
-) -> (Came, Option<Part<'a>>) {
-    // A gateway that does not answer a connect leaves time for another one.
-    let left = outgoing.until.saturating_duration_since(Instant::now());
-    match timeout(left / 2, upstream.connect()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(_)) | Err(_) => return (Came::Unreachable, None),
-    }
-    let Some(request) = request(outgoing, exchange, region) else { return (Came::Refused, None) };
+    part: &mut Part<'_>,
+) -> Result<(PodAnswer, Told), Came> {
+    let left = reach(outgoing, upstream).await?;
+    let body = OipBody::segments(frame.to_vec());
+    let request = request(outgoing, exchange, region, Some(left), body).ok_or(Came::Refused)?;
     let called = async {
         let response = upstream.call(request).await.map_err(Ended::Call)?;
-        read_whole(outgoing.shared, response, &mut part).await
+        read_whole(outgoing.shared, response, part).await
     };
     let late = Err(Ended::Call(UpstreamError::Deadline { sent: true }));
     let whole = timeout_at(outgoing.until, called).await.unwrap_or(late);
-    match whole.map_err(Failed::from).and_then(|whole| answer(outgoing, whole)) {
-        Ok(answer) => (Came::Answer(Box::new(answer)), Some(part)),
-        Err(Failed { ended, after }) => (judge(ended, after), None),
+    let answered = whole.map_err(Failed::from).and_then(|whole| answer(outgoing, whole));
+    answered.map_err(|Failed { ended, after }| judge(ended, after))
+}
+
+/// Opens a stream to a gateway of `region`, and returns when it has taken it with its first message. `lasts`: how long
+/// the client has it last; none: it did not say.
+pub async fn open(
+    outgoing: &Outgoing<'_>,
+    first: Bytes,
+    lasts: Option<Duration>,
+    exchange: &Exchange,
+    region: &Name,
+    upstream: &Upstream,
+) -> Result<Taken, Came> {
+    reach(outgoing, upstream).await?;
+    let (sender, body) = OipBody::stream();
+    let request = request(outgoing, exchange, region, lasts, body).ok_or(Came::Refused)?;
+    // It has room for the first; if the call fails, that says why.
+    let _ = sender.send(first).await;
+    let late = Err(UpstreamError::Deadline { sent: true });
+    let response = timeout_at(outgoing.until, upstream.call(request)).await.unwrap_or(late);
+    let response = response.map_err(|error| judge(Ended::Call(error), None))?;
+    let after = pushback(response.headers());
+    Taken::of(sender, response).map_err(|ended| judge(ended, after))
+}
+
+/// Connects, if there is no connection. What time is left then.
+async fn reach(outgoing: &Outgoing<'_>, upstream: &Upstream) -> Result<Duration, Came> {
+    let left = || outgoing.until.saturating_duration_since(Instant::now());
+    // A gateway that does not answer a connect leaves time for another one.
+    match timeout(left() / 2, upstream.connect()).await {
+        Ok(Ok(())) => Ok(left()),
+        Ok(Err(_)) | Err(_) => Err(Came::Unreachable),
     }
+}
+
+fn pushback(head: &HeaderMap) -> Option<Duration> {
+    number(head, &PUSHBACK).map(Duration::from_millis)
 }
 
 /// A call that brought no answer, and when its region says that it may be asked again.
@@ -125,7 +154,7 @@ impl From<Ended> for Failed {
 }
 
 fn answer(outgoing: &Outgoing<'_>, whole: Whole) -> Result<(PodAnswer, Told), Failed> {
-    let after = number(&whole.head, &PUSHBACK).map(Duration::from_millis);
+    let after = pushback(&whole.head);
     whole.check().map_err(|ended| Failed { ended, after })?;
     let told = Told {
         region: whole.head.get(REGION).cloned(),
@@ -158,7 +187,13 @@ fn judge(ended: Ended, after: Option<Duration>) -> Came {
 }
 
 /// `None`: nobody can be told who asks.
-fn request(outgoing: &Outgoing<'_>, exchange: &Exchange, region: &Name) -> Option<Request<OipBody>> {
+fn request(
+    outgoing: &Outgoing<'_>,
+    exchange: &Exchange,
+    region: &Name,
+    left: Option<Duration>,
+    body: OipBody,
+) -> Option<Request<OipBody>> {
     let (shared, caller) = (outgoing.shared, exchange.caller.as_ref()?);
     let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(whole_milliseconds);
     let issued = since_epoch(SystemTime::now())?;
@@ -169,7 +204,7 @@ fn request(outgoing: &Outgoing<'_>, exchange: &Exchange, region: &Name) -> Optio
         class: outgoing.class,
         from: shared.region.clone(),
         to: region.clone(),
-        path: INFER.to_owned(),
+        path: outgoing.path.to_owned(),
         request_id: exchange.request_id.as_ref()?.to_str().ok()?.to_owned(),
         issued,
         expires: issued + passage::LIFE,
@@ -178,9 +213,7 @@ fn request(outgoing: &Outgoing<'_>, exchange: &Exchange, region: &Name) -> Optio
     let token = forwarding::issue(&shared.workload, &passage)
         .inspect_err(|error| tracing::error!(%error, "a request cannot be forwarded"))
         .ok()?;
-    let left = outgoing.until.saturating_duration_since(Instant::now());
-    let body = OipBody::segments(outgoing.frame.to_vec());
-    let mut request = oip_request(INFER, exchange, outgoing.trace, Some(left), body);
+    let mut request = oip_request(outgoing.path, exchange, outgoing.trace, left, body);
     let headers = request.headers_mut();
     headers.insert(FORWARDED, HeaderValue::from_str(&token).ok()?);
     if outgoing.wish != Wish::default() {

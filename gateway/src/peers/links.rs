@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
-use spillway_core::failover::{Peer, Standing, spare};
+use spillway_core::failover::{Peer, Spare, Standing, spare};
 use spillway_core::identity::ExpectedPeer;
 use spillway_core::limit::Class;
 use spillway_core::resource::{GatewayAddress, Model};
@@ -23,6 +23,7 @@ use spillway_runtime::upstream::{Upstream, UpstreamMetrics, UpstreamSettings};
 
 use crate::peers::rests::Rests;
 use crate::pods::fleet::Fleet;
+use crate::shared::Shared;
 
 /// How often ways that have closed are opened again.
 const OPEN_EVERY: Duration = Duration::from_secs(1);
@@ -38,6 +39,8 @@ pub struct PeerRegion {
     pub name: Name,
     cost: f64,
     gateways: Vec<PeerGateway>,
+    /// It serves some model, and some tenant's requests may be answered there.
+    is_open: bool,
     /// Which gateway is the next one's first.
     turn: AtomicUsize,
 }
@@ -95,6 +98,7 @@ impl Peers {
                 name: name.clone(),
                 cost: other.cost,
                 gateways: other.gateways.iter().map(gateway).collect(),
+                is_open: is_open(snapshot, name),
                 // Threads and restarts do not all begin with the first.
                 turn: AtomicUsize::new(rand::random_range(0..other.gateways.len())),
             }
@@ -127,10 +131,7 @@ impl Peers {
 
 impl PeerRegion {
     fn seen(&self, sight: &Sight<'_>) -> Peer {
-        let known = sight.plan.map(|published| {
-            let standing = published.standings.get(&self.name).map_or(Standing::Steady, |(standing, _)| *standing);
-            spare(&published.plan, standing, &self.name)
-        });
+        let known = self.known(sight.plan);
         let is_full = sight.rests.is_full(&self.name, sight.model_name, sight.class, sight.now);
         Peer {
             region: self.name.clone(),
@@ -149,6 +150,20 @@ impl PeerRegion {
         (self.gateways.len(), reachable.count())
     }
 
+    /// What the plan says that it has left; none: there is no plan.
+    fn known(&self, plan: Option<&Published>) -> Option<Spare> {
+        let published = plan?;
+        let standing = published.standings.get(&self.name).map_or(Standing::Steady, |(standing, _)| *standing);
+        Some(spare(&published.plan, standing, &self.name))
+    }
+
+    /// Connects to those of its gateways that there is no connection to. Whether one can be reached.
+    async fn open(&self) -> bool {
+        // Who cannot be reached says so in the log once, and counts as resting.
+        let connected = join_all(self.gateways.iter().map(|gateway| gateway.upstream.connect())).await;
+        connected.iter().any(Result::is_ok)
+    }
+
     /// Its gateways in turn, those that can be reached first.
     pub fn in_turn(&self) -> Vec<&PeerGateway> {
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.gateways.len().max(1);
@@ -159,10 +174,19 @@ impl PeerRegion {
     }
 }
 
-/// Keeps the ways of a thread open, for as long as the thread serves.
-pub async fn keep_open(fleets: &ArcSwap<Fleet>) {
+fn is_open(snapshot: &Snapshot, region: &Name) -> bool {
+    snapshot.tenants.values().any(|tenant| tenant.may_leave_region.permits(region))
+        && snapshot.models.values().any(|model| snapshot.pool_of(model, region).is_some())
+}
+
+/// Keeps the ways of a thread open, for as long as the thread serves, and says whether any of them leads to answers.
+pub async fn keep_open(shared: &Shared, fleets: &ArcSwap<Fleet>) {
     loop {
-        fleets.load_full().peers.open().await;
+        let (fleet, plan) = (fleets.load_full(), shared.plan());
+        let reached = join_all(fleet.peers.0.iter().map(PeerRegion::open)).await;
+        let takes = |region: &PeerRegion| region.known(plan.as_deref()).is_none_or(|known| known.serves);
+        let answers = |(region, reached): (&PeerRegion, bool)| reached && region.is_open && takes(region);
+        shared.peers_reached.store(fleet.peers.0.iter().zip(reached).any(answers), Ordering::Relaxed);
         tokio::time::sleep(OPEN_EVERY).await;
     }
 }

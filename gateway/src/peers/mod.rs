@@ -18,7 +18,7 @@
 //! ```
 //!
 //! * [`links`]: a thread's ways to the gateways of other regions. [`rests`]: regions that said they have no room.
-//! * [`cause`]: why a request is stranded. [`spill`]: it is sent on. [`attempt`]: one call to one gateway.
+//! * [`cause`]: why a request is stranded. [`spill`]: it is sent on; streams by [`crate::stream`]. [`attempt`]: one call to one gateway.
 //! * [`visit`]: who comes from another region. [`probe`]: one that asks for the region itself.
 //! * [`shed`]: what the plan has this region refuse. [`metrics`].
 

@@ -35,7 +35,7 @@ pub async fn ready(
     let frame = body::read(session, exchange, head, local::MAX_MESSAGE).await?;
     exchange.received = frame.len();
     body::message(&frame)?;
-    Ok(Reply::Grpc(vec![local::frame(&ServerReadyResponse { ready: shared.is_ready() })]))
+    Ok(Reply::Grpc(vec![local::frame(&ServerReadyResponse { ready: shared.serves_itself() })]))
 }
 
 pub async fn serve(
@@ -69,7 +69,7 @@ pub async fn serve(
     let asked = Asked { parameter, ..head.asked };
     let until = exchange.began + allowed(asked, model.deadline, model.max_deadline);
     let guest = Guest::prober();
-    let call = PodCall { shared, lane, entities: &entities, frame: vec![frame], until: until.into(), trace };
+    let call = PodCall { shared, lane, entities: &entities, frame: &[frame], until: until.into(), trace };
     let answered = tokio::select! {
         biased;
         answered = fetch(shared, exchange, &guest, call) => answered,

@@ -17,7 +17,7 @@ use spillway_core::inference::InferResponse;
 use spillway_core::resilience::Outcome;
 use spillway_runtime::oip;
 use spillway_runtime::telemetry::TraceParent;
-use spillway_runtime::upstream::{OipBody, UpstreamBody, UpstreamError};
+use spillway_runtime::upstream::{OipBody, OipSender, UpstreamBody, UpstreamError};
 use tonic::Code;
 
 use crate::answer::{ERROR, GRPC_MESSAGE, GRPC_STATUS, SERVER_TIMING, percent_decoded};
@@ -203,6 +203,27 @@ async fn read(
         tracing::warn!(problem, pool = %link.key().pool, pod = %link.key().pod, "a pod's answer could not be read");
         Ended::Unreadable
     })
+}
+
+/// A stream that whom it goes to has taken.
+pub struct Taken {
+    pub sender: OipSender,
+    pub head: HeaderMap,
+    pub body: UpstreamBody,
+}
+
+impl Taken {
+    /// A refusal may be no more than a head.
+    pub fn of(sender: OipSender, response: Response<UpstreamBody>) -> Result<Self, Ended> {
+        let (head, body) = response.into_parts();
+        if !head.status.is_success() {
+            return Err(Ended::Http(head.status));
+        }
+        if head.headers.contains_key(&GRPC_STATUS) {
+            check_status(&head.headers, &head.headers)?;
+        }
+        Ok(Self { sender, head: head.headers, body })
+    }
 }
 
 /// Reads an answer to its end, within what may be kept of it.

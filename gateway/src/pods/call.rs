@@ -45,7 +45,7 @@ pub struct PodCall<'a> {
     pub lane: &'a Arc<Lane>,
     pub entities: &'a Entities,
     /// The length-prefixed message, in pieces.
-    pub frame: Vec<Bytes>,
+    pub frame: &'a [Bytes],
     pub until: Instant,
     pub trace: TraceParent,
 }
@@ -111,7 +111,7 @@ impl<'c> PodCall<'c> {
 
     fn send(&self, exchange: &mut Exchange, lease: Lease) -> impl Future<Output = Attempted<'c>> + use<'c> {
         exchange.pod = Some(lease.link().key().pod.clone());
-        let body = OipBody::segments(self.frame.clone());
+        let body = OipBody::segments(self.frame);
         let request = request(INFER, exchange, &self.trace, Some(self.until - Instant::now()), body);
         attempt(self.shared, lease, request, exchange.part(&self.shared.memory))
     }

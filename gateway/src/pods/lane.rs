@@ -19,7 +19,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use spillway_core::inference::Entities;
@@ -40,6 +40,9 @@ use crate::pods::metrics::NotAgain;
 const MOST_TRIED: usize = 5;
 /// Good answers of a model from which on it is known what it usually takes, as the outlier detector has it.
 const SAMPLES: u32 = 50;
+/// A thread that found a usable pod does not look again for so long: the look takes the pool's lock. What happens to the
+/// pods meanwhile shows in the calls to them.
+const LOOKED: Duration = Duration::from_millis(5);
 /// Below this a pod's share of failures counts as none: it only halves with time, and any rest of it would
 /// leave the pod without a call where the others are idle.
 const FORGIVEN: f64 = 0.05;
@@ -53,6 +56,8 @@ pub struct Lane {
     /// Of each pod of the pool.
     pub breakers: Vec<Option<Arc<SharedBreaker>>>,
     pub recorder: Arc<Recorder>,
+    /// Until when a look's good news counts, in microseconds of the clock.
+    usable_until_us: AtomicU64,
 }
 
 /// A request that looks for a pod.
@@ -115,6 +120,7 @@ impl Lane {
             state: book.model(&pool.name, name, model),
             breakers: pool.pods.iter().map(|pod| book.breaker(pod.state.id, name, model)).collect(),
             recorder: book.recorder.clone(),
+            usable_until_us: AtomicU64::new(0),
         }
     }
 
@@ -175,6 +181,20 @@ impl Lane {
         let scene = Scene::of(self, &outliers, &seek, now);
         let steps = self.pool.pods.iter().enumerate().map(|(index, pod)| (index, outliers.may_take(pod.state.id, now)));
         steps.into_iter().any(|(index, standing)| scene.step_of(index, standing) <= Step::Suspect)
+    }
+
+    /// The same, as this thread found it lately. Takes no lock while it is so.
+    pub fn was_usable(&self) -> bool {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let now = self.recorder.clock.now();
+        if micros(now) < self.usable_until_us.load(Ordering::Relaxed) {
+            return true;
+        }
+        let usable = self.is_usable();
+        if usable {
+            self.usable_until_us.store(micros(now + LOOKED), Ordering::Relaxed);
+        }
+        usable
     }
 
     /// Whether another pod than those that had it could take the request.

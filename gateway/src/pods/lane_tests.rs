@@ -296,3 +296,24 @@ fn every_lease_comes_back() {
         assert_eq!(in_flight(&lane), 0, "seed {seed}");
     }
 }
+
+#[test]
+fn a_good_look_at_pods_counts_for_moments_and_a_bad_one_for_itself() {
+    let world = World::new();
+    let lane = world.lane(2, "");
+    let all = |serving| {
+        lane.pool.pods.iter().for_each(|pod| {
+            pod.state.checked(serving, world.book.recorder.clock.now());
+        });
+    };
+    assert!(lane.was_usable(), "unknown is not down");
+    all(false);
+    std::thread::sleep(LOOKED);
+    assert!(!lane.was_usable());
+    all(true);
+    assert!(lane.was_usable());
+    // Who has looked does not wait for anybody.
+    lane.usable_until_us.store(u64::MAX, Ordering::Relaxed);
+    let _held = lane.pool.state.outliers.lock();
+    assert!(lane.was_usable());
+}

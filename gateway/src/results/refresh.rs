@@ -64,7 +64,7 @@ pub fn start(
                 return metrics.refreshed("l2");
             }
         };
-        let call = PodCall { shared: &shared, lane: &lane, entities: &entities, frame, until, trace };
+        let call = PodCall { shared: &shared, lane: &lane, entities: &entities, frame: &frame, until, trace };
         match fetch(&shared, &mut own, &guest, call).await {
             Ok(fetched) => {
                 let fresh = Fresh {

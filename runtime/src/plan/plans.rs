@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -102,6 +102,11 @@ impl Plans {
     /// The plan that holds. A request asks once and keeps it to its end.
     pub fn current(&self) -> Option<Arc<Published>> {
         self.current.load_full()
+    }
+
+    /// The same for one look, which costs no count that threads share. Not to be kept over anything that waits.
+    pub fn look(&self) -> Guard<Option<Arc<Published>>> {
+        self.current.load()
     }
 
     /// 0 for none.

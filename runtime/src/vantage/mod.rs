@@ -28,6 +28,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use spillway_core::health::{Board, Gateway, Outcome, Schedule, Vantage, VerdictSettings, View};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
@@ -46,6 +47,8 @@ use crate::upstream::{Upstream, UpstreamMetrics, UpstreamSettings};
 
 /// Nudges that wait; more are of the same few gateways.
 const NUDGES: usize = 256;
+/// How often one gateway is nudged at most. Its probes come a second apart at least, whatever is nudged.
+const NUDGED: Duration = Duration::from_millis(100);
 /// How often the Snapshot is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -67,15 +70,26 @@ pub struct Lookout {
     pub nudges: Nudges,
 }
 
-/// Says that a gateway may be gone. Cheap to clone.
+/// Says that a gateway may be gone. Cheap to clone; all clones are bounded as one.
 #[derive(Clone, Debug)]
-pub struct Nudges(mpsc::Sender<Gateway>);
+pub struct Nudges {
+    sender: mpsc::Sender<Gateway>,
+    /// Gateways that were nudged within [`NUDGED`], and when.
+    recent: Arc<Mutex<BTreeMap<Gateway, Instant>>>,
+}
 
 impl Nudges {
-    /// A connection to it was lost, or a request could not be sent. Never waits.
+    /// A connection to it was lost, or a request could not be sent. Never waits; says it at most once in [`NUDGED`],
+    /// so that a thousand requests that are lost together wake the prober once.
     pub fn nudge(&self, region: &Name, gateway: &Name) {
+        let (gateway, now) = (Gateway { region: region.clone(), node: gateway.clone() }, Instant::now());
+        let mut recent = self.recent.lock();
+        recent.retain(|_, at| now.duration_since(*at) < NUDGED);
         // Full: so many are to be probed anyway.
-        let _ = self.0.try_send(Gateway { region: region.clone(), node: gateway.clone() });
+        let is_new = recent.len() < NUDGES && !recent.contains_key(&gateway);
+        if is_new && self.sender.try_send(gateway.clone()).is_ok() {
+            recent.insert(gateway, now);
+        }
     }
 
     /// Somebody else says so: `region/gateway`, as in a Pulse. What is not of this form is ignored.
@@ -145,7 +159,7 @@ impl Prober {
             down,
             nudged,
         };
-        (prober, Lookout { down: is_down, nudges: Nudges(nudges) })
+        (prober, Lookout { down: is_down, nudges: Nudges { sender: nudges, recent: Arc::default() } })
     }
 
     pub async fn run(mut self, drain: Drain) {

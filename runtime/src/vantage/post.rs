@@ -61,6 +61,11 @@ impl Post {
         self.down.clone()
     }
 
+    /// For those who find that a gateway may be gone.
+    pub fn nudges(&self) -> Nudges {
+        self.nudges.clone()
+    }
+
     /// Probes until the drain is over.
     pub async fn run(self, drain: Drain) {
         let Self { prober, nudges, pulses, .. } = self;

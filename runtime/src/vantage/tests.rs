@@ -11,7 +11,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use parking_lot::Mutex;
 use prost::Message;
 use spillway_core::health::ProbeSettings;
 use spillway_core::inference::{InferResponse, Limits, Parameter, Parameters, Tensor, check_against, entities};
@@ -430,4 +429,29 @@ async fn the_snapshot_says_whom_to_probe_and_the_drain_until_when() {
     assert_eq!(eu.state.connections.load(Ordering::SeqCst), 0, "our own region is not probed");
     world.drain.stop();
     tokio::time::timeout(Duration::from_secs(5), world.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_thousand_nudges_of_one_gateway_are_one() {
+    let domain = Domain::create();
+    let surroundings =
+        Surroundings { snapshot: Box::new(|| snapshot(&[])), out: Box::new(BTreeSet::new), sighted: Box::new(|_| {}) };
+    let metrics = Metrics::new("test");
+    let (mut prober, lookout) =
+        Prober::new(domain.workload(GATEWAY), us(), surroundings, VerdictSettings::default(), &metrics);
+    let (region, gateway, began) = (name("us"), name("us-0"), Instant::now());
+    for _ in 0..1_000 {
+        lookout.nudges.clone().nudge(&region, &gateway);
+    }
+    let most = 1 + began.elapsed().div_duration_f64(NUDGED) as usize;
+    assert!((1..=most).contains(&prober.nudged.len()), "{} of {most}", prober.nudged.len());
+    tokio::time::sleep(NUDGED).await;
+    prober.nudged.recv().await.unwrap();
+    let before = prober.nudged.len();
+    lookout.nudges.nudge(&region, &gateway);
+    assert_eq!(prober.nudged.len(), before + 1);
+    for number in 0..2 * NUDGES {
+        lookout.nudges.nudge(&region, &name(&format!("gw-{number}")));
+    }
+    assert!(prober.nudged.len() <= NUDGES && lookout.nudges.recent.lock().len() <= NUDGES);
 }
