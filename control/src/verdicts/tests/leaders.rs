@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use spillway_runtime::plan::open;
 use spillway_runtime::audit::Audit;
+use spillway_runtime::plan::open;
 use spillway_runtime::telemetry::Metrics;
 use tokio::sync::watch;
 

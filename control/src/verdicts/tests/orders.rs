@@ -1,6 +1,7 @@
 //! Operators' overrides.
 
 use spillway_proto::control::r#override::Act;
+use spillway_runtime::plan::Published;
 
 use super::world::*;
 use crate::store::Write;
