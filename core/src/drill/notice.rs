@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(board.announce(observing(SECOND * 9), SECOND * 10), Ok(Announced::Renewed));
         assert_eq!(board.running(SECOND * 24), Some((&observing(SECOND), SECOND)));
         assert_eq!(board.running(SECOND * 25), None);
-        assert_eq!(board.expire(SECOND * 24), None);
+        assert_eq!(board.expire(SECOND * 24), None, "a moment is left");
         assert_eq!(board.expire(SECOND * 25), Some(observing(SECOND)));
         assert_eq!(board.expire(SECOND * 25), None, "once");
     }
