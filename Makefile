@@ -29,7 +29,7 @@ test: ## lints, unit tests and scenario tests on real servers; installs what is 
 	@tests/measured.sh path.make_test $(MAKE) --no-print-directory lint unit scenarios
 
 lint: ## formatting, clippy, licences and bans
-	@tests/servers/install.sh tools
+	@tests/servers/install.sh build tools
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets $(FEATURES) -- -D warnings
 	PATH="$(TOOLS):$$PATH" cargo deny --locked check bans licenses sources
