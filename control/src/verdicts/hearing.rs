@@ -147,9 +147,12 @@ impl Hearing {
     }
 
     /// A gateway whose stream ended may be gone.
-    fn left(&self, id: &SpiffeId) -> Heard {
+    fn left(&mut self, id: &SpiffeId) -> Heard {
         match vantage(id) {
             Some(Vantage::Gateway(gateway)) if self.gateways.contains(&gateway) => {
+                if let Some(traffic) = self.regions.get_mut(&gateway.region) {
+                    traffic.left(&gateway.node);
+                }
                 Heard { nudged: vec![gateway], ..Heard::default() }
             }
             _ => Heard::default(),

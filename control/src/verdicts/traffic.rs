@@ -85,6 +85,12 @@ impl RegionTraffic {
         counts.shed = counts.shed.saturating_add(told.shed);
     }
 
+    /// Its clients may be counted elsewhere from now on, so they count here no longer: counted twice, they would be
+    /// shed for a demand that nobody has. That the sum dips meanwhile is what the demand's memory is for.
+    pub(super) fn left(&mut self, gateway: &Name) {
+        self.beats.remove(gateway);
+    }
+
     /// Forgets who is no gateway of it.
     pub(super) fn keep(&mut self, is_gateway: impl Fn(&Name) -> bool) {
         self.beats.retain(|gateway, _| is_gateway(gateway));
@@ -179,6 +185,10 @@ mod tests {
         assert_eq!((traffic.load(), traffic.classes()), (Some(150.0), [0.0, 0.0, 150.0, 0.0]));
         traffic.hear(&gateway(0), &told(5_000, 500, 0), START + SECOND * 10);
         traffic.observe(None, START + SECOND * 17);
+        assert_eq!(traffic.load(), Some(100.0));
+        traffic.hear(&gateway(1), &told(10_000, 500, 0), START + SECOND * 17);
+        assert_eq!(traffic.load(), Some(150.0));
+        traffic.left(&gateway(1));
         assert_eq!(traffic.load(), Some(100.0));
         traffic.keep(|name| *name != gateway(0));
         assert_eq!(traffic.load(), None);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use spillway_figures::{Goal, record};
 use spillway_tests::harness::crowd::{Outcome, moved_after, resolve};
 use spillway_tests::harness::eventually;
-use spillway_tests::harness::fleet::{Fleet, SERVICE};
+use spillway_tests::harness::fleet::{Fleet, REGIONS, SERVICE};
 
 use super::{CLIENTS, bad_since, crowd, on_etcd};
 
@@ -15,6 +15,7 @@ const LOST: &str = "eu-central";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_dies_is_left_within_seconds_and_comes_back_by_itself() {
     let (mut fleet, _run) = on_etcd("region-lost");
+    at_60_percent(&mut fleet);
     fleet.start().await;
     all_are_up(&fleet).await;
     let crowd = crowd(&fleet);
@@ -85,6 +86,14 @@ async fn without_control_a_region_is_left_all_the_same_and_restarts_serve_from_d
     })
     .await;
     assert!(record("control.without_control.restart", begun.elapsed().as_secs_f64(), "s", Goal::AtMost(5.0)));
+}
+
+/// A third of all clients, each a request a second, is 60 % of what a region is sized for.
+fn at_60_percent(fleet: &mut Fleet) {
+    let capacity = CLIENTS as f64 / REGIONS.len() as f64 / 0.6;
+    for region in REGIONS {
+        fleet.edit(&format!("{region}.yaml"), "  gateways:", &format!("  capacity: {capacity:.0}/s\n  gateways:"));
+    }
 }
 
 async fn all_are_up(fleet: &Fleet) {
