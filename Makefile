@@ -1,4 +1,4 @@
-# The two commands: `make dev` runs a region on this machine, `make test` checks everything.
+# The two commands: `make dev` runs three regions on this machine, `make test` checks everything.
 # Servers and tools are installed into $SPILLWAY_TOOLS (default .tools), which may be kept between runs.
 
 export SPILLWAY_TOOLS ?= $(CURDIR)/.tools
@@ -14,7 +14,7 @@ FEATURES := --features spillway/route53
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-dev: build ## a whole region on this machine, until Ctrl-C
+dev: build ## three regions on this machine, until Ctrl-C
 	@exec $(SPILLWAY) dev $(DEV_ARGS)
 
 dev-servers: build ## the same with real Redis, Cassandra and Triton
