@@ -375,18 +375,9 @@ impl Fleet {
 
     /// Runs a command as the operator, at this control node.
     pub fn operator_at(&self, control: &Node, arguments: &[&str]) -> Output {
-        let (files, address) = (self.identity("operator"), control.listen.to_string());
-        let who = [
-            "--control",
-            &address,
-            "--certificate",
-            text(&files.certificate),
-            "--key",
-            text(&files.key),
-            "--trust-bundle",
-            text(&files.trust_bundle),
-        ];
-        spillway(&[arguments, &who].concat())
+        let address = control.listen.to_string();
+        let files = self.identity("operator");
+        spillway(&[arguments, &["--control", &address], &as_options(&files)].concat())
     }
 
     pub fn operator_ok(&self, arguments: &[&str]) -> String {
@@ -431,23 +422,9 @@ impl Fleet {
             // A copy: the loader keeps its progress beside the file.
             let copy = self.folder.join(format!("{}.{group}.csv", site.name));
             std::fs::copy(crate::root().join(format!("cli/dev/model/{group}.csv")), &copy).expect("a copy");
-            spillway_ok(&[
-                "features",
-                "load",
-                "--group",
-                group,
-                text(&copy),
-                "--sidecar",
-                &pod.listen.to_string(),
-                "--sidecar-id",
-                &id(&pod.id).to_string(),
-                "--certificate",
-                text(&files.certificate),
-                "--key",
-                text(&files.key),
-                "--trust-bundle",
-                text(&files.trust_bundle),
-            ]);
+            let (address, id) = (pod.listen.to_string(), id(&pod.id).to_string());
+            let load = ["features", "load", "--group", group, text(&copy), "--sidecar", &address, "--sidecar-id", &id];
+            spillway_ok(&[&load[..], &as_options(&files)].concat());
         }
     }
 
@@ -468,6 +445,12 @@ impl Fleet {
     pub fn region_at(&self, address: IpAddr) -> &'static str {
         self.regions.iter().find(|site| site.address() == address).expect("an address of a region").name
     }
+}
+
+/// The options of a command that say who asks.
+pub fn as_options(files: &IdentitySettings) -> [&str; 6] {
+    let IdentitySettings { certificate, key, trust_bundle } = files;
+    ["--certificate", text(certificate), "--key", text(key), "--trust-bundle", text(trust_bundle)]
 }
 
 fn kind_of(role: &str) -> &'static str {

@@ -7,9 +7,9 @@ use spillway_figures::{Goal, record};
 use spillway_runtime::authority::Authority;
 use spillway_tests::harness::crowd::{Call, Outcome};
 use spillway_tests::harness::eventually;
-use spillway_tests::harness::fleet::Fleet;
+use spillway_tests::harness::fleet::{Fleet, as_options};
 use spillway_tests::harness::process::spillway_ok;
-use spillway_tests::harness::region::{TRUST_DOMAIN, text};
+use spillway_tests::harness::region::TRUST_DOMAIN;
 
 use super::{crowd, on_etcd};
 
@@ -83,9 +83,7 @@ async fn until(fleet: &Fleet, stage: &str) {
 fn rotate(fleet: &Fleet, arguments: &[&str]) -> String {
     let servers: Vec<String> = fleet.controls.iter().map(|node| node.listen.to_string()).collect();
     let (servers, files) = (servers.join(","), fleet.identity("operator"));
-    let (certificate, key, bundle) = (text(&files.certificate), text(&files.key), text(&files.trust_bundle));
-    let who = ["--control", &servers, "--certificate", certificate, "--key", key, "--trust-bundle", bundle];
-    let shown = spillway_ok(&[&["pki", "rotate"], arguments, &who].concat());
+    let shown = spillway_ok(&[&["pki", "rotate"], arguments, &["--control", &servers], &as_options(&files)].concat());
     let stage = shown.lines().find_map(|line| line.strip_prefix("stage  "));
     stage.unwrap_or_else(|| panic!("no stage in {shown}")).to_owned()
 }
