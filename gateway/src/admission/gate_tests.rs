@@ -183,21 +183,21 @@ async fn a_pools_room_is_that_of_all_its_models() {
 }
 
 /// Threads that enter, wait, give up at any moment and leave: no more are ever inside than may be, and in
-/// the end nobody is.
+/// the end nobody is. Each goes on until it was inside 20 times, however seldom a busy machine lets it in.
 #[test]
 fn no_place_is_lost_or_given_twice() {
     const IN_FLIGHT: u32 = 3;
     let (gate, pool) = gate(IN_FLIGHT, 12);
     let pool = Arc::new(pool);
-    let (inside, most, entered, seed) =
-        (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)), AtomicU64::new(0), AtomicU64::new(1));
+    let (inside, most, refused, seed) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU64::new(0), AtomicU64::new(1));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     let tasks = (0..8).map(|_| async {
-                        for _ in 0..300 {
+                        let mut entered = 0;
+                        while entered < 20 {
                             let random =
                                 seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed).wrapping_mul(31) >> 40;
                             let class = Class::ALL[random as usize % 4];
@@ -205,9 +205,13 @@ fn no_place_is_lost_or_given_twice() {
                             let deadline = gate.clock.now() + Duration::from_millis(random % 5 + 1);
                             let guest = guest((random % 3) as u32, class);
                             let entering = enter(&gate, &pool, &guest, deadline);
-                            let Ok(Ok(place)) = tokio::time::timeout(patience, entering).await else { continue };
+                            let Ok(Ok(place)) = tokio::time::timeout(patience, entering).await else {
+                                refused.fetch_add(1, Ordering::Relaxed);
+                                tokio::time::sleep(Duration::from_micros(random % 500)).await;
+                                continue;
+                            };
                             most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                            entered.fetch_add(1, Ordering::Relaxed);
+                            entered += 1;
                             tokio::time::sleep(Duration::from_micros(random % 200)).await;
                             inside.fetch_sub(1, Ordering::SeqCst);
                             if random % 2 == 0 { place.served() } else { drop(place) }
@@ -221,7 +225,7 @@ fn no_place_is_lost_or_given_twice() {
     assert_eq!(most.load(Ordering::SeqCst), IN_FLIGHT);
     assert_eq!(gate.counts(), (0, 0, 0));
     assert_eq!(gate.metrics.waiting.get(), 0);
-    assert!(entered.load(Ordering::Relaxed) > 300, "{entered:?}");
+    assert!(refused.load(Ordering::Relaxed) > 300, "too few gave up or were shed: {refused:?}");
 }
 
 #[test]
