@@ -18,6 +18,8 @@ use spillway_core::limit::headers::retry_after;
 use crate::downstream::connection::WRITE_TIME;
 use crate::errors::{Again, Refusal};
 use crate::exchange::{Exchange, Protocol};
+use crate::peers::concern::Concern;
+use crate::peers::visit::Visit;
 use crate::request::head::REQUEST_ID;
 
 pub const ERROR: HeaderName = HeaderName::from_static("spillway-error");
@@ -137,6 +139,9 @@ pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Re
             head.insert_header(PUSHBACK, HeaderValue::from(i32::try_from(milliseconds).unwrap_or(i32::MAX)))?;
         }
         (Again::After(wait), false) => head.insert_header(RETRY_AFTER, HeaderValue::from(retry_after(wait)))?,
+    }
+    if let (Visit::Forwarded(_), Some((name, concern))) = (&exchange.visit, Concern::header(refusal)) {
+        head.insert_header(name, concern)?;
     }
     let downstream = &mut *session.downstream_session;
     downstream.set_write_timeout(Some(WRITE_TIME));

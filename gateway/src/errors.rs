@@ -186,7 +186,7 @@ fn limited(limit: &Name, after: Option<&Duration>) -> String {
 
 fn busy(why: Why) -> &'static str {
     match why {
-        Why::Shed | Why::Planned => "there are too many requests, and others come first",
+        Why::Shed | Why::Share | Why::Planned => "there are too many requests, and others come first",
         Why::Full => "too many requests wait for this model",
         Why::TenantFull => "too many requests of this tenant wait or are being served",
         Why::TooLate => "its turn did not come in time",

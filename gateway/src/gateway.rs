@@ -33,7 +33,6 @@ use spillway_runtime::tls::{IdentityError, Workload};
 use spillway_runtime::upstream::UpstreamMetrics;
 use spillway_runtime::vantage::{Post, Sources};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
@@ -46,6 +45,7 @@ use crate::members::{Members, Membership};
 use crate::metrics::Metrics;
 use crate::peers::links;
 use crate::peers::metrics::PeerMetrics;
+use crate::peers::places;
 use crate::peers::rests::Rests;
 use crate::peers::shed::{self, PlanMetrics};
 use crate::peers::spill::MOST_SPILLING;
@@ -186,8 +186,8 @@ impl Gateway {
             memory: Arc::new(Memory::new(settings.limits.memory)),
             drain: drain.clone(),
             upstream_metrics: UpstreamMetrics::register(&registry),
-            spilling: Semaphore::new(MOST_SPILLING),
-            streams_spilling: Semaphore::new(MOST_SPILLING),
+            spilling: places::Places::new(MOST_SPILLING),
+            streams_spilling: places::Places::new(MOST_SPILLING),
             nudges: post.nudges(),
             peers_reached: AtomicBool::new(false),
             rests: Rests::default(),

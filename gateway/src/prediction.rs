@@ -72,7 +72,7 @@ pub async fn predict(shared: &Shared, exchange: &mut Exchange, ready: Ready<'_>)
     // Who waits for another's call in vain may still be answered here.
     let until = asked.until;
     let asked = Asked { until: question.wait_until(until), ..asked };
-    let mut way = Way::of(shared, exchange, asking, &asked, lane, &frame);
+    let mut way = Way::of(shared, exchange, asking, &asked, guest, lane, &frame);
     let Some(lane) = lane else {
         let answered = way.take(exchange, Cause::NoPool, until).await;
         return answered.unwrap_or(Err(Refusal::NoPod)).map(Prediction::Fetched);

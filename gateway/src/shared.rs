@@ -13,7 +13,6 @@ use spillway_runtime::telemetry::Traces;
 use spillway_runtime::tls::Workload;
 use spillway_runtime::upstream::UpstreamMetrics;
 use spillway_runtime::vantage::Nudges;
-use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
@@ -21,6 +20,7 @@ use crate::degrade::Degradation;
 use crate::members::Membership;
 use crate::metrics::Metrics;
 use crate::peers::metrics::PeerMetrics;
+use crate::peers::places::Places;
 use crate::peers::rests::Rests;
 use crate::peers::shed::PlanMetrics;
 use crate::pods::book::Book;
@@ -55,9 +55,9 @@ pub struct Shared {
     pub drain: Drain,
     pub upstream_metrics: UpstreamMetrics,
     /// Places of requests that are with other regions.
-    pub spilling: Semaphore,
+    pub spilling: Places,
     /// Places of streams that are.
-    pub streams_spilling: Semaphore,
+    pub streams_spilling: Places,
     /// Whom to probe soon.
     pub nudges: Nudges,
     /// Another region can be reached that may answer requests of this one, as the threads' ways saw it last.

@@ -284,8 +284,8 @@ impl Stream<'_> {
                 }
             };
             let admitted = admit(self.shared, exchange, &self.asking.principal, &model, &request, &entities)
-                .and_then(|guest| Ok((guest.class, self.pass(&guest, &request.model)?)));
-            let (class, shed) = match admitted {
+                .and_then(|guest| self.pass(&guest, &request.model).map(|shed| (guest, shed)));
+            let (guest, shed) = match admitted {
                 Ok(admitted) => admitted,
                 Err(refusal) => {
                     self.tell(session, exchange, request.id, refusal).await?;
@@ -300,7 +300,7 @@ impl Stream<'_> {
             }
             self.finals.asked(&request);
             let (id, name) = (request.id, request.model);
-            return Ok(Some(Checked { frame, id, name, model, entities, class, lane, shed }));
+            return Ok(Some(Checked { frame, id, name, model, entities, guest, lane, shed }));
         }
         Ok(None)
     }

@@ -193,7 +193,7 @@ pub fn blame(refusal: &Refusal) -> Blame {
             Why::TenantFull => Blame::Caller,
             Why::TooShort => Blame::Impatience { gone: false },
             Why::Planned => Blame::Plan,
-            Why::Shed | Why::Full | Why::TooLate => Blame::Overload,
+            Why::Shed | Why::Share | Why::Full | Why::TooLate => Blame::Overload,
         },
         Refusal::Overloaded | Refusal::LowestClass | Refusal::PodsBusy => Blame::Overload,
         Refusal::Deadline => Blame::Impatience { gone: false },

@@ -58,6 +58,7 @@ fn refusals_are_blamed_on_whom_they_come_from() {
         (Refusal::Path, Blame::Caller),
         (busy(Why::TenantFull), Blame::Caller),
         (busy(Why::Shed), Blame::Overload),
+        (busy(Why::Share), Blame::Overload),
         (busy(Why::Planned), Blame::Plan),
         (busy(Why::Full), Blame::Overload),
         (busy(Why::TooLate), Blame::Overload),

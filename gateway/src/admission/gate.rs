@@ -37,8 +37,10 @@ const SAMPLES: u32 = 20;
 /// Why a request is not served now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// There is too much of its class, or of its tenant in it.
+    /// There is too much of its class, of which nothing is let in.
     Shed,
+    /// There is too much of its class, and its tenant asks for more than its share of what is let in.
+    Share,
     /// The plan of all regions has no room for it anywhere.
     Planned,
     /// All places to wait for the model are taken.
@@ -52,12 +54,13 @@ pub enum Why {
 }
 
 impl Why {
-    pub const ALL: [Self; 6] = [Self::Shed, Self::Planned, Self::Full, Self::TenantFull, Self::TooLate, Self::TooShort];
+    pub const ALL: [Self; 7] =
+        [Self::Shed, Self::Share, Self::Planned, Self::Full, Self::TenantFull, Self::TooLate, Self::TooShort];
 
     /// For a metric's label.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Shed => "shed",
+            Self::Shed | Self::Share => "shed",
             Self::Planned => "planned",
             Self::Full => "queue-full",
             Self::TenantFull => "tenant-full",
@@ -138,6 +141,12 @@ impl Guest {
     pub fn prober() -> Self {
         Self { class: Class::Critical, tenant: 0, bound: None }
     }
+
+    /// Counts as one of its tenant's, where that has a bound, for as long as this is held.
+    pub fn present(&self) -> Result<Option<Presence>, Why> {
+        let taken = self.bound.as_ref().map(|bound| bound.take().ok_or(Why::TenantFull));
+        taken.transpose()
+    }
 }
 
 /// Requests of a tenant that wait or are served, and how many may.
@@ -148,7 +157,8 @@ pub struct TenantBound {
 }
 
 /// One of a tenant's bound, while it is held.
-struct Presence(Arc<AtomicUsize>);
+#[derive(Debug)]
+pub struct Presence(Arc<AtomicUsize>);
 
 impl Drop for Presence {
     fn drop(&mut self) {
@@ -202,26 +212,19 @@ impl PoolGate {
     }
 
     /// Lets in one that takes no place, such as a request of a stream.
-    pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> bool {
-        let admitted = self.places.shed.admit(guest, now);
-        if admitted {
-            self.places.shed.observe_placeless();
-        }
-        admitted
+    pub fn admit_placeless(&self, guest: &Guest, now: Duration) -> Result<(), Why> {
+        self.places.shed.admit(guest, now)?;
+        self.places.shed.observe_placeless();
+        Ok(())
     }
 }
 
 /// Enters a model and its pool, waiting for places until `deadline` on the gate's clock.
 pub async fn enter(model: &Arc<Gate>, pool: &PoolGate, guest: &Guest, deadline: Duration) -> Result<Place, Why> {
-    let presence = match guest.bound.as_ref().map(TenantBound::take) {
-        Some(None) => return Err(Why::TenantFull),
-        Some(Some(presence)) => Some(presence),
-        None => None,
-    };
+    let presence = guest.present()?;
     let (pool, now) = (&pool.places, model.clock.now());
-    if !pool.shed.admit(guest, now) || !model.shed.admit(guest, now) {
-        return Err(Why::Shed);
-    }
+    pool.shed.admit(guest, now)?;
+    model.shed.admit(guest, now)?;
     let slot = model.enter(guest, deadline, Duration::ZERO).await.inspect_err(|why| {
         let full = if pool.is_waited_for() { pool } else { model };
         if *why == Why::Full {

@@ -126,7 +126,7 @@ async fn a_model_with_too_much_to_do_costs_its_pools_others_nothing() {
     let second = waiter(&gate, &gate, &pool, guest(1, Class::Low), LONG).await;
     for _ in 0..500 {
         let refused = enter(&gate, &pool, &guest(2, Class::Low), LONG).await.err();
-        assert!(matches!(refused, Some(Why::Full | Why::Shed)), "{refused:?}");
+        assert!(matches!(refused, Some(Why::Full | Why::Shed | Why::Share)), "{refused:?}");
     }
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     drop(first);
@@ -229,6 +229,36 @@ fn no_place_is_lost_or_given_twice() {
 }
 
 #[test]
+fn who_is_shed_by_its_tenants_share_is_told_so() {
+    // Half of the requests are of the class high, one each so many microseconds; the pool serves one each 1,100.
+    for (high_us, mostly) in [(1_000, Why::Shed), (2_000, Why::Share)] {
+        let (gate, pool) = gate(1, 9);
+        let (shed, began) = (&pool.places.shed, gate.clock.now());
+        let (mut free_at, mut whys) = (began, Vec::new());
+        let mut waiting = VecDeque::new();
+        for turn in 0..4_000_u32 {
+            let class = if turn % 2 == 0 { Class::High } else { Class::Low };
+            let now = began + Duration::from_micros(high_us / 2) * turn;
+            while let Some((_, wait)) = waiting.pop_front_if(|(starts, _)| *starts <= now) {
+                shed.observe(Some(wait));
+            }
+            match shed.admit(&guest(1, class), now) {
+                Ok(()) => {
+                    waiting.push_back((free_at.max(now), free_at.saturating_sub(now)));
+                    free_at = free_at.max(now) + Duration::from_micros(1_100);
+                }
+                Err(why) => {
+                    assert_eq!(why == Why::Share, shed.lets_in(now) > f64::from(class as u32), "{class:?}");
+                    whys.push(why);
+                }
+            }
+        }
+        let most = whys.iter().filter(|why| **why == mostly).count();
+        assert!(most > whys.len() / 2 && whys.len() > 100, "{most} of {} are {mostly:?}", whys.len());
+    }
+}
+
+#[test]
 fn a_pool_with_too_much_to_do_sheds_the_least_important() {
     let (gate, pool) = gate(1, 9);
     // Two seconds of 2,000 a second for a pool that serves one each millisecond.
@@ -241,7 +271,7 @@ fn a_pool_with_too_much_to_do_sheds_the_least_important() {
         while let Some((_, wait)) = waiting.pop_front_if(|(starts, _)| *starts <= now) {
             pool.places.shed.observe(Some(wait));
         }
-        if pool.places.shed.admit(&guest(1, class), now) {
+        if pool.places.shed.admit(&guest(1, class), now).is_ok() {
             waiting.push_back((free_at.max(now), free_at.saturating_sub(now)));
             free_at = free_at.max(now) + Duration::from_millis(1);
         } else {

@@ -136,7 +136,7 @@ const SECONDS: [f64; 11] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.05, 0.
 
 /// Of all gates together.
 pub struct GateMetrics {
-    refused: [Counter; 6],
+    refused: [Counter; 7],
     shed: [Counter; 4],
     pub waiting: Gauge,
     seconds: Histogram,
@@ -162,7 +162,7 @@ impl GateMetrics {
 
     pub fn refused(&self, why: Why, class: Class) {
         self.refused[why as usize].inc();
-        if matches!(why, Why::Shed | Why::Planned) {
+        if matches!(why, Why::Shed | Why::Share | Why::Planned) {
             self.shed[class as usize].inc();
         }
     }

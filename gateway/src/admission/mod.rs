@@ -258,12 +258,9 @@ impl Admission {
     /// Whether a request of a stream is passed on: it takes no place, but may be shed.
     pub fn pass(&self, guest: &Guest, model: &str) -> Result<(), Why> {
         let rules = self.rules.load();
-        let admits = |doors: &Doors| doors.pool_gate.admit_placeless(guest, self.clock.now());
-        if rules.models.get(model).is_none_or(admits) {
-            return Ok(());
-        }
-        self.gate_metrics.refused(Why::Shed, guest.class);
-        Err(Why::Shed)
+        let Some(doors) = rules.models.get(model) else { return Ok(()) };
+        let passed = doors.pool_gate.admit_placeless(guest, self.clock.now());
+        passed.inspect_err(|why| self.gate_metrics.refused(*why, guest.class))
     }
 
     /// Looks after what no request does, until the drain is over.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use spillway_core::limit::Class;
 use spillway_core::resilience::{Shares, ShedSettings, Shedder, shed::STEPS};
 
-use super::gate::Guest;
+use super::gate::{Guest, Why};
 
 pub struct Shed(Mutex<(Shedder, Shares)>);
 
@@ -18,11 +18,14 @@ impl Shed {
         Self(Mutex::new((Shedder::new(ShedSettings::default()), Shares::default())))
     }
 
-    pub fn admit(&self, guest: &Guest, now: Duration) -> bool {
+    pub fn admit(&self, guest: &Guest, now: Duration) -> Result<(), Why> {
         let random = rand::random();
         let (shedder, shares) = &mut *self.0.lock();
         let place = shares.place(guest.tenant, guest.class, random, now);
-        shedder.admit(guest.class, place, now)
+        if shedder.admit(guest.class, place, now) {
+            return Ok(());
+        }
+        Err(if classes(shedder) > guest.class as usize as f64 { Why::Share } else { Why::Shed })
     }
 
     /// What became of one that was let in: it has its place after such a wait, or there was none to wait.
@@ -40,7 +43,7 @@ impl Shed {
         // It moves when it is asked.
         let mut shedder = self.0.lock().0.clone();
         shedder.tick(now);
-        shedder.level() * Class::ALL.len() as f64 / STEPS as f64
+        classes(&shedder)
     }
 
     /// The share of a guest's requests that are let in: as in [`spillway_core::resilience::share`], min(1, p x R / r).
@@ -49,4 +52,8 @@ impl Shed {
         let (rate, largest) = self.0.lock().1.rates(guest.tenant, guest.class);
         if share > 0.0 && largest > 0.0 { (share * largest / rate).min(1.0) } else { share }
     }
+}
+
+fn classes(shedder: &Shedder) -> f64 {
+    shedder.level() * Class::ALL.len() as f64 / STEPS as f64
 }

@@ -284,7 +284,7 @@ impl Valid<'_> {
 
     /// Other regions, as a request sees them that is stranded here.
     fn peers(&self, lane: Option<&Lane>, class: Class, until: Instant) -> PeersPart {
-        let Self { shared, fleet, model, request, .. } = *self;
+        let Self { shared, fleet, model, request, principal, .. } = *self;
         let (plan, may_leave) = (shared.plan(), self.may_leave());
         let sight = Sight {
             snapshot: &fleet.snapshot,
@@ -292,6 +292,7 @@ impl Valid<'_> {
             rests: &shared.rests,
             model,
             model_name: &request.model,
+            tenant: &principal.tenant,
             class,
             now: shared.clock.now(),
         };

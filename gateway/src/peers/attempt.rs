@@ -21,6 +21,7 @@ use tonic::Code;
 use crate::answer::{PUSHBACK, REGION, SERVER_TIMING};
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
+use crate::peers::concern::Concern;
 use crate::pods::attempt::{PodAnswer, Said, Taken, Whole, oip_request, read_whole};
 use crate::pods::judge::Ended;
 use crate::request::memory::Part;
@@ -30,6 +31,8 @@ use crate::shared::Shared;
 const PUSHED_BACK: Duration = Duration::from_secs(1);
 /// A peer's own code that says nothing of the request: our certificate changed between signature and call.
 const UNSIGNED: &str = "forwarded-unsigned";
+/// The code of a pod that had the request and went away: the request may be why.
+const POD_LOST: &str = "pod-lost";
 
 /// What is forwarded, whichever gateway gets it.
 pub struct Outgoing<'a> {
@@ -53,6 +56,10 @@ pub enum Came {
     Refused,
     /// It has no room, for so long.
     Overloaded(Duration),
+    /// It has no room for more of this tenant, which asks for more than its share, for so long.
+    OverShare(Duration),
+    /// The tenant has as many requests there as it may have.
+    TenantFull,
     /// It failed there. Nobody else is asked: it would fail again.
     Failed,
     /// There was no time left.
@@ -76,7 +83,8 @@ impl Came {
             Self::Unreachable => "unreachable",
             Self::Lost => "lost",
             Self::Refused => "refused",
-            Self::Overloaded(_) => "overloaded",
+            Self::Overloaded(_) | Self::OverShare(_) => "overloaded",
+            Self::TenantFull => "tenant-full",
             Self::Failed => "failed",
             Self::TooLate => "deadline",
         }
@@ -102,7 +110,7 @@ pub async fn attempt(
     let late = Err(Ended::Call(UpstreamError::Deadline { sent: true }));
     let whole = timeout_at(outgoing.until, called).await.unwrap_or(late);
     let answered = whole.map_err(Failed::from).and_then(|whole| answer(outgoing, whole));
-    answered.map_err(|Failed { ended, after }| judge(ended, after))
+    answered.map_err(|Failed { ended, beside }| judge(ended, beside))
 }
 
 /// Opens a stream to a gateway of `region`, and returns when it has taken it with its first message. `lasts`: how long
@@ -122,9 +130,9 @@ pub async fn open(
     let _ = sender.send(first).await;
     let late = Err(UpstreamError::Deadline { sent: true });
     let response = timeout_at(outgoing.until, upstream.call(request)).await.unwrap_or(late);
-    let response = response.map_err(|error| judge(Ended::Call(error), None))?;
-    let after = pushback(response.headers());
-    Taken::of(sender, response).map_err(|ended| judge(ended, after))
+    let response = response.map_err(|error| judge(Ended::Call(error), Beside::default()))?;
+    let beside = Beside::of(response.headers());
+    Taken::of(sender, response).map_err(|ended| judge(ended, beside))
 }
 
 /// Connects, if there is no connection. What time is left then.
@@ -137,25 +145,36 @@ async fn reach(outgoing: &Outgoing<'_>, upstream: &Upstream) -> Result<Duration,
     }
 }
 
-fn pushback(head: &HeaderMap) -> Option<Duration> {
-    number(head, &PUSHBACK).map(Duration::from_millis)
+/// What a region says beside its refusal.
+#[derive(Clone, Copy, Debug, Default)]
+struct Beside {
+    /// When it may be asked again.
+    after: Option<Duration>,
+    /// None: everybody.
+    concern: Option<Concern>,
 }
 
-/// A call that brought no answer, and when its region says that it may be asked again.
+impl Beside {
+    fn of(head: &HeaderMap) -> Self {
+        Self { after: number(head, &PUSHBACK).map(Duration::from_millis), concern: Concern::read(head) }
+    }
+}
+
+/// A call that brought no answer.
 struct Failed {
     ended: Ended,
-    after: Option<Duration>,
+    beside: Beside,
 }
 
 impl From<Ended> for Failed {
     fn from(ended: Ended) -> Self {
-        Self { ended, after: None }
+        Self { ended, beside: Beside::default() }
     }
 }
 
 fn answer(outgoing: &Outgoing<'_>, whole: Whole) -> Result<(PodAnswer, Told), Failed> {
-    let after = pushback(&whole.head);
-    whole.check().map_err(|ended| Failed { ended, after })?;
+    let beside = Beside::of(&whole.head);
+    whole.check().map_err(|ended| Failed { ended, beside })?;
     let told = Told {
         region: whole.head.get(REGION).cloned(),
         timing: whole.head.get(SERVER_TIMING).and_then(model_timing),
@@ -169,7 +188,7 @@ fn answer(outgoing: &Outgoing<'_>, whole: Whole) -> Result<(PodAnswer, Told), Fa
     Ok((PodAnswer { frame, response, said: Said::default() }, told))
 }
 
-fn judge(ended: Ended, after: Option<Duration>) -> Came {
+fn judge(ended: Ended, beside: Beside) -> Came {
     match &ended {
         Ended::Call(UpstreamError::Unreachable(_) | UpstreamError::Refused) => Came::Unreachable,
         Ended::Call(UpstreamError::Lost(_)) => Came::Lost,
@@ -179,7 +198,16 @@ fn judge(ended: Ended, after: Option<Duration>) -> Came {
             Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Came::Wrong(ended.refusal()),
             Code::PermissionDenied if code == UNSIGNED => Came::Lost,
             Code::PermissionDenied | Code::Unauthenticated | Code::NotFound | Code::Unimplemented => Came::Refused,
-            Code::ResourceExhausted | Code::Unavailable => Came::Overloaded(after.unwrap_or(PUSHED_BACK)),
+            Code::Unavailable if code == POD_LOST => Came::Failed,
+            Code::ResourceExhausted | Code::Unavailable => {
+                let after = beside.after.unwrap_or(PUSHED_BACK);
+                match beside.concern {
+                    None => Came::Overloaded(after),
+                    Some(Concern::Share) => Came::OverShare(after),
+                    Some(Concern::Bound) => Came::TenantFull,
+                    Some(Concern::Time) => Came::TooLate,
+                }
+            }
             Code::DeadlineExceeded => Came::TooLate,
             _ => Came::Failed,
         },
@@ -248,16 +276,19 @@ mod tests {
     #[test]
     fn what_another_regions_refusal_means() {
         let said = |status, code: &'static str| Ended::Said { status, code: code.into(), message: String::new() };
-        let second = Some(Duration::from_secs(1));
-        for (ended, after, word) in [
+        for (ended, concern, word) in [
             (said(Code::InvalidArgument, "model-rejected"), None, "wrong-request"),
             (said(Code::FailedPrecondition, "missing-feature"), None, "wrong-request"),
             (said(Code::PermissionDenied, "forwarded-residence"), None, "refused"),
             (said(Code::PermissionDenied, "forwarded-unsigned"), None, "lost"),
             (said(Code::NotFound, "unknown-model"), None, "refused"),
-            (said(Code::Unavailable, "overloaded"), second, "overloaded"),
+            (said(Code::Unavailable, "overloaded"), None, "overloaded"),
+            (said(Code::Unavailable, "overloaded"), Some(Concern::Share), "overloaded"),
+            (said(Code::Unavailable, "overloaded"), Some(Concern::Bound), "tenant-full"),
+            (said(Code::Unavailable, "overloaded"), Some(Concern::Time), "deadline"),
             (said(Code::Unavailable, "no-pod"), None, "overloaded"),
-            (said(Code::ResourceExhausted, "rate-limited"), second, "overloaded"),
+            (said(Code::Unavailable, "pod-lost"), None, "failed"),
+            (said(Code::ResourceExhausted, "rate-limited"), None, "overloaded"),
             (said(Code::DeadlineExceeded, "deadline-exceeded"), None, "deadline"),
             (said(Code::Internal, "model-failed"), None, "failed"),
             (Ended::Unreadable, None, "failed"),
@@ -265,8 +296,20 @@ mod tests {
             (Ended::Call(UpstreamError::Deadline { sent: true }), None, "deadline"),
         ] {
             let shown = format!("{ended:?}");
-            assert_eq!(judge(ended, after).word(), word, "{shown}");
+            let beside = Beside { concern, ..Beside::default() };
+            assert_eq!(judge(ended, beside).word(), word, "{shown}");
         }
+    }
+
+    #[test]
+    fn whose_the_rest_is_and_how_long() {
+        let overloaded =
+            || Ended::Said { status: Code::Unavailable, code: "overloaded".into(), message: String::new() };
+        let after = Duration::from_millis(700);
+        let judged = |concern| judge(overloaded(), Beside { after: Some(after), concern });
+        assert!(matches!(judged(None), Came::Overloaded(for_long) if for_long == after));
+        assert!(matches!(judged(Some(Concern::Share)), Came::OverShare(for_long) if for_long == after));
+        assert!(matches!(judge(overloaded(), Beside::default()), Came::Overloaded(PUSHED_BACK)));
     }
 
     #[test]

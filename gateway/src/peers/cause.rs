@@ -55,7 +55,7 @@ impl Cause {
         match refusal {
             Refusal::NoPod => Some(Self::NoPod),
             Refusal::PodsBusy => Some(Self::PodsBusy),
-            Refusal::Busy { why: Why::Shed, .. } => Some(Self::Shed),
+            Refusal::Busy { why: Why::Shed | Why::Share, .. } => Some(Self::Shed),
             Refusal::Busy { why: Why::Full, .. } => Some(Self::Full),
             Refusal::Sidecar { status: Code::ResourceExhausted, .. } => Some(Self::Overloaded),
             Refusal::Sidecar { status: Code::Unavailable, code, .. } if code == MODEL_OVERLOADED => {
@@ -82,6 +82,7 @@ mod tests {
             (Refusal::NoPod, true, Some(Cause::NoPod)),
             (Refusal::PodsBusy, true, Some(Cause::PodsBusy)),
             (Refusal::busy(Why::Shed), true, Some(Cause::Shed)),
+            (Refusal::busy(Why::Share), true, Some(Cause::Shed)),
             (Refusal::busy(Why::Full), true, Some(Cause::Full)),
             (Refusal::busy(Why::Planned), true, None),
             (Refusal::busy(Why::TenantFull), true, None),

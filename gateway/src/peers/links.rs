@@ -57,6 +57,7 @@ pub struct Sight<'a> {
     pub rests: &'a Rests,
     pub model: &'a Model,
     pub model_name: &'a str,
+    pub tenant: &'a Name,
     pub class: Class,
     /// On the gateway's clock.
     pub now: Duration,
@@ -132,7 +133,7 @@ impl Peers {
 impl PeerRegion {
     fn seen(&self, sight: &Sight<'_>) -> Peer {
         let known = self.known(sight.plan);
-        let is_full = sight.rests.is_full(&self.name, sight.model_name, sight.class, sight.now);
+        let is_full = sight.rests.is_full(&self.name, sight.model_name, sight.tenant, sight.class, sight.now);
         Peer {
             region: self.name.clone(),
             serves: sight.snapshot.pool_of(sight.model, &self.name).is_some(),

@@ -75,7 +75,8 @@ fn seen(
     class: Class,
 ) -> BTreeMap<String, Peer> {
     let model = &snapshot.models["eta"];
-    let sight = Sight { snapshot, plan, rests, model, model_name: "eta", class, now: SECOND };
+    let tenant = &name("acme");
+    let sight = Sight { snapshot, plan, rests, model, model_name: "eta", tenant, class, now: SECOND };
     peers.seen(&sight).into_iter().map(|peer| (peer.region.to_string(), peer)).collect()
 }
 

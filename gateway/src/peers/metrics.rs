@@ -3,7 +3,6 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use spillway_core::failover::NoPeer;
 use spillway_core::units::Name;
 use spillway_runtime::telemetry::Metrics as Registry;
 
@@ -60,8 +59,12 @@ impl PeerMetrics {
         self.sent.get_or_create(&Sent { region: region.to_string(), reason: cause.word(), outcome }).inc();
     }
 
-    pub fn stayed(&self, cause: Cause, why: NoPeer) {
-        self.stayed.get_or_create(&Stayed { cause: cause.word(), reason: why.as_str() }).inc();
+    /// `reason`: of a [`NoPeer`], or of a [`NoPlace`].
+    ///
+    /// [`NoPeer`]: spillway_core::failover::NoPeer
+    /// [`NoPlace`]: crate::peers::places::NoPlace
+    pub fn stayed(&self, cause: Cause, reason: &'static str) {
+        self.stayed.get_or_create(&Stayed { cause: cause.word(), reason }).inc();
     }
 
     /// A request from another region ended, with this HTTP status.

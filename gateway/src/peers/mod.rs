@@ -8,7 +8,8 @@
 //!          |  regions, the best first
 //!          v
 //!        a gateway of the region --not reached, or lost--> the next gateway, then the next region
-//!          |                     --overloaded, refuses---> the next region; it rests for this model and class
+//!          |                     --overloaded, refuses---> the next region; it rests for this model and class, or for
+//!          |                                               this tenant alone if that is the reason
 //!          |                     --failed, too late------> it stays
 //!          +--an answer, or the client's own fault-------> given
 //!
@@ -19,13 +20,16 @@
 //!
 //! * [`links`]: a thread's ways to the gateways of other regions. [`rests`]: regions that said they have no room.
 //! * [`cause`]: why a request is stranded. [`spill`]: it is sent on; streams by [`crate::stream`]. [`attempt`]: one call to one gateway.
+//! * [`places`]: how many are with other regions. [`concern`]: whom a refusal shuts a region to.
 //! * [`visit`]: who comes from another region. [`probe`]: one that asks for the region itself.
 //! * [`shed`]: what the plan has this region refuse. [`metrics`].
 
 pub mod attempt;
 pub mod cause;
+pub mod concern;
 pub mod links;
 pub mod metrics;
+pub mod places;
 pub mod probe;
 pub mod rests;
 pub mod shed;

@@ -12,15 +12,15 @@ use bytes::Bytes;
 use http::HeaderValue;
 use spillway_core::cache::control::Wish;
 use spillway_core::deadline::SHORTEST_USEFUL;
-use spillway_core::failover::{MayLeave, NoPeer, Stranded, peers_for};
+use spillway_core::failover::{MayLeave, Stranded, peers_for};
 use spillway_core::inference::Entities;
-use spillway_core::limit::Class;
 use spillway_core::resilience::Step;
 use spillway_core::resource::Model;
 use spillway_core::routing::key_hash;
 use spillway_core::units::Name;
 use spillway_runtime::telemetry::TraceParent;
 
+use crate::admission::Guest;
 use crate::degrade::said_step;
 use crate::edge::Asking;
 use crate::errors::Refusal;
@@ -28,6 +28,7 @@ use crate::exchange::Exchange;
 use crate::peers::attempt::{Came, Outgoing, attempt};
 use crate::peers::cause::Cause;
 use crate::peers::links::{PeerGateway, PeerRegion, Peers, Sight};
+use crate::peers::places::NoPlace;
 use crate::peers::visit::Visit;
 use crate::pods::attempt::{INFER, PodAnswer};
 use crate::pods::fleet::Fleet;
@@ -46,9 +47,9 @@ pub struct Journey<'a> {
     pub shared: &'a Shared,
     pub fleet: &'a Fleet,
     pub tenant: &'a Name,
+    pub guest: &'a Guest,
     pub name: &'a str,
     pub model: &'a Model,
-    pub class: Class,
     pub entities: &'a Entities,
     /// None: no pool of this region serves the model.
     pub lane: Option<&'a Arc<Lane>>,
@@ -103,7 +104,8 @@ impl<'a> Journey<'a> {
             rests: &shared.rests,
             model: self.model,
             model_name: self.name,
-            class: self.class,
+            tenant: self.tenant,
+            class: self.guest.class,
             now: shared.clock.now(),
         };
         let seen = self.peers().seen(&sight);
@@ -129,7 +131,7 @@ impl<'a> Journey<'a> {
                 })
             }
             Err(why) => {
-                shared.peer_metrics.stayed(cause, why);
+                shared.peer_metrics.stayed(cause, why.as_str());
                 None
             }
         }
@@ -180,14 +182,18 @@ impl<'a> Tour<'a> {
     /// The last one has not, which may mean that nobody else is called, either.
     pub fn missed(&mut self, came: &Came) {
         let Some((PeerRegion { name: region, .. }, gateway)) = self.at else { return };
-        let Journey { shared, name, class, .. } = self.journey;
+        let Journey { shared, name, tenant, guest, .. } = self.journey;
         shared.peer_metrics.sent(region, self.cause, came.word());
         let now = shared.clock.now();
         match came {
             Came::Unreachable | Came::Lost => shared.nudges.nudge(region, &gateway.at.name),
-            Came::Refused => self.gateways = Vec::new().into_iter(),
+            Came::Refused | Came::TenantFull => self.gateways = Vec::new().into_iter(),
             Came::Overloaded(after) => {
-                shared.rests.refused(region, name, class, *after, now);
+                shared.rests.refused(region, name, guest.class, *after, now);
+                self.gateways = Vec::new().into_iter();
+            }
+            Came::OverShare(after) => {
+                shared.rests.refused_tenant(region, name, tenant, guest.class, *after, now);
                 self.gateways = Vec::new().into_iter();
             }
             Came::Failed => {
@@ -215,6 +221,7 @@ impl<'a> Way<'a> {
         exchange: &Exchange,
         asking: &'a Asking,
         asked: &Asked<'a>,
+        guest: &'a Guest,
         lane: Option<&'a Arc<Lane>>,
         frame: &'a [Bytes],
     ) -> Self {
@@ -222,9 +229,9 @@ impl<'a> Way<'a> {
             shared,
             fleet: &asking.fleet,
             tenant: asked.tenant,
+            guest,
             name: &asked.request.model,
             model: asked.model,
-            class: asked.class,
             entities: asked.entities,
             lane,
             forwarded: !matches!(exchange.visit, Visit::Client),
@@ -260,14 +267,15 @@ impl<'a> Way<'a> {
     }
 
     async fn send(&self, exchange: &mut Exchange, cause: Cause, until: Instant) -> Option<Result<PodAnswer, Refusal>> {
-        let Journey { shared, name, class, .. } = self.journey;
+        let Journey { shared, name, guest, .. } = self.journey;
         let began = Instant::now();
         let mut tour = self.journey.tour(cause, until)?;
-        let Ok(_place) = shared.spilling.try_acquire() else {
-            shared.peer_metrics.stayed(cause, NoPeer::Full);
-            return None;
-        };
-        let outgoing = Outgoing { shared, trace: self.trace, class, wish: self.wish, path: INFER, until: until.into() };
+        // It has left the gate, or never came to it: its tenant's bound holds on the way, too.
+        let presence = guest.present().map_err(|_| NoPlace::TenantFull);
+        let place = presence.and_then(|presence| Ok((presence, shared.spilling.take(guest.tenant)?)));
+        let _place = place.inspect_err(|why| shared.peer_metrics.stayed(cause, why.word())).ok()?;
+        let (trace, class, wish) = (self.trace, guest.class, self.wish);
+        let outgoing = Outgoing { shared, trace, class, wish, path: INFER, until: until.into() };
         while let Some((region, gateway)) = tour.next_gateway() {
             let mut part = exchange.part(&shared.memory);
             match attempt(&outgoing, self.frame, exchange, region, &gateway.upstream, &mut part).await {

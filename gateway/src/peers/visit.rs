@@ -56,8 +56,8 @@ pub fn receive(
 ) -> Result<Option<Visitor>, Refusal> {
     let is_gateway = match &caller.peer.id.role {
         Role::Gateway { .. } => true,
-        Role::Control { .. } => false,
-        _ => return Ok(None),
+        Role::Control { .. } | Role::Dns { .. } | Role::Injector { .. } => false,
+        Role::Sidecar { .. } | Role::Client { .. } | Role::Operator { .. } => return Ok(None),
     };
     if asked == Asked::Other {
         return Ok(None);

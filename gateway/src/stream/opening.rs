@@ -1,8 +1,9 @@
 //! Who gets a stream: a pod of this region, or a gateway of another one where no pod can take it.
 //!
 //! The rule: until one of them has taken the call there is one request. Who was not reached, or refused it, leaves it to
-//! another pod, or to another region, once, for the reasons that a unary one is stranded for. A call that was lost may
-//! have been acted on, so it ends the stream, to be opened anew by who knows whether that is safe.
+//! another pod, or to another region, once, for the reasons that a unary one is stranded for. A call that was lost,
+//! or failed in the other region, may have been acted on, so it ends the stream, to be opened anew by who knows whether
+//! that is safe.
 //!
 //! ```text
 //! no pool, no usable pod, shed --> another region --nobody--> pods --no capacity--> refused
@@ -17,23 +18,22 @@ use http::{HeaderValue, Response};
 use pingora_proxy::Session;
 use spillway_core::cache::control::Wish;
 use spillway_core::deadline::{SHORTEST_USEFUL, allowed};
-use spillway_core::failover::NoPeer;
 use spillway_core::inference::Entities;
-use spillway_core::limit::Class;
 use spillway_core::resilience::Outcome;
 use spillway_core::resource::Model;
 use spillway_core::units::Name;
 use spillway_runtime::upstream::{OipBody, OipSender, UpstreamBody, UpstreamError};
-use tokio::sync::SemaphorePermit;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::{LONGEST, Stream};
+use crate::admission::Guest;
 use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::gone;
 use crate::peers::attempt::{Came, Outgoing, open};
 use crate::peers::cause::Cause;
+use crate::peers::places::Place;
 use crate::peers::spill::Journey;
 use crate::peers::visit::Visit;
 use crate::pods::attempt::{STREAM_INFER, Taken, request};
@@ -48,7 +48,7 @@ pub(super) struct Checked {
     pub name: String,
     pub model: Arc<Model>,
     pub entities: Entities,
-    pub class: Class,
+    pub guest: Guest,
     /// None: no pool of this region serves the model, or the stream is not in this region.
     pub lane: Option<Arc<Lane>>,
     /// This region has no room for it, but another may.
@@ -59,7 +59,7 @@ pub(super) struct Checked {
 pub(super) struct Abroad<'a> {
     pub region: Name,
     pub gateway: Name,
-    _place: SemaphorePermit<'a>,
+    _place: Place<'a>,
 }
 
 /// Whether another region has it.
@@ -194,11 +194,11 @@ impl Stream<'_> {
         let Some(mut tour) = journey(shared, &self.asking, first, exchange).tour(cause, until.into_std()) else {
             return Ok(Found::Nobody);
         };
-        let Ok(place) = shared.streams_spilling.try_acquire() else {
-            shared.peer_metrics.stayed(cause, NoPeer::Full);
+        let taken = shared.streams_spilling.take(first.guest.tenant);
+        let Ok(place) = taken.inspect_err(|why| shared.peer_metrics.stayed(cause, why.word())) else {
             return Ok(Found::Nobody);
         };
-        let (trace, class, lasts) = (&self.asking.trace, first.class, self.lasts());
+        let (trace, class, lasts) = (&self.asking.trace, first.guest.class, self.lasts());
         let outgoing = Outgoing { shared, trace, class, wish: Wish::default(), path: STREAM_INFER, until };
         while let Some((region, gateway)) = tour.next_gateway() {
             // Rarely needed, so it takes no room in every stream's future.
@@ -219,8 +219,13 @@ impl Stream<'_> {
                     tour.missed(&came);
                     match came {
                         Came::Wrong(refusal) => return Ok(Found::Wrong(refusal)),
-                        Came::Lost => return Err(Refusal::PodLost),
-                        _ => {}
+                        Came::Lost | Came::Failed => return Err(Refusal::PodLost),
+                        Came::TooLate => return Err(Refusal::Deadline),
+                        Came::Unreachable
+                        | Came::Refused
+                        | Came::Overloaded(_)
+                        | Came::OverShare(_)
+                        | Came::TenantFull => {}
                     }
                 }
             }
@@ -242,9 +247,9 @@ fn journey<'a>(shared: &'a Shared, asking: &'a Asking, first: &'a Checked, excha
         shared,
         fleet: &asking.fleet,
         tenant: &asking.principal.tenant,
+        guest: &first.guest,
         name: &first.name,
         model: &first.model,
-        class: first.class,
         entities: &first.entities,
         lane: first.lane.as_ref(),
         forwarded: !matches!(exchange.visit, Visit::Client),

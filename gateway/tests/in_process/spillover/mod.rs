@@ -26,6 +26,8 @@ use tonic::Code;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const SECOND: Duration = Duration::from_secs(1);
+/// That of the models.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 const MORE: &str = "---
 apiVersion: spillway/v1
@@ -84,7 +86,7 @@ spec:
   pools: [scorers-us]
   versions: [1]
   backend: onnx
-  deadline: 2s
+  deadline: 1m
   inputs: [{ name: x, datatype: FP32, shape: [-1] }]
   outputs: [{ name: y, datatype: FP32, shape: [-1] }]
 ---
@@ -94,11 +96,13 @@ spec:
 ---
 {apiVersion: spillway/v1, kind: Tenant, metadata: {name: initech}, spec: {mayLeaveRegion: [us]}}
 ---
+{apiVersion: spillway/v1, kind: Tenant, metadata: {name: single}, spec: {mayLeaveRegion: true, inFlight: 1}}
+---
 apiVersion: spillway/v1
 kind: AccessPolicy
 metadata: { name: all }
 spec:
-  subjects: [{ tenant: acme }, { tenant: globex }, { tenant: initech }]
+  subjects: [{ tenant: acme }, { tenant: globex }, { tenant: initech }, { tenant: single }]
   models: ['*']
   actions: [infer, metadata]
 ";
@@ -110,4 +114,24 @@ async fn call(http2: &Http2, model: &str, entity: &str) -> Grpc {
 /// The regions `eu` and `us`, with a gateway each.
 async fn two() -> Regions {
     Regions::start(&["eu", "us"], 1, MORE).await
+}
+
+/// The pods of `eu` are gone; this client's requests go to `us`, which costs less than `ap`.
+async fn three() -> (Regions, Http2) {
+    let mut regions = Regions::start(&["eu", "us", "ap"], 1, MORE).await;
+    let ap = "metadata: { name: ap }\nspec: { trustDomain: spillway.test,";
+    regions.publish_and_wait(3, &[(ap, &ap.replace("spec: {", "spec: { cost: 9,"))]).await;
+    regions.kill_pods("eu");
+    let acme = regions.client("eu", "acme").await;
+    until("the cheaper region comes first", async || {
+        for number in 0..20 {
+            let answer = call(&acme, "double", &format!("e{number}")).await;
+            if answer.answer.header("spillway-region") != "us" {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    (regions, acme)
 }

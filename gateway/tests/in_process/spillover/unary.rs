@@ -8,12 +8,12 @@ async fn a_region_whose_pods_die_is_answered_by_its_peer() {
     let (eu, counts) =
         (Arc::new(regions.client("eu", "acme").await), Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]));
     let mut clients = tokio::task::JoinSet::new();
-    let until_when = Instant::now() + SECOND * 6;
+    let most = Arc::new(AtomicUsize::new(usize::MAX));
     for client in 0..4 {
-        let (eu, counts) = (eu.clone(), counts.clone());
+        let (eu, counts, most) = (eu.clone(), counts.clone(), most.clone());
         clients.spawn(async move {
             for number in 0.. {
-                if Instant::now() >= until_when {
+                if counts[0].load(Ordering::SeqCst) >= most.load(Ordering::SeqCst) {
                     return;
                 }
                 let answer = call(&eu, "double", &format!("e{client}-{number}")).await;
@@ -22,19 +22,21 @@ async fn a_region_whose_pods_die_is_answered_by_its_peer() {
             }
         });
     }
-    tokio::time::sleep(SECOND).await;
+    until("they are answered here", async || counts[0].load(Ordering::SeqCst) >= 100).await;
     regions.kill_pods("eu");
-    while clients.join_next().await.is_some() {}
+    most.store(counts[0].load(Ordering::SeqCst) + 1_000, Ordering::SeqCst);
+    let all = async { while clients.join_next().await.is_some() {} };
+    tokio::time::timeout(SECOND * 60, all).await.expect("a thousand answers");
     let [good, bad] = [0, 1].map(|at| counts[at].load(Ordering::SeqCst));
     println!("{good} answered, {bad} failed");
-    assert!(good > 200 && bad * 100 <= good + bad, "{good} answered, {bad} failed");
+    assert!(bad * 100 <= good + bad, "{good} answered, {bad} failed");
 
     let answer = call(&eu, "double", "plain").await;
     assert_eq!((answer.status, answer.answer.header("spillway-region")), (0, "us"), "{answer:?}");
     let message: ModelInferResponse = answer.decode();
     assert_eq!(message.id, "7");
     let seen = regions.place("us").seen();
-    assert!(seen.len() > 200 && seen.iter().all(|seen| seen.metadata["x-spillway-tenant"] == "acme"));
+    assert!(seen.len() >= 1_000 && seen.iter().all(|seen| seen.metadata["x-spillway-tenant"] == "acme"));
     assert!(seen.iter().all(|seen| !seen.metadata.contains_key("spillway-forwarded")));
 
     let body = br#"{"id":"r","inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1.5,-2]}],"parameters":{"entity_id":"plain"}}"#;
@@ -83,7 +85,7 @@ async fn residence_is_a_promise() {
     let initech = regions.client("eu", "initech").await;
     assert_eq!(call(&initech, "double", "a").await.answer.header("spillway-region"), "us");
     regions.publish_and_wait(3, &[("mayLeaveRegion: [us]", "mayLeaveRegion: [eu]")]).await;
-    assert_eq!(call(&initech, "double", "a").await.code, "no-pod");
+    until("its thread has the snapshot", async || call(&initech, "double", "a").await.code == "no-pod").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,7 +109,7 @@ async fn one_border_is_the_most() {
     let began = Instant::now();
     let answer = call(&eu, "double", "a").await;
     assert_eq!(answer.code, "no-pod", "{answer:?}");
-    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
     until("the peer's refusal is counted", async || {
         let us = regions.place("us");
         us.metric("spillway_gateway_no_peer_total", &["reason=\"forwarded\""]).await == 1
@@ -115,11 +117,15 @@ async fn one_border_is_the_most() {
     .await;
     assert_eq!(regions.place("us").metric("spillway_gateway_spilled_total", &[]).await, 0);
     assert_eq!(regions.place("eu").metric("spillway_gateway_forwarded_total", &[]).await, 0);
-    // What it said is remembered: the next request is not sent there.
-    assert_eq!(call(&eu, "double", "a").await.code, "no-pod");
-    let eu = regions.place("eu");
-    assert_eq!(eu.metric("spillway_gateway_spilled_total", &["outcome=\"overloaded\""]).await, 1);
-    assert_eq!(eu.metric("spillway_gateway_no_peer_total", &["reason=\"full\""]).await, 1);
+    // What it said is remembered: a request that comes soon is not sent there.
+    let metric = |name: &'static str, label: &'static str| async { regions.place("eu").metric(name, &[label]).await };
+    until("it is not asked again", async || {
+        let sent = metric("spillway_gateway_spilled_total", "outcome=\"overloaded\"").await;
+        assert_eq!(call(&eu, "double", "a").await.code, "no-pod");
+        let is_same = metric("spillway_gateway_spilled_total", "outcome=\"overloaded\"").await == sent;
+        is_same && metric("spillway_gateway_no_peer_total", "reason=\"full\"").await > 0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +141,8 @@ async fn answers_of_a_peer_come_before_degraded_ones_and_are_not_kept() {
     }
     // The peer keeps it in its own cache, where its own feature changes are heard.
     assert_eq!(regions.place("us").seen().len(), 1);
-    assert_eq!(call(&eu, "kept", "plain").await.answer.header("age"), "0");
+    let answer = call(&eu, "kept", "plain").await;
+    assert!(answer.answer.header("age").parse::<u64>().is_ok(), "{answer:?}");
 
     regions.kill_pods("us");
     let answer = call(&eu, "kept", "plain-2").await;
@@ -204,6 +211,59 @@ async fn a_peer_that_is_overloaded_or_refuses_leaves_the_answer_to_the_origin() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_at_its_bound_in_the_peer_leaves_that_to_others() {
+    let regions = two().await;
+    let (there, here) = (regions.client("us", "single").await, regions.client("eu", "single").await);
+    let acme = regions.client("eu", "acme").await;
+    let us = regions.place("us");
+    let hangs = tokio::spawn(async move { call(&there, "abroad", "hangs").await });
+    until("it has all that it may have", async || us.seen().len() == 1).await;
+    let answer = call(&here, "abroad", "a").await;
+    assert_eq!(answer.code, "no-pod", "{answer:?}");
+    assert_eq!(answer.answer.header("spillway-refusal-concerns"), "", "clients are not told");
+    let answer = call(&acme, "abroad", "a").await;
+    assert_eq!((answer.status, answer.answer.header("spillway-region")), (0, "us"), "{answer:?}");
+    assert_eq!(us.metric("spillway_gateway_gate_refused_total", &["reason=\"tenant-full\""]).await, 1);
+    let eu = regions.place("eu");
+    assert_eq!(eu.metric("spillway_gateway_spilled_total", &["outcome=\"tenant-full\""]).await, 1);
+    hangs.abort();
+    until("it may again", async || call(&here, "abroad", "a").await.status == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_bound_holds_for_what_is_with_another_region() {
+    let regions = two().await;
+    let (single, acme) = (Arc::new(regions.client("eu", "single").await), regions.client("eu", "acme").await);
+    let (us, eu) = (regions.place("us"), regions.place("eu"));
+    let own = single.clone();
+    let hangs = tokio::spawn(async move { call(&own, "abroad", "hangs").await });
+    until("it is there", async || us.seen().len() == 1).await;
+    assert_eq!(call(&single, "abroad", "a").await.code, "no-pod");
+    let labels = ["cause=\"no-pool\"", "reason=\"tenant-full\""];
+    assert_eq!(eu.metric("spillway_gateway_no_peer_total", &labels).await, 1);
+    assert_eq!(call(&acme, "abroad", "a").await.status, 0);
+    hangs.abort();
+    until("it may again", async || call(&single, "abroad", "a").await.status == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_pods_of_the_peer_do_not_survive_goes_to_no_other_region() {
+    let (regions, acme) = three().await;
+    let (us, ap) = (regions.place("us"), regions.place("ap"));
+    let before = ap.seen().len();
+    us.sidecars.iter().for_each(|pod| pod.behave(Manner::Resets));
+    assert_eq!(call(&acme, "double", "a").await.code, "no-pod");
+    us.sidecars.iter().for_each(|pod| pod.behave(Manner::Well));
+    // Nor does it cost others the region.
+    let initech = regions.client("eu", "initech").await;
+    let answer = call(&initech, "double", "a").await;
+    assert_eq!((answer.status, answer.answer.header("spillway-region")), (0, "us"), "{answer:?}");
+    assert_eq!(ap.seen().len(), before);
+    let labels = ["region=\"us\"", "outcome=\"failed\""];
+    assert_eq!(regions.place("eu").metric("spillway_gateway_spilled_total", &labels).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_deadline_holds_across_regions() {
     let mut regions = two().await;
     regions.kill_pods("eu");
@@ -214,7 +274,7 @@ async fn the_deadline_holds_across_regions() {
     let answer = Grpc::call(&eu, INFER, &[("grpc-timeout", "300m")], request("double", "7", "a")).await;
     let took = began.elapsed();
     assert!(answer.status == Code::DeadlineExceeded as i32 || answer.code == "no-pod", "{answer:?}");
-    assert!(took >= Duration::from_millis(250) && took < Duration::from_millis(600), "{took:?}");
+    assert!(took >= Duration::from_millis(250) && took < DEADLINE, "{took:?}");
     until("the peer's pod was let go", async || {
         regions.place("us").sidecars.iter().map(Sidecar::cancelled).sum::<usize>() > 0
     })

@@ -84,6 +84,7 @@ async fn t21_only_another_regions_gateway_speaks_for_a_client() {
         "region/us/gateway/gw-9",
         "region/mars/gateway/gw-9",
         "region/eu/control/c-0",
+        "region/eu/dns/d-0",
         "region/eu/sidecar/scorers-eu/pod-0",
     ] {
         let stranger = regions.workload(path);
@@ -130,8 +131,9 @@ async fn probe(http2: &Http2, model: &str) -> Grpc {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn probes_ask_the_region_itself_and_are_nobodys_traffic() {
     let mut regions = two().await;
-    let (gateway, control) = (regions.workload("region/us/gateway/gw-9"), regions.workload("region/us/control/c-0"));
-    for prober in [&gateway, &control] {
+    let gateway = regions.workload("region/us/gateway/gw-9");
+    let others = ["region/us/control/c-0", "region/us/dns/d-0"].map(|path| regions.workload(path));
+    for prober in [&gateway].into_iter().chain(&others) {
         let http2 = regions.connect("eu", 0, prober).await;
         let answer = probe(&http2, "double").await;
         assert_eq!((answer.status, answer.answer.header("spillway-region")), (0, "eu"), "{answer:?}");
@@ -151,8 +153,10 @@ async fn probes_ask_the_region_itself_and_are_nobodys_traffic() {
     let eu = regions.place("eu");
     let requests = eu.metric("spillway_gateway_requests_total", &["code=\"0\""]).await;
     assert_eq!(requests, 0, "no client asked");
-    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"answered\""]).await, 4);
-    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"unknown-model\""]).await, 4);
+    // And the other region's gateway probes, too.
+    assert!(eu.metric("spillway_gateway_probes_total", &["outcome=\"answered\""]).await >= 6);
+    assert_eq!(eu.seen().iter().filter(|seen| seen.message.id == "asked").count(), 3);
+    assert_eq!(eu.metric("spillway_gateway_probes_total", &["outcome=\"unknown-model\""]).await, 6);
     assert!(eu.seen().iter().all(|seen| !seen.metadata.contains_key("x-spillway-tenant")));
 
     // A client that says so is no prober: its limits count.

@@ -82,6 +82,7 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     cancelled: AtomicUsize,
     calls: AtomicUsize,
+    streams: AtomicUsize,
     manner: Mutex<Manner>,
     /// What it says of its load.
     load: Mutex<Option<&'static str>>,
@@ -158,6 +159,11 @@ impl Sidecar {
         self.state.calls.load(Ordering::SeqCst)
     }
 
+    /// Streams that came, answered or not.
+    pub fn streams(&self) -> usize {
+        self.state.streams.load(Ordering::SeqCst)
+    }
+
     pub fn behave(&self, manner: Manner) {
         *self.state.manner.lock() = manner;
     }
@@ -207,10 +213,12 @@ impl tonic::codegen::Service<http::Request<Body>> for Mannered {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let streams = usize::from(request.uri().path() == super::STREAM);
         let (answer, state) = (self.service.call(request), self.state.clone());
         Box::pin(async move {
             let manner = *state.manner.lock();
             state.calls.fetch_add(1, Ordering::SeqCst);
+            state.streams.fetch_add(streams, Ordering::SeqCst);
             let mut counted = CountDrop(state.clone(), true);
             match manner {
                 Manner::Well => {}
