@@ -7,6 +7,7 @@
 //! ```
 //!
 //! The rule: who acts as leader asks for the fence each time, and every write carries it. It does not act itself.
+//! Before it resigns it waits, a while, for who has something to write at the very end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,10 @@ use spillway_runtime::audit::{Audit, Event};
 use spillway_runtime::drain::Drain;
 use spillway_runtime::telemetry::{Chain, Metrics};
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::store::{Fence, Leader, Leadership, Store, StoreError};
+use crate::store::{DEADLINE, Fence, Leader, Leadership, Store, StoreError};
 
 /// How long it rests after a campaign that failed.
 const REST: Duration = Duration::from_millis(500);
@@ -34,6 +37,7 @@ pub struct Leading {
     held: Mutex<Option<Leadership>>,
     fences: watch::Sender<Option<Fence>>,
     leaders: watch::Sender<Option<Leader>>,
+    last_words: TaskTracker,
     audit: Audit,
     leads: Gauge,
     epoch: Gauge,
@@ -49,6 +53,7 @@ impl Leading {
             held: Mutex::default(),
             fences: watch::Sender::new(None),
             leaders: watch::Sender::new(None),
+            last_words: TaskTracker::new(),
             audit,
             leads: metrics.register("control_leader", "Whether this node leads", Gauge::default()),
             epoch: metrics.register("control_epoch", "Revision of the leader's election", Gauge::default()),
@@ -68,6 +73,12 @@ impl Leading {
     /// Tells when this node begins to lead, and when it ends.
     pub fn fences(&self) -> watch::Receiver<Option<Fence>> {
         self.fences.subscribe()
+    }
+
+    /// While this is held, this node does not resign for a drain, for [`DEADLINE`] at most: its holder writes once more
+    /// when it hears that the leadership has ended.
+    pub fn last_words(&self) -> TaskTrackerToken {
+        self.last_words.token()
     }
 
     /// Who leads, as last heard.
@@ -127,14 +138,19 @@ impl Leading {
         self.leads.set(1);
         tracing::info!(epoch = fence.epoch, "this node leads");
         self.audit.record(Event::LeadershipChanged { epoch: fence.epoch, leads: true });
-        tokio::select! {
-            _ = lost.wait_for(|lost| *lost) => {}
-            () = drain.draining() => {}
-        }
+        let drains = tokio::select! {
+            _ = lost.wait_for(|lost| *lost) => false,
+            () = drain.draining() => true,
+        };
         let held = self.held.lock().take();
-        self.fences.send_replace(None);
         self.leads.set(0);
+        // Whoever hears of the end has all records of this leadership.
         self.audit.record(Event::LeadershipChanged { epoch: fence.epoch, leads: false });
+        self.fences.send_replace(None);
+        if drains {
+            self.last_words.close();
+            let _ = tokio::time::timeout(DEADLINE, self.last_words.wait()).await;
+        }
         if let Some(held) = held {
             held.resign().await;
         }

@@ -23,7 +23,8 @@ use tonic::{Code, Request, Response, Status};
 use super::desk::{Desk, IntentError};
 use super::forward::{self, OPERATOR};
 use super::status::StatusSource;
-use crate::store::{Leader, StoreError};
+use crate::store::{Leader, Store, StoreError};
+use crate::trail;
 
 /// What one call may take, the leader's part included.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -31,8 +32,8 @@ const WITHIN: Duration = Duration::from_secs(30);
 const LEADERS_STATUS: Duration = Duration::from_secs(1);
 /// Bytes of a request: all resources.
 const MOST_REQUEST: usize = 64 << 20;
-/// Revisions of a history unless asked for otherwise.
-const REVISIONS: usize = 50;
+/// Revisions of a history, and records of the audit trail, unless asked for otherwise.
+const SHOWN: usize = 50;
 
 /// Which operators may call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub enum Operators {
 
 pub struct IntentService {
     desk: Arc<Desk>,
+    store: Store,
     operators: Operators,
     workload: Arc<Workload>,
     status: Vec<Arc<dyn StatusSource>>,
@@ -83,13 +85,14 @@ impl IntentService {
     /// `status`: the parts that say how they stand. Counts `spillway_control_intent_requests_total`.
     pub fn new(
         desk: Arc<Desk>,
+        store: Store,
         operators: Operators,
         workload: Arc<Workload>,
         status: Vec<Arc<dyn StatusSource>>,
         metrics: &Metrics,
     ) -> Self {
         let requests = metrics.family("control_intent_requests", "Operators' requests, by what became of them");
-        Self { desk, operators, workload, status, requests }
+        Self { desk, store, operators, workload, status, requests }
     }
 
     pub fn into_server(self) -> IntentServer<Self> {
@@ -222,7 +225,7 @@ impl Intent for IntentService {
     ) -> Result<Response<control::HistoryResponse>, Status> {
         self.caller(&request, "history")?;
         let limit = match usize::try_from(request.into_inner().limit) {
-            Ok(0) | Err(_) => REVISIONS,
+            Ok(0) | Err(_) => SHOWN,
             Ok(limit) => limit,
         };
         let work = async {
@@ -231,6 +234,16 @@ impl Intent for IntentService {
             Ok(control::HistoryResponse { revisions })
         };
         self.done("history", work).await
+    }
+
+    async fn audit(&self, request: Request<control::AuditRequest>) -> Result<Response<control::AuditResponse>, Status> {
+        self.caller(&request, "audit")?;
+        let limit = match usize::try_from(request.into_inner().limit) {
+            Ok(0) | Err(_) => SHOWN,
+            Ok(limit) => limit,
+        };
+        let work = async { Ok(control::AuditResponse { records: trail::newest(&self.store, limit).await? }) };
+        self.done("audit", work).await
     }
 
     async fn rollback(&self, request: Request<control::RollbackRequest>) -> Result<Response<ApplyResponse>, Status> {

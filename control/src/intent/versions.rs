@@ -121,19 +121,12 @@ impl Versions {
         if stored.as_ref().is_some_and(|(stored, _)| *stored >= number) {
             return Err(StoreError::Conflict(CURRENT.into()));
         }
-        for (part, bytes) in parts(&version.encoded).enumerate() {
-            self.store.commit(fence, &[], vec![Write::Put(part_key(number, part), bytes)]).await?;
-        }
-        let mut writes = vec![
-            Write::Put(CURRENT.into(), number.to_string().into()),
-            Write::Put(header_key(number), header.encode()),
-        ];
-        writes.extend(self.outdated(number).await?);
-        let condition = match stored {
+        let unchanged = match stored {
             Some((_, revision)) => Condition::At(CURRENT.into(), revision),
             None => Condition::Absent(CURRENT.into()),
         };
-        self.store.commit(fence, &[condition], writes).await?;
+        let whole = self.put_parts(fence, &version, unchanged).await?;
+        self.put_header(fence, header, &whole).await?;
         let version = Arc::new(version);
         self.take(version.clone());
         Ok(version)
@@ -142,6 +135,33 @@ impl Versions {
     /// The number of the next version.
     pub fn next(&self) -> u64 {
         self.current().map_or(1, |current| current.number + 1)
+    }
+
+    /// Writes a version's content; what must hold for its header. A commit of which nobody knows what became of it may
+    /// be done late: then another version of the number is current already, or else finds a part that is not its own.
+    async fn put_parts(
+        &self,
+        fence: &Fence,
+        version: &Version,
+        unchanged: Condition,
+    ) -> Result<Vec<Condition>, StoreError> {
+        let mut whole = vec![unchanged.clone()];
+        for (part, bytes) in parts(&version.encoded).enumerate() {
+            let key = part_key(version.number, part);
+            let write = vec![Write::Put(key.clone(), bytes)];
+            let revision = self.store.commit(fence, std::slice::from_ref(&unchanged), write).await?;
+            whole.push(Condition::At(key, revision));
+        }
+        Ok(whole)
+    }
+
+    async fn put_header(&self, fence: &Fence, header: &Header, whole: &[Condition]) -> Result<(), StoreError> {
+        let mut writes = vec![
+            Write::Put(CURRENT.into(), header.version.to_string().into()),
+            Write::Put(header_key(header.version), header.encode()),
+        ];
+        writes.extend(self.outdated(header.version).await?);
+        self.store.commit(fence, whole, writes).await.map(|_| ())
     }
 
     /// Removes versions that are not kept beside a new one, as far as one commit can.

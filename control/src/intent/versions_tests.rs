@@ -18,12 +18,16 @@ fn versions(store: &Store) -> Arc<Versions> {
 }
 
 fn version(number: u64) -> (Version, Header) {
+    named(number, &format!("r-{number}"))
+}
+
+fn named(number: u64, region: &str) -> (Version, Header) {
     let resource = |kind: &str, name: &str, spec_json: String| control::Resource {
         kind: kind.into(),
         name: name.into(),
         spec_json,
     };
-    let resources = vec![resource("Region", &format!("r-{number}"), r#"{"trustDomain":"td"}"#.into())];
+    let resources = vec![resource("Region", region, r#"{"trustDomain":"td"}"#.into())];
     let snapshot = compile(number, &resources).unwrap();
     let version = Version::new(Origin::Applied, resources, snapshot, Vec::new());
     let header = version.header(1, "alice", "", Counts::default());
@@ -69,6 +73,28 @@ async fn of_two_who_append_the_same_number_one_is_refused() {
     assert!(other.current().is_none());
     assert_eq!(other.refresh().await.unwrap().unwrap().number, 1);
     assert_eq!(other.next(), 2);
+}
+
+/// An attempt whose outcome nobody knew was not lost: it is done in the middle of the next one, and after it.
+#[tokio::test]
+async fn a_late_attempt_at_the_same_number_spoils_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, leadership) = open(&folder).await;
+    let versions = versions(&store);
+    append(&versions, &leadership.fence, 1).await.unwrap();
+    let fence = &leadership.fence;
+    let (_, revision) = versions.stored().await.unwrap().unwrap();
+    let unchanged = || Condition::At(CURRENT.into(), revision);
+    let put = async |what: &Version| versions.put_parts(fence, what, unchanged()).await;
+    let ((wanted, header), (late, _)) = (named(2, "wanted"), named(2, "late"));
+    let whole = put(&wanted).await.unwrap();
+    put(&late).await.unwrap();
+    let mixed = versions.put_header(fence, &header, &whole).await;
+    assert!(matches!(mixed, Err(StoreError::Conflict(key)) if key == part_key(2, 0)));
+    assert_eq!(self::versions(&store).refresh().await.unwrap().unwrap().number, 1);
+    versions.append(fence, named(2, "wanted").0, &header).await.unwrap();
+    assert!(matches!(put(&late).await, Err(StoreError::Conflict(key)) if key == CURRENT));
+    assert_eq!(self::versions(&store).refresh().await.unwrap().unwrap().encoded, wanted.encoded);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@
 //! authority               which roots are trusted, and which signs
 //! tokens/HASH             a one-time token, by its SHA-256
 //! plan                    the plan, and what the next leader must know of each region
+//! audit/EPOCH-N           a record of the audit trail: the Nth of the leader of that epoch
 //! ```
 
 mod etcd;
@@ -70,6 +71,14 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.list(prefix).await,
             Self::Sqlite(sqlite) => sqlite.list(prefix).await,
+        }
+    }
+
+    /// The last of the keys that begin so, the very last first. For small values alone: all come in one answer.
+    pub async fn last(&self, prefix: &str, most: usize) -> Result<Vec<(String, Value)>, StoreError> {
+        match self {
+            Self::Etcd(etcd) => etcd.last(prefix, most).await,
+            Self::Sqlite(sqlite) => sqlite.last(prefix, most).await,
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use spillway_core::units::Name;
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -97,6 +97,19 @@ impl Sqlite {
                 WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key";
             let mut statement = connection.prepare_cached(select)?;
             let rows = statement.query_map([prefix], |row| Ok((row.get(0)?, value(row.get(1)?, row.get(2)?)?)))?;
+            Ok(Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?))
+        })
+        .await
+    }
+
+    pub async fn last(&self, prefix: &str, most: usize) -> Result<Vec<(String, Value)>, StoreError> {
+        let (prefix, most) = (prefix.to_owned(), i64::try_from(most).unwrap_or(i64::MAX));
+        self.run(move |connection| {
+            let select = "SELECT key, value, revision FROM entries
+                WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key DESC LIMIT ?2";
+            let mut statement = connection.prepare_cached(select)?;
+            let entry = |row: &Row<'_>| Ok((row.get(0)?, value(row.get(1)?, row.get(2)?)?));
+            let rows = statement.query_map(params![prefix, most], entry)?;
             Ok(Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?))
         })
         .await

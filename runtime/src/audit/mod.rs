@@ -3,6 +3,7 @@
 //! ```text
 //! record() --events--------------------> queue --100 ms--> writer --> audit.log, then audit.log.head
 //! denied() --equal ones of a second----/   full: dropped, counted, and a `lost` record says how many
+//! record() --events--> tap, if there is one: full: dropped, and counted by whose tap it is
 //! audit.log --full--> audit.log.1 --> audit.log.2 … the oldest is deleted
 //! ```
 //!
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 use prometheus_client::metrics::counter::Counter;
 pub use spillway_core::audit::{Denial, Event, Hash, Timestamp};
 use spillway_core::identity::SpiffeId;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use self::file::LogFile;
 use self::queue::Queue;
@@ -46,12 +49,22 @@ pub struct AuditSettings {
 
 /// Cheap to clone; all clones write to the same log. The writer ends when the last clone is gone.
 #[derive(Clone, Debug)]
-pub struct Audit(Option<Arc<Shared>>);
+pub struct Audit {
+    log: Option<Arc<Shared>>,
+    tap: Option<Tap>,
+}
 
 #[derive(Debug)]
 struct Shared {
     queue: Arc<Queue>,
     dropped: Counter,
+}
+
+/// Who hears of records beside the log.
+#[derive(Clone, Debug)]
+struct Tap {
+    to: mpsc::Sender<(Timestamp, Event)>,
+    lost: Counter,
 }
 
 impl Audit {
@@ -74,7 +87,13 @@ impl Audit {
 
     /// Records nothing.
     pub fn off() -> Self {
-        Self(None)
+        Self { log: None, tap: None }
+    }
+
+    /// Whatever this value and its clones record goes there, too, with or without a log; denials do not, since anybody
+    /// can make a flood of them. `lost` counts what finds no room there.
+    pub fn tapped(self, to: mpsc::Sender<(Timestamp, Event)>, lost: Counter) -> Self {
+        Self { tap: Some(Tap { to, lost }), ..self }
     }
 
     fn open(settings: &AuditSettings, metrics: &Metrics) -> io::Result<Self> {
@@ -87,11 +106,17 @@ impl Audit {
         let writer = Writer::new(log, queue.clone(), records, failures);
         // Not joined: it may be stuck on a disk. `flush` is the bounded way to see everything written.
         std::thread::Builder::new().name("audit-log".into()).spawn(move || writer.run())?;
-        Ok(Self(Some(Arc::new(Shared { queue, dropped }))))
+        Ok(Self { log: Some(Arc::new(Shared { queue, dropped })), tap: None })
     }
 
     pub fn record(&self, event: Event) {
-        self.push(|queue| queue.push(SystemTime::now().into(), event));
+        let time = SystemTime::now().into();
+        if let Some(Tap { to, lost }) = &self.tap
+            && let Err(TrySendError::Full(_)) = to.try_send((time, event.clone()))
+        {
+            lost.inc();
+        }
+        self.push(|queue| queue.push(time, event));
     }
 
     /// Records a decision against somebody; equal ones of a second are one record. `denial` is asked for
@@ -102,7 +127,7 @@ impl Audit {
 
     /// Waits until all records so far are on the disk, at most this long. Blocks.
     pub fn flush(&self, within: Duration) {
-        if let Some(shared) = &self.0 {
+        if let Some(shared) = &self.log {
             shared.queue.flush(Instant::now() + within);
         }
     }
@@ -114,7 +139,7 @@ impl Audit {
     }
 
     fn push(&self, push: impl FnOnce(&Queue) -> bool) {
-        if let Some(shared) = &self.0
+        if let Some(shared) = &self.log
             && !push(&shared.queue)
         {
             shared.dropped.inc();

@@ -312,6 +312,30 @@ fn without_a_log_nothing_is_asked_for() {
 }
 
 #[test]
+fn a_tap_hears_what_is_recorded_and_no_denials_with_a_log_and_without() {
+    let folder = Folder::new();
+    let with = start(&folder.settings(), &Metrics::new("test"));
+    let without = Audit::off();
+    for audit in [with, without] {
+        let (to, mut listener) = mpsc::channel(2);
+        let lost = Counter::default();
+        let audit = audit.tapped(to, lost.clone());
+        audit.denied(Denial::default);
+        for generation in 0..5 {
+            audit.clone().record(change(generation));
+        }
+        let heard: Vec<Event> = std::iter::from_fn(|| listener.try_recv().ok()).map(|(_, event)| event).collect();
+        assert_eq!((heard, lost.get()), (vec![change(0), change(1)], 3), "whoever records never waits");
+        drop(listener);
+        audit.record(change(5));
+        assert_eq!(lost.get(), 3, "one that nobody listens to any more loses nothing");
+        audit.stop(SOON);
+    }
+    let (report, _) = folder.verify();
+    assert_eq!(report.records, 9, "the log has all of them");
+}
+
+#[test]
 fn lines_that_are_too_long_are_no_records() {
     let folder = Folder::new();
     folder.process(&folder.settings(), 1);

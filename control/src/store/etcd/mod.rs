@@ -11,7 +11,7 @@ mod watching;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, KvClient, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, KvClient, SortOrder, SortTarget, Txn, TxnOp};
 use parking_lot::Mutex;
 use spillway_core::units::Name;
 use tokio::sync::watch;
@@ -89,12 +89,20 @@ impl Etcd {
                 }
             }
         };
-        let found = self.0.members.read(page).await?;
-        let entry = |found: &KeyValue| {
-            let key = found.key_str().ok()?.strip_prefix(&self.0.prefix)?.to_owned();
-            Some((key, value(found)))
+        Ok(self.entries(&self.0.members.read(page).await?))
+    }
+
+    pub async fn last(&self, prefix: &str, most: usize) -> Result<Vec<(String, Value)>, StoreError> {
+        let first = self.key(prefix).into_bytes();
+        let options = GetOptions::new()
+            .with_range(after_all(&first))
+            .with_sort(SortTarget::Key, SortOrder::Descend)
+            .with_limit(i64::try_from(most).unwrap_or(i64::MAX));
+        let get = |client: Client| {
+            let (first, options) = (first.clone(), options.clone());
+            async move { kv(&client).get(first, Some(options)).await }
         };
-        Ok(found.iter().filter_map(entry).collect())
+        Ok(self.entries(self.0.members.read(get).await?.kvs()))
     }
 
     pub async fn commit(&self, fence: &Fence, conditions: &[Condition], writes: Vec<Write>) -> Result<u64, StoreError> {
@@ -162,6 +170,14 @@ impl Etcd {
 
     pub async fn leader(&self) -> Result<Option<Leader>, StoreError> {
         self.look(LEADER).await?.map(|found| election::leader(&found)).transpose()
+    }
+
+    fn entries(&self, found: &[KeyValue]) -> Vec<(String, Value)> {
+        let entry = |found: &KeyValue| {
+            let key = found.key_str().ok()?.strip_prefix(&self.0.prefix)?.to_owned();
+            Some((key, value(found)))
+        };
+        found.iter().filter_map(entry).collect()
     }
 
     fn key(&self, key: &str) -> String {
