@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use spillway_core::identity::ExpectedPeer;
@@ -19,14 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
-use super::decode;
+use super::{BEAT, SILENCE, decode};
 use crate::distribution::{Report, Standing};
 use crate::store::Leader;
 
 /// Connecting, and the leader's answer, each.
 const OPENING: Duration = Duration::from_secs(2);
-/// Two signs of life missed.
-const SILENCE: Duration = Duration::from_secs(12);
 /// Before the leader is called again.
 const REST: Duration = Duration::from_secs(1);
 
@@ -71,6 +69,9 @@ impl Follower {
         let mut standing = self.standing.clone();
         loop {
             let now = standing.borrow_and_update().clone();
+            if matches!(now, Standing::Leading(_)) {
+                self.forget();
+            }
             let goes_on = tokio::select! {
                 never = self.follow(&now) => match never {},
                 changed = standing.changed() => changed.is_ok(),
@@ -81,6 +82,11 @@ impl Follower {
                 return;
             }
         }
+    }
+
+    /// What waits is told to nobody any more, and would be old when there is a leader to tell.
+    fn forget(&self) {
+        while self.log.take().now_or_never().is_some() {}
     }
 
     async fn follow(&self, standing: &Standing) -> Infallible {
@@ -107,7 +113,7 @@ impl Follower {
             Err(error) => return error.to_string(),
         };
         let outgoing = stream::unfold(self.log.clone(), |log| async move {
-            let sightings = log.take().await;
+            let sightings = timeout(BEAT, log.take()).await.unwrap_or_default();
             Some((control::Sightings { sightings }, log))
         });
         let mut client = EvidenceClient::new(channel).max_decoding_message_size(MOST_MESSAGE);
@@ -138,4 +144,45 @@ impl Follower {
 
 fn words(status: &Status) -> String {
     format!("{}: {}", status.code(), status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_core::identity::{SpiffeId, TrustDomain};
+    use spillway_core::units::Name;
+    use spillway_runtime::authority::{Authority, LeafRequest};
+
+    use super::*;
+    use crate::store::{Store, StoreSettings};
+
+    #[tokio::test]
+    async fn what_was_seen_before_this_node_led_is_told_to_nobody_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreSettings::Sqlite(folder.path().join("control.db"))).await.unwrap();
+        let won = store.campaign(&Name::parse("c").unwrap(), "127.0.0.1:1").await.unwrap();
+        let authority = Authority::create(TrustDomain::parse("td").unwrap()).unwrap();
+        let id = SpiffeId::parse("spiffe://td/region/eu/control/c").unwrap();
+        let leaf = authority.issue(&LeafRequest::new(id, Duration::from_secs(3_600))).unwrap();
+        let files = leaf.save_workload(folder.path(), authority.trust_bundle()).unwrap();
+        let (stands, standing) = watch::channel(Standing::Alone);
+        let (reports, _heard) = mpsc::channel(1);
+        let follower = Follower::new(Workload::load(&files).unwrap(), standing, reports, &Metrics::new("test"));
+        let (log, drain) = (follower.log(), Drain::new(Duration::ZERO));
+        log.record((0..3_000).map(|_| control::Sighting::default()));
+        let task = tokio::spawn(follower.run(drain.clone()));
+        stands.send_replace(Standing::Leading(won.fence.clone()));
+        // Two batches are gone, and the third with them.
+        let is_empty = async || {
+            loop {
+                match log.take().now_or_never() {
+                    None => return,
+                    Some(left) => log.record(left),
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), is_empty()).await.expect("nothing waits");
+        drain.stop();
+        task.await.unwrap();
+    }
 }

@@ -25,8 +25,10 @@ use crate::distribution::Report;
 
 /// The path of the service, for the server's door.
 pub const SERVICE: &str = "/spillway.control.v1.Evidence/";
-/// A sign of life.
+/// A sign of life, in both directions.
 const BEAT: Duration = Duration::from_secs(5);
+/// Two signs of life missed.
+const SILENCE: Duration = Duration::from_secs(12);
 
 /// Who may call it: control nodes of the trust domain.
 pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
@@ -90,7 +92,9 @@ mod tests {
     fn only_control_nodes_of_the_trust_domain_may_call() {
         let own = id("td/region/eu/control/c-0");
         assert!(may_call(&own, &id("td/region/us/control/c-1")));
-        for other in ["other/region/us/control/c-1", "td/region/us/gateway/g", "td/operator/alice"] {
+        for other in
+            ["other/region/us/control/c-1", "td/region/us/gateway/g", "td/region/us/dns/d", "td/operator/alice"]
+        {
             assert!(!may_call(&own, &id(other)), "{other}");
         }
     }

@@ -1,6 +1,8 @@
 //! The leader's end.
 //!
-//! The rule: a node speaks for itself, and is believed as long as its certificate is. All ends with the leadership.
+//! The rule: a node speaks for itself, and is believed and told as long as its certificate is. What it says and what it
+//! is told are one stream, which ends as a whole: with either of them, with the leadership, and when nothing more is
+//! heard of it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,10 +16,11 @@ use spillway_proto::control::{Heard, Sightings};
 use spillway_runtime::tls::{Peer, Workload};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{BEAT, encode};
+use super::{BEAT, SILENCE, encode};
 use crate::distribution::Report;
 use crate::leading::Leading;
 
@@ -70,12 +73,20 @@ impl Evidence for Service {
         let fence = self.leading.fence().ok_or_else(|| Status::unavailable("another node leads, or none yet"))?;
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| Status::resource_exhausted("there are too many control nodes"))?;
-        let told = Told::new(self.shared.subscribe(), peer.id.clone());
-        let hearing = Hearing { workload: self.workload.clone(), peer, reports: self.reports.clone(), _place: place };
-        // Ends with the stream or with the leadership.
+        let ended = CancellationToken::new();
+        let told = Told {
+            shared: self.shared.subscribe(),
+            beats: beats(),
+            node: peer.id.clone(),
+            _ended: ended.clone().drop_guard(),
+            _place: place,
+        };
+        let (workload, reports) = (self.workload.clone(), self.reports.clone());
+        let hearing = Hearing { workload, peer, reports, ended: ended.clone() };
+        // Ends with the answer, with the leadership or by itself; and the answer with it.
         tokio::spawn(hearing.run(request.into_inner(), self.over(fence.epoch)));
         let told = stream::unfold(told, |mut told| async move { Some((Ok(told.next().await?), told)) });
-        Ok(Response::new(Box::pin(told.take_until(Box::pin(self.over(fence.epoch))))))
+        Ok(Response::new(Box::pin(told.take_until(ended.cancelled_owned()))))
     }
 }
 
@@ -84,27 +95,48 @@ struct Hearing {
     workload: Arc<Workload>,
     peer: Arc<Peer>,
     reports: mpsc::Sender<Report>,
-    _place: OwnedSemaphorePermit,
+    /// The stream did, as a whole.
+    ended: CancellationToken,
 }
 
 impl Hearing {
-    async fn run(self, mut incoming: Streaming<Sightings>, over: impl Future<Output = ()>) {
+    async fn run(self, incoming: Streaming<Sightings>, over: impl Future<Output = ()>) {
         let node = &self.peer.id;
-        tokio::pin!(over);
         Report::Joined(node.clone()).give(&self.reports).await;
+        tokio::select! {
+            why = self.listen(incoming) => tracing::info!(%node, why, "a control node is not heard any more"),
+            () = over => {}
+            () = self.ended.cancelled() => {}
+        }
+        self.ended.cancel();
+        Report::Left(node.clone()).give(&self.reports).await;
+    }
+
+    /// Takes what it says until it says nothing more, or is not believed any more; why.
+    async fn listen(&self, mut incoming: Streaming<Sightings>) -> String {
+        let (mut heard, mut beats) = (Instant::now(), beats());
         loop {
             let message = tokio::select! {
-                message = incoming.message() => message,
-                () = &mut over => break,
+                message = incoming.message() => Some(message),
+                _ = beats.tick() => None,
+                () = tokio::time::sleep_until(heard + SILENCE) => {
+                    return format!("it was silent for {} s", SILENCE.as_secs());
+                }
             };
-            let Ok(Some(Sightings { sightings })) = message else { break };
             if let Err(error) = self.workload.still_trusted(&self.peer, SystemTime::now()) {
-                tracing::info!(%node, %error, "a control node is not trusted any more");
-                break;
+                return error.to_string();
             }
-            Report::Sightings(node.clone(), sightings).give(&self.reports).await;
+            let Some(message) = message else { continue };
+            heard = Instant::now();
+            match message {
+                Ok(Some(Sightings { sightings })) if sightings.is_empty() => {}
+                Ok(Some(Sightings { sightings })) => {
+                    Report::Sightings(self.peer.id.clone(), sightings).give(&self.reports).await;
+                }
+                Ok(None) => return "it closed the stream".into(),
+                Err(status) => return format!("{}: {}", status.code(), status.message()),
+            }
         }
-        Report::Left(node.clone()).give(&self.reports).await;
     }
 }
 
@@ -114,15 +146,12 @@ struct Told {
     beats: Interval,
     /// Of whom it knows better.
     node: SpiffeId,
+    /// Nobody reads it any more: then nothing is heard either.
+    _ended: DropGuard,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Told {
-    fn new(shared: broadcast::Receiver<Arc<Report>>, node: SpiffeId) -> Self {
-        let mut beats = tokio::time::interval(BEAT);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { shared, beats, node }
-    }
-
     async fn next(&mut self) -> Option<Heard> {
         loop {
             tokio::select! {
@@ -136,4 +165,10 @@ impl Told {
             }
         }
     }
+}
+
+fn beats() -> Interval {
+    let mut beats = tokio::time::interval(BEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
 }

@@ -17,9 +17,9 @@ use super::traffic::RegionTraffic;
 use super::{HealthSettings, vantage};
 use crate::distribution::Report;
 
-/// Control nodes that are heard.
+/// Control and DNS nodes that are heard.
 const MOST_CONTROLS: usize = 64;
-/// How long a control node still counts as one that should be heard, after its last word.
+/// How long such a node still counts as one that should be heard, after its last word.
 const GONE: Duration = Duration::from_secs(60);
 
 pub(super) struct Hearing {
@@ -28,7 +28,7 @@ pub(super) struct Hearing {
     regions: BTreeMap<Name, RegionTraffic>,
     gateways: BTreeSet<Gateway>,
     us: Vantage,
-    /// Other control nodes, and when each was heard last.
+    /// Other control nodes and the DNS nodes, and when each was heard last.
     controls: BTreeMap<Vantage, Duration>,
     answered: Answered,
 }
@@ -42,6 +42,8 @@ pub(super) struct Heard {
     pub(super) failed: bool,
     /// What was not of this fleet, or could not be read.
     pub(super) ignored: usize,
+    /// A heartbeat of figures that no gateway can have.
+    pub(super) disbelieved: bool,
 }
 
 impl Hearing {
@@ -85,8 +87,7 @@ impl Hearing {
             }
             Report::Left(id) => self.left(id),
             Report::Heartbeat(id, heartbeat) => {
-                self.counted(id, heartbeat, now);
-                Heard::default()
+                Heard { disbelieved: !self.counted(id, heartbeat, now), ..Heard::default() }
             }
             Report::Sightings(id, sightings) => self.sighted(id, sightings, now),
         }
@@ -135,9 +136,10 @@ impl Hearing {
         self.board.keep(&vantages.collect(), &self.gateways);
     }
 
-    /// A control node is a vantage as long as it says something. The snapshot names none.
+    /// A control or DNS node is a vantage as long as it says something. The snapshot names none.
     fn meet(&mut self, id: &SpiffeId, now: Duration) {
-        let Some(vantage @ Vantage::Control { .. }) = vantage(id).filter(|vantage| *vantage != self.us) else { return };
+        let vantage = vantage(id).filter(|vantage| *vantage != self.us);
+        let Some(vantage @ (Vantage::Control { .. } | Vantage::Dns { .. })) = vantage else { return };
         if let Some(heard) = self.controls.get_mut(&vantage) {
             *heard = now;
         } else if self.controls.len() < MOST_CONTROLS {
@@ -159,15 +161,15 @@ impl Hearing {
         }
     }
 
-    fn counted(&mut self, id: &SpiffeId, heartbeat: &control::Heartbeat, now: Duration) {
-        if let (Role::Control { .. }, Some(told)) = (&id.role, &heartbeat.answers) {
+    /// Takes in a heartbeat, if it is one that counts. False: it is not to be believed.
+    fn counted(&mut self, id: &SpiffeId, heartbeat: &control::Heartbeat, now: Duration) -> bool {
+        if let (Role::Dns { .. }, Some(told)) = (&id.role, &heartbeat.answers) {
             self.answered.hear(told, |region| self.regions.contains_key(region), now);
         }
-        let (Role::Gateway { region, name }, Some(told)) = (&id.role, &heartbeat.traffic) else { return };
+        let (Role::Gateway { region, name }, Some(told)) = (&id.role, &heartbeat.traffic) else { return true };
         let known = self.gateways.contains(&Gateway { region: region.clone(), node: name.clone() });
-        if let Some(traffic) = self.regions.get_mut(region).filter(|_| known) {
-            traffic.hear(name, told, now);
-        }
+        let traffic = self.regions.get_mut(region).filter(|_| known);
+        traffic.is_none_or(|traffic| traffic.hear(name, told, now))
     }
 
     fn sighted(&mut self, id: &SpiffeId, sightings: &[control::Sighting], now: Duration) -> Heard {

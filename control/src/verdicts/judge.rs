@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use spillway_core::failover::{self, Demand, Plan, Standing, Traffic};
-use spillway_core::health::{Event, Evidence, Fleet, Judgement, Phase, Quality, Records, Region, Vantage, Word};
+use spillway_core::failover::{self, Demand, Plan, Traffic};
+use spillway_core::health::{Event, Evidence, Fleet, Judgement, Quality, Records, Region, Vantage, Word};
+use spillway_core::resource;
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 use spillway_proto::control;
@@ -87,7 +88,7 @@ impl Judge {
         }
         self.snapshot = Some(snapshot.clone());
         let reachable = snapshot.regions.iter().filter(|(_, region)| !region.gateways.is_empty());
-        let site = |region: &spillway_core::resource::Region| Site {
+        let site = |region: &resource::Region| Site {
             planned: region.weight,
             capacity: region.capacity.map(|rate| rate.per_second()),
         };
@@ -141,24 +142,28 @@ impl Judge {
         }
     }
 
-    /// The plan of now. None without regions that can be reached.
-    pub(super) fn plan(&self, version: u64, epoch: u64, times: Times) -> Option<Published> {
-        let region = |(name, site): (&Name, &Site)| {
+    /// The plan of now: of the regions that all nodes may serve and that are wanted still, as no node takes a plan with
+    /// one that it does not know. None without such regions that can be reached.
+    pub(super) fn plan(&self, served: &Snapshot, (version, epoch): (u64, u64), times: Times) -> Option<Published> {
+        let region = |(name, served): (&Name, &Arc<resource::Region>)| {
             let traffic = self.hearing.region(name);
+            let declared = served.capacity.map(|rate| rate.per_second());
             let region = failover::Region {
-                planned: site.planned,
+                planned: served.weight,
                 share: self.fleet.region(name).map_or(1.0, Region::share),
-                capacity: site.capacity.or_else(|| traffic.and_then(RegionTraffic::measured)),
+                capacity: declared.or_else(|| traffic.and_then(RegionTraffic::measured)),
                 load: traffic.and_then(RegionTraffic::load),
                 overridden: self.orders.of(name, &self.fleet, times),
             };
             (name.clone(), region)
         };
-        let regions = self.sites.iter().map(region).collect();
+        let regions: BTreeMap<Name, failover::Region> =
+            served.regions.iter().filter(|(name, _)| self.sites.contains_key(*name)).map(region).collect();
         let traffic = Traffic { demand: self.demand.at(times.now), classes: self.classes };
         let plan = Plan::of(version, &regions, &traffic, times.now)?;
-        let standing = |seen: Seen<'_>| (seen.name.clone(), (standing(seen.region.phase()), seen.why()));
-        Some(Published { epoch, plan, standings: self.seen().map(standing).collect() })
+        let standing = |seen: Seen<'_>| (seen.name.clone(), (seen.region.phase().standing(), seen.why()));
+        let standings = self.seen().filter(|seen| regions.contains_key(seen.name)).map(standing).collect();
+        Some(Published { epoch, plan, standings })
     }
 
     pub(super) fn records(&self, now: Duration) -> Records {
@@ -191,13 +196,5 @@ impl Seen<'_> {
             Some(withheld) => format!("{why}; it stays, since {withheld}"),
             None => why,
         }
-    }
-}
-
-fn standing(phase: Phase) -> Standing {
-    match phase {
-        Phase::Up => Standing::Steady,
-        Phase::Suspect | Phase::Ramp { .. } => Standing::Unsteady,
-        Phase::Down | Phase::Probation => Standing::Out,
     }
 }

@@ -47,8 +47,10 @@ pub struct Inputs {
     pub us: Vantage,
     /// What nodes say, this one among them.
     pub reports: mpsc::Receiver<Report>,
-    /// The newest intent, as the nodes know it. Asked often; must not block.
+    /// The newest intent: which regions are judged. Asked often; must not block.
     pub snapshot: Box<dyn Fn() -> Option<Arc<Snapshot>> + Send>,
+    /// What all nodes may serve: which of them a plan is for, and their weights. None: it is not known yet.
+    pub served: Box<dyn Fn() -> Option<Arc<Snapshot>> + Send>,
     pub store: Store,
     /// While this node leads, by which election.
     pub leading: watch::Receiver<Option<Fence>>,
@@ -148,6 +150,9 @@ impl Judging {
     pub(super) fn hear(&mut self, report: &Report, now: Duration) -> bool {
         let heard = self.judge.hear(report, now);
         self.metrics.ignored(heard.ignored);
+        if heard.disbelieved {
+            self.metrics.disbelieved();
+        }
         for gateway in heard.nudged {
             // Nobody passes them on: then there is no vantage.
             let _ = self.inputs.nudges.send(format!("{}/{}", gateway.region, gateway.node));
@@ -230,7 +235,8 @@ impl Judging {
             events.extend(ordered);
             events.extend(self.judge.observe(times.now));
             self.tell(&events, &refused);
-            let draft = self.judge.plan(docket.next(), fence.epoch, times);
+            let served = (self.inputs.served)();
+            let draft = served.and_then(|served| self.judge.plan(&served, (docket.next(), fence.epoch), times));
             let records = self.judge.records(times.now);
             let due = draft.and_then(|draft| docket.due(draft, &records, times.now));
             if let Some(due) = due.filter(|_| times.now >= self.rests_until)

@@ -44,6 +44,7 @@ pub(super) struct VerdictMetrics {
     version: Gauge,
     writes: Family<Outcome, Counter>,
     ignored: Counter,
+    disbelieved: Counter,
 }
 
 impl VerdictMetrics {
@@ -69,11 +70,20 @@ impl VerdictMetrics {
                 "Sightings of or by nobody that the snapshot names",
                 Counter::default(),
             ),
+            disbelieved: metrics.register(
+                "control_heartbeats_disbelieved",
+                "Heartbeats that were ignored, as no gateway can count so much",
+                Counter::default(),
+            ),
         }
     }
 
     pub(super) fn ignored(&self, count: usize) {
         self.ignored.inc_by(count as u64);
+    }
+
+    pub(super) fn disbelieved(&self) {
+        self.disbelieved.inc();
     }
 
     pub(super) fn written(&self, outcome: &'static str) {

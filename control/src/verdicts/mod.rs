@@ -69,7 +69,8 @@ pub fn vantage(id: &SpiffeId) -> Option<Vantage> {
             Some(Vantage::Gateway(Gateway { region: region.clone(), node: name.clone() }))
         }
         Role::Control { region, name } => Some(Vantage::Control { region: Some(region.clone()), node: name.clone() }),
-        _ => None,
+        Role::Dns { region, name } => Some(Vantage::Dns { region: Some(region.clone()), node: name.clone() }),
+        Role::Sidecar { .. } | Role::Injector { .. } | Role::Client { .. } | Role::Operator { .. } => None,
     }
 }
 

@@ -1,13 +1,14 @@
 //! Operators' overrides, as the fleet and the plan take them.
 //!
 //! The rule: the wall clock says when an override ends, and nothing else. One that the fleet refuses, or has ended by
-//! itself because no region would have been left, stays without effect until the operator changes it.
+//! itself because no region would have been left, stays without effect until the operator changes it. One of a region
+//! that is not there waits for it: the fleet forgets whom it loses, and the override holds still.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spillway_core::failover::{self, Act};
-use spillway_core::health::{Event, Fleet, Order, Pin, What};
+use spillway_core::health::{Event, Fleet, Order, Pin, Refused, What};
 use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_proto::control::r#override::Act as Asked;
@@ -29,6 +30,8 @@ enum Effect {
     Pinned,
     /// The plan has it.
     Weighed(f64),
+    /// The fleet has no such region.
+    Waits,
     None,
 }
 
@@ -47,7 +50,10 @@ impl Orders {
                 events.extend(fleet.lift(region, times.now));
             }
         }
-        self.0.retain(|region, _| wanted.get(region).filter(in_force).is_some());
+        self.0.retain(|region, (_, effect)| {
+            let applies = fleet.region(region).is_none() == (*effect == Effect::Waits);
+            applies && wanted.get(region).filter(in_force).is_some()
+        });
         for (region, wanted) in wanted.iter().filter(|(_, wanted)| in_force(wanted)) {
             let before = self.0.get(region);
             if before.is_some_and(|(known, _)| known == wanted) {
@@ -72,10 +78,11 @@ impl Orders {
                         }
                         Err(why) => {
                             refused.push(format!("the override of '{region}' has no effect: {why}"));
-                            Effect::None
+                            if why == Refused::Unknown { Effect::Waits } else { Effect::None }
                         }
                     }
                 }
+                (None, _) if fleet.region(region).is_none() => Effect::Waits,
                 (None, Some(Asked::Weight(weight))) => Effect::Weighed(*weight),
                 (None, _) => Effect::None,
             };
@@ -102,7 +109,7 @@ impl Orders {
         let act = match effect {
             Effect::Weighed(weight) => Act::Weight(*weight),
             Effect::Pinned if fleet.region(region)?.pin() == Some(Pin::Out) => Act::Drain,
-            Effect::Pinned | Effect::None => return None,
+            Effect::Pinned | Effect::Waits | Effect::None => return None,
         };
         Some(failover::Override { act, until: until(wanted, times) })
     }

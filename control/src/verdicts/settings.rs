@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use spillway_core::health::{FleetSettings, SoftSettings, VerdictSettings};
+use spillway_core::health::{FleetSettings, ProbeSettings, SoftSettings, VerdictSettings};
 use spillway_core::units::Percent;
 use spillway_runtime::settings::{Field, Fields, FromNode, count, positive, read_optional};
 
@@ -79,8 +79,7 @@ fn read_probes(field: &Field<'_>, mut settings: VerdictSettings) -> Option<Verdi
     (probe.interval, probe.timeout) = (interval?, timeout?);
     probe.failures = u32::try_from(failures?).ok()?;
     probe.urgent = probe.urgent.min(probe.interval);
-    // Three intervals, as by default; a probe may take its whole time.
-    probe.stale_after = (probe.interval * 3).max(probe.interval + probe.timeout);
+    probe.stale_after = ProbeSettings::stale_after(probe.interval);
     if probe.timeout > probe.interval {
         field.fault("the timeout is longer than the interval");
         return None;
@@ -118,7 +117,7 @@ mod tests {
         let settings = parse::<HealthSettings>(text).unwrap();
         let (probe, region) = (&settings.verdict.probe, &settings.fleet.region);
         assert_eq!((probe.interval, probe.failures), (Duration::from_secs(1), 2));
-        assert_eq!((probe.urgent, probe.stale_after), (Duration::from_secs(1), Duration::from_secs(3)));
+        assert_eq!((probe.urgent, probe.stale_after), (Duration::from_secs(1), Duration::from_secs(15)));
         assert_eq!((settings.soft.slow, settings.soft.slow_for), (0.01, Duration::from_secs(60)));
         assert_eq!((settings.soft.errors, settings.soft.samples), (0.1, 50));
         assert_eq!(
@@ -126,6 +125,16 @@ mod tests {
             (Duration::from_secs(3_600), Duration::from_secs(3_600))
         );
         assert_eq!((region.clean, region.step_for), (3, Duration::from_secs(10)));
+    }
+
+    /// Gateways and DNS nodes have no such settings: they go on to report every 5 s.
+    #[test]
+    fn nothing_is_stale_before_three_intervals_of_the_slowest_vantage() {
+        for (interval, seconds) in [("100ms", 15), ("5s", 15), ("10s", 30)] {
+            let text = format!("probes: {{interval: {interval}, timeout: 100ms}}");
+            let settings = parse::<HealthSettings>(&text).unwrap();
+            assert_eq!(settings.verdict.probe.stale_after, Duration::from_secs(seconds), "{interval}");
+        }
     }
 
     #[test]

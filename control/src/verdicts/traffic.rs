@@ -1,13 +1,15 @@
 //! What the gateways of one region counted, put together.
 //!
 //! The rule: rates are each gateway's own counts over its own time, so that a heartbeat that comes late, or twice in a
-//! window, changes no rate. A gateway that was silent for three heartbeats has none.
+//! window, changes no rate. A gateway that was silent for three heartbeats has none. What no gateway can do is not
+//! believed: one broken counter would have all regions shed everything for as long as demand is remembered. Of the
+//! figures beside each other nothing follows: a flood that a gateway refuses is in `requests` alone.
 //!
 //! What a region can serve is declared, or else measured where it shows: while it refuses more than 1 % because there is
 //! too much, what it serves is what it can. That is believed for ten minutes, since regions grow; serving more without
 //! refusing raises it. Before, nothing is known, and the plan never says that it is too much.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use spillway_core::health::{Quality, Sample, SoftSettings, Watch};
@@ -24,6 +26,9 @@ const MEASURED: Duration = Duration::from_secs(600);
 const FULL: f64 = 0.01;
 /// Fewer served requests measure nothing.
 const LEAST: u64 = 100;
+/// Requests/s above which a gateway's counter is broken, or the gateway is not itself: what 64 cores could refuse that
+/// take 64 µs for each.
+const MOST: f64 = 1_000_000.0;
 
 /// One region. Bounded by its gateways, of which who calls says which there are.
 #[derive(Clone, Debug)]
@@ -32,6 +37,8 @@ pub(super) struct RegionTraffic {
     beats: BTreeMap<Name, Beat>,
     window: Option<Window>,
     measured: Option<(f64, Duration)>,
+    /// Gateways whose last heartbeat was not believed.
+    disbelieved: BTreeSet<Name>,
 }
 
 /// What a gateway said last, per second.
@@ -59,7 +66,13 @@ struct Counts {
 
 impl RegionTraffic {
     pub(super) fn new(settings: SoftSettings) -> Self {
-        Self { watch: Watch::new(settings), beats: BTreeMap::new(), window: None, measured: None }
+        Self {
+            watch: Watch::new(settings),
+            beats: BTreeMap::new(),
+            window: None,
+            measured: None,
+            disbelieved: BTreeSet::new(),
+        }
     }
 
     /// What another leader knew of its capacity.
@@ -67,10 +80,20 @@ impl RegionTraffic {
         self.measured.get_or_insert((capacity, now));
     }
 
-    /// A gateway's heartbeat.
-    pub(super) fn hear(&mut self, gateway: &Name, told: &control::Traffic, now: Duration) {
+    /// A gateway's heartbeat. Whether it is believed.
+    pub(super) fn hear(&mut self, gateway: &Name, told: &control::Traffic, now: Duration) -> bool {
         let time = Duration::from_millis(told.milliseconds.clamp(1, 3_600_000));
         let rate = |count: u64| count as f64 / time.as_secs_f64();
+        let counts = [told.requests, told.served, told.shed].into_iter().chain(told.classes.iter().copied());
+        let most = counts.max().unwrap_or_default();
+        if rate(most) > MOST {
+            if self.disbelieved.insert(gateway.clone()) {
+                let milliseconds = told.milliseconds;
+                tracing::warn!(%gateway, most, milliseconds, "a gateway counts more requests than any can have");
+            }
+            return false;
+        }
+        self.disbelieved.remove(gateway);
         let mut classes = [0.0; 4];
         for (class, count) in classes.iter_mut().zip(&told.classes) {
             *class = rate(*count);
@@ -83,6 +106,7 @@ impl RegionTraffic {
         counts.slow = counts.slow.saturating_add(told.slow.min(told.served));
         counts.errors = counts.errors.saturating_add(told.errors.min(told.served));
         counts.shed = counts.shed.saturating_add(told.shed);
+        true
     }
 
     /// Its clients may be counted elsewhere from now on, so they count here no longer: counted twice, they would be
@@ -94,6 +118,7 @@ impl RegionTraffic {
     /// Forgets who is no gateway of it.
     pub(super) fn keep(&mut self, is_gateway: impl Fn(&Name) -> bool) {
         self.beats.retain(|gateway, _| is_gateway(gateway));
+        self.disbelieved.retain(|gateway| is_gateway(gateway));
     }
 
     /// Looks at what was counted. `declared`: what it is sized for, in requests/s.
@@ -192,6 +217,31 @@ mod tests {
         assert_eq!(traffic.load(), Some(100.0));
         traffic.keep(|name| *name != gateway(0));
         assert_eq!(traffic.load(), None);
+    }
+
+    /// Each figure alone would move plans: the demand, the capacity, the classes that are shed.
+    #[test]
+    fn what_no_gateway_can_do_is_not_believed() {
+        let mut traffic = RegionTraffic::new(SoftSettings::default());
+        let good = told(5_000, 500, 0);
+        let bad = [
+            control::Traffic { requests: u64::MAX, ..good.clone() },
+            control::Traffic { requests: 5_000_001, ..good.clone() },
+            control::Traffic { served: u64::MAX, ..good.clone() },
+            control::Traffic { shed: u64::MAX, ..good.clone() },
+            control::Traffic { classes: vec![0, 0, 0, u64::MAX], ..good.clone() },
+            control::Traffic { milliseconds: 0, requests: 5_000, ..good.clone() },
+        ];
+        for (number, told) in bad.iter().enumerate() {
+            assert!(!traffic.hear(&gateway(0), told, START), "{number}");
+        }
+        traffic.observe(None, START + SECOND * 5);
+        assert_eq!((traffic.load(), traffic.classes(), traffic.measured()), (None, [0.0; 4], None));
+        assert!(traffic.hear(&gateway(0), &good, START));
+        assert!(traffic.hear(&gateway(1), &told(5_000, 0, 5_000_000), START), "a flood that it refuses");
+        assert_eq!(traffic.load(), Some(1_000_100.0));
+        assert!(!traffic.hear(&gateway(1), &bad[0], START));
+        assert_eq!(traffic.load(), Some(1_000_100.0), "what it said before stands for its time");
     }
 
     #[test]

@@ -18,6 +18,10 @@
 
 use std::time::Duration;
 
+/// From the start of one probe to the start of the next, unless settings say otherwise. Those of control nodes may;
+/// gateways and DNS nodes have none, and always keep to this.
+pub const INTERVAL: Duration = Duration::from_secs(5);
+
 /// How often a gateway is probed, and what its answers mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeSettings {
@@ -29,18 +33,27 @@ pub struct ProbeSettings {
     pub failures: u32,
     /// From the start of a probe that was refused to the start of the next, until the gateway has failed. 1 s.
     pub urgent: Duration,
-    /// After this long without a report nothing is known. 15 s, three intervals.
+    /// After this long without a report nothing is known. 15 s, three intervals of the slowest vantage:
+    /// [`Self::stale_after`].
     pub stale_after: Duration,
+}
+
+impl ProbeSettings {
+    /// Three intervals of whoever probes least often: of this one, or of those that always keep to [`INTERVAL`]. With
+    /// less, each of their reports would find its pair stale, and no failures in a row would ever be counted.
+    pub fn stale_after(interval: Duration) -> Duration {
+        interval.max(INTERVAL).saturating_mul(3)
+    }
 }
 
 impl Default for ProbeSettings {
     fn default() -> Self {
         Self {
-            interval: Duration::from_secs(5),
+            interval: INTERVAL,
             timeout: Duration::from_secs(2),
             failures: 3,
             urgent: Duration::from_secs(1),
-            stale_after: Duration::from_secs(15),
+            stale_after: Self::stale_after(INTERVAL),
         }
     }
 }

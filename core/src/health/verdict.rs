@@ -51,6 +51,11 @@ pub enum Vantage {
         region: Option<Name>,
         node: Name,
     },
+    /// `region` as of a control node.
+    Dns {
+        region: Option<Name>,
+        node: Name,
+    },
 }
 
 impl Vantage {
@@ -58,7 +63,7 @@ impl Vantage {
     pub fn region(&self) -> Option<&Name> {
         match self {
             Self::Gateway(gateway) => Some(&gateway.region),
-            Self::Control { region, .. } => region.as_ref(),
+            Self::Control { region, .. } | Self::Dns { region, .. } => region.as_ref(),
         }
     }
 }

@@ -51,6 +51,7 @@ impl Post {
                 }
             }),
         };
+        // Core's default interval: control nodes count on it, since reports that come less often are stale to them.
         let (prober, Lookout { down, nudges }) =
             Prober::new(workload, us, surroundings, VerdictSettings::default(), metrics);
         Self { prober, nudges, pulses, down }

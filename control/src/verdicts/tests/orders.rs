@@ -42,6 +42,36 @@ async fn operators_orders_hold_until_their_end() {
 }
 
 #[tokio::test]
+async fn an_order_outlasts_its_regions_absence() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 30).await;
+    world.order("us", Act::Drain(true), 7_200).await;
+    world.until("us is drained", SECOND * 5, |plan| plan.plan.weight(&name("us")) == 0.0).await;
+    let waits = "the override of 'us' has no effect: there is no such region";
+    let said = |world: &World| world.status().events.iter().filter(|event| event.ends_with(waits)).count();
+    // It leaves and returns, as after a change and its rollback.
+    world.staff(&["eu", "ap"]);
+    world.run(SECOND * 60).await;
+    assert_eq!(said(&world), 1);
+    world.staff(&["eu", "us", "ap"]);
+    world.run(SECOND * 60).await;
+    near(world.weights(), [0.5, 0.0, 0.5]);
+    assert_eq!(world.phase("us"), "down");
+    world.write(Write::Delete("overrides/us".into())).await;
+    world.run(SECOND * 420).await;
+    assert_ne!(world.phase("us"), "down", "it ends as any other");
+
+    // One that is given before there is anything of the region.
+    world.staff(&["eu", "us"]);
+    world.run(SECOND).await;
+    world.order("ap", Act::Drain(true), 7_200).await;
+    world.run(SECOND * 5).await;
+    world.staff(&["eu", "us", "ap"]);
+    world.run(SECOND).await;
+    assert_eq!((world.weights()[2], world.phase("ap").as_str()), (0.0, "down"));
+}
+
+#[tokio::test]
 async fn a_region_is_forced_in_at_once_against_the_verdict_and_everybody_is_told() {
     let mut world = World::new(None).await;
     world.run(SECOND * 30).await;

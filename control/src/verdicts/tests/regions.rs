@@ -1,7 +1,10 @@
 //! What takes a region out, and what brings it back.
 
+use std::sync::Arc;
+
 use spillway_core::failover::{Basis, Standing};
 use spillway_runtime::plan::Published;
+use spillway_runtime::settings::parse;
 
 use super::world::*;
 use crate::verdicts::stored;
@@ -44,6 +47,17 @@ async fn a_killed_region_is_out_of_the_plan_in_5_s_and_a_silent_one_in_19() {
             assert!(text.contains(line), "{line}: {text}");
         }
     }
+}
+
+/// Gateways report every 5 s, whatever a control node's own interval is.
+#[tokio::test]
+async fn a_silent_region_goes_out_also_where_control_nodes_probe_more_often() {
+    let health = parse("probes: {interval: 1s, timeout: 1s}").unwrap();
+    let mut world = World::under(health, None).await;
+    world.run(SECOND * 33).await;
+    world.lives[1] = Life::Silent;
+    let took = world.until("us is out", SECOND * 60, |plan| plan.plan.weight(&name("us")) == 0.0).await;
+    assert!(took <= SECOND * 19, "{took:?}");
 }
 
 #[tokio::test]
@@ -146,4 +160,29 @@ async fn with_nothing_left_everything_is_answered() {
     let sum: f64 = world.weights().iter().sum();
     assert!((sum - 1.0).abs() < 1e-9 && world.weights().iter().any(|weight| *weight > 0.0));
     assert_ne!(world.plans.last().unwrap().1.plan.basis, Basis::Blind, "unknown is not down");
+}
+
+/// A version of the intent takes its stages; a plan is for all nodes at once.
+#[tokio::test]
+async fn a_plan_names_only_regions_that_all_nodes_know() {
+    let mut world = World::new(None).await;
+    let newest = snapshot(None);
+    let mut older = (*newest).clone();
+    older.regions.remove(&name("ap"));
+    world.served.send_replace(Some(Arc::new(older)));
+    world.run(SECOND * 10).await;
+    let plan = &world.plans.last().unwrap().1;
+    assert_eq!(plan.plan.regions.keys().collect::<Vec<_>>(), [&name("eu"), &name("us")]);
+    assert!(plan.standings.keys().eq(plan.plan.regions.keys()));
+    let version = plan.plan.version;
+    world.served.send_replace(None);
+    world.kill(1);
+    world.run(SECOND * 10).await;
+    assert_eq!(world.plans.last().unwrap().1.plan.version, version, "nothing is planned before it is known for whom");
+    world.served.send_replace(Some(newest));
+    world
+        .until("ap has its part, us none", SECOND, |plan| {
+            plan.plan.weight(&name("ap")) > 0.4 && plan.plan.weight(&name("us")) == 0.0
+        })
+        .await;
 }

@@ -49,6 +49,47 @@ async fn nobody_speaks_for_another() {
 }
 
 #[tokio::test]
+async fn one_broken_counter_has_nothing_shed() {
+    let mut world = World::new(Some(500)).await;
+    world.run(SECOND * 20).await;
+    for _ in 0..3 {
+        let told = control::Traffic { milliseconds: 5_000, requests: u64::MAX, ..control::Traffic::default() };
+        let heartbeat = control::Heartbeat { traffic: Some(told), ..control::Heartbeat::default() };
+        world.judging.hear(&Report::Heartbeat(id("us/gateway/g"), heartbeat), world.now);
+        world.run(SECOND).await;
+    }
+    let plan = &world.plans.last().unwrap().1.plan;
+    assert_eq!((plan.demand, plan.shed.share), (Some(900.0), 0.0));
+    assert!(world.metrics.encode().unwrap().contains("spillway_control_heartbeats_disbelieved_total 3\n"));
+}
+
+#[tokio::test]
+async fn a_dns_node_is_a_vantage_beside_the_control_node_of_its_name() {
+    let mut world = World::new(None).await;
+    world.run(SECOND * 20).await;
+    let of = |world: &World, region: &str| {
+        let regions = world.status().regions;
+        regions.into_iter().find(|status| status.region == region).unwrap().evidence
+    };
+    assert!(of(&world, "us").contains(" of 3 vantages"), "{}", of(&world, "us"));
+    let seen = |region: &str| control::Sighting {
+        region: region.into(),
+        gateway: "g".into(),
+        outcome: control::sighting::Outcome::Good.into(),
+        round_trip_us: 1,
+    };
+    let told = ["ap", "eu", "us"].map(seen).to_vec();
+    // `eu/control/c` is the one that judges.
+    world.judging.hear(&Report::Sightings(id("eu/dns/c"), told), world.now);
+    world.run(SECOND).await;
+    assert!(of(&world, "us").contains(" of 4 vantages"), "{}", of(&world, "us"));
+    assert!(
+        world.metrics.encode().unwrap().contains("spillway_control_sightings_ignored_total 1\n"),
+        "of its own region"
+    );
+}
+
+#[tokio::test]
 async fn what_moves_during_a_drill_is_said_to() {
     let mut world = World::new(None).await;
     world.run(SECOND * 30).await;
@@ -84,8 +125,8 @@ async fn what_dns_nodes_answered_is_held_against_the_plan() {
         let heartbeat = control::Heartbeat { answers, ..control::Heartbeat::default() };
         world.judging.hear(&Report::Heartbeat(id(node), heartbeat), world.now);
     };
-    beat(&mut world, "eu/control/dns-0", 30, 10);
-    beat(&mut world, "us/control/dns-0", 10, 30);
+    beat(&mut world, "eu/dns/dns-0", 30, 10);
+    beat(&mut world, "us/dns/dns-0", 10, 30);
     // Who is no DNS node has no word.
     beat(&mut world, "us/gateway/g", 0, 1_000_000);
     world.run(SECOND).await;

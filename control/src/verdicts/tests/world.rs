@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use spillway_core::health::{Outcome, ProbeSettings, Schedule};
+use spillway_core::health::{Outcome, ProbeSettings, Schedule, Vantage};
 use spillway_core::identity::SpiffeId;
 use spillway_core::resource::parse;
 use spillway_core::snapshot::Snapshot;
@@ -53,6 +53,9 @@ pub struct World {
     pub leadership: Option<Leadership>,
     pub leading: watch::Sender<Option<Fence>>,
     _reports: mpsc::Sender<Report>,
+    newest: watch::Sender<Arc<Snapshot>>,
+    /// What all nodes may serve: the newest version, unless a test says otherwise.
+    pub served: watch::Sender<Option<Arc<Snapshot>>>,
     pub judging: Judging,
     /// Hears all that the leader hears.
     pub heir: Option<Judging>,
@@ -87,13 +90,19 @@ pub fn vantages() -> Vec<SpiffeId> {
     ["eu/gateway/g", "us/gateway/g", "ap/gateway/g", "eu/control/c"].map(id).to_vec()
 }
 
-fn snapshot(capacity: Option<u32>) -> Arc<Snapshot> {
+pub fn snapshot(capacity: Option<u32>) -> Arc<Snapshot> {
+    snapshot_with(&REGIONS, capacity)
+}
+
+/// One in which these regions alone have gateways.
+fn snapshot_with(staffed: &[&str], capacity: Option<u32>) -> Arc<Snapshot> {
     let region = |(index, name): (usize, &str)| {
         let capacity = capacity.map_or(String::new(), |capacity| format!(", capacity: {capacity}/s"));
+        let gateway = format!("{{name: g, address: \"10.0.0.{}:443\"}}", index + 1);
+        let gateways = if staffed.contains(&name) { &*gateway } else { "" };
         format!(
             "apiVersion: spillway/v1\nkind: Region\nmetadata: {{name: {name}}}\nspec: {{trustDomain: td, gateways: \
-             [{{name: g, address: \"10.0.0.{}:443\"}}]{capacity}}}\n",
-            index + 1
+             [{gateways}]{capacity}}}\n"
         )
     };
     let text: Vec<String> = REGIONS.into_iter().enumerate().map(region).collect();
@@ -102,6 +111,11 @@ fn snapshot(capacity: Option<u32>) -> Arc<Snapshot> {
 
 impl World {
     pub async fn new(capacity: Option<u32>) -> Self {
+        Self::under(HealthSettings::default(), capacity).await
+    }
+
+    /// One whose control node has these settings.
+    pub async fn under(health: HealthSettings, capacity: Option<u32>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&StoreSettings::Sqlite(folder.path().join("control.db"))).await.unwrap();
         let leadership = store.campaign(&name("c"), "127.0.0.1:1").await.unwrap();
@@ -110,15 +124,18 @@ impl World {
         let path = folder.path().join("audit.log");
         let settings = AuditSettings { path, rotate: u64::MAX, keep: 1 };
         let audit = Audit::start(Some(&settings), "control", &id("eu/control/c"), &metrics).unwrap();
-        let (Outside { reports, nudges, events, drills }, judging, verdicts) =
-            judging(&store, &leading, capacity, &metrics, audit.clone());
+        let probe = health.verdict.probe.clone();
+        let (outside, judging, verdicts) = judging_by(health, &store, &leading, capacity, &metrics, audit.clone());
+        let Outside { reports, nudges, events, drills, newest, served } = outside;
         let mut probing = Vec::new();
         for (place, id) in vantages().iter().enumerate() {
             for (gateway, region) in REGIONS.into_iter().enumerate() {
                 let own = vantage(id).unwrap().region() == Some(&name(region));
                 if !own {
                     let first = START + Duration::from_millis(700) * (place * 3 + gateway) as u32 / 2;
-                    let schedule = Schedule::new(ProbeSettings::default(), first);
+                    let is_gateway = matches!(vantage(id), Some(Vantage::Gateway(_)));
+                    let probe = if is_gateway { ProbeSettings::default() } else { probe.clone() };
+                    let schedule = Schedule::new(probe, first);
                     probing.push(Probing { vantage: place, gateway, schedule, ends: None });
                 }
             }
@@ -129,6 +146,8 @@ impl World {
             leadership: Some(leadership),
             leading,
             _reports: reports,
+            newest,
+            served,
             judging,
             heir: None,
             nudges: nudges.subscribe(),
@@ -151,6 +170,13 @@ impl World {
 
     pub fn times(&self) -> Times {
         Times { now: self.now, wall: WALL + (self.now - START) }
+    }
+
+    /// From now on these regions alone have gateways.
+    pub fn staff(&mut self, regions: &[&str]) {
+        let snapshot = snapshot_with(regions, None);
+        self.newest.send_replace(snapshot.clone());
+        self.served.send_replace(Some(snapshot));
     }
 
     /// A gateway dies, and with it its connections: everybody who had one is told.
@@ -343,6 +369,9 @@ pub struct Outside {
     pub nudges: broadcast::Sender<String>,
     pub events: Events,
     pub drills: Drills,
+    pub newest: watch::Sender<Arc<Snapshot>>,
+    /// What all nodes may serve.
+    pub served: watch::Sender<Option<Arc<Snapshot>>>,
 }
 
 pub fn judging(
@@ -352,14 +381,27 @@ pub fn judging(
     metrics: &Metrics,
     audit: Audit,
 ) -> (Outside, Judging, Verdicts) {
+    judging_by(HealthSettings::default(), store, leading, capacity, metrics, audit)
+}
+
+fn judging_by(
+    health: HealthSettings,
+    store: &Store,
+    leading: &watch::Sender<Option<Fence>>,
+    capacity: Option<u32>,
+    metrics: &Metrics,
+    audit: Audit,
+) -> (Outside, Judging, Verdicts) {
     let (reports, heard) = mpsc::channel(1_024);
     let (nudges, events) = (broadcast::Sender::new(64), Events::default());
-    let served = snapshot(capacity);
+    let (newest, intent) = watch::channel(snapshot(capacity));
+    let (served, settled) = watch::channel(Some(intent.borrow().clone()));
     let drills = Drills::default();
     let inputs = Inputs {
         us: vantage(&id("eu/control/c")).unwrap(),
         reports: heard,
-        snapshot: Box::new(move || Some(served.clone())),
+        snapshot: Box::new(move || Some(intent.borrow().clone())),
+        served: Box::new(move || settled.borrow().clone()),
         store: store.clone(),
         leading: leading.subscribe(),
         nudges: nudges.clone(),
@@ -368,8 +410,8 @@ pub fn judging(
         events: events.clone(),
         drills: drills.clone(),
     };
-    let (judging, verdicts) = Judging::new(inputs, HealthSettings::default(), metrics);
-    (Outside { reports, nudges, events, drills }, judging, verdicts)
+    let (judging, verdicts) = Judging::new(inputs, health, metrics);
+    (Outside { reports, nudges, events, drills, newest, served }, judging, verdicts)
 }
 
 pub fn near(weights: [f64; 3], expected: [f64; 3]) {
