@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use crate::control::Parts;
 use crate::distribution::{Distribution, Report, Service, Standing, Surroundings};
 use crate::evidence::{Follower, Service as Evidence};
-use crate::intent::StatusSource;
+use crate::intent::{StatusSource, Version};
 use crate::leading::Leading;
 use crate::settings::ControlSettings;
 use crate::verdicts::{Inputs, Judging, Verdicts};
@@ -44,6 +44,7 @@ const SHARED: usize = 4_096;
 /// The parts, before they run.
 pub struct Fleet {
     distribution: Distribution,
+    served: watch::Receiver<Option<Arc<Version>>>,
     verdicts: Verdicts,
     judging: Judging,
     prober: Prober,
@@ -61,6 +62,7 @@ impl Fleet {
         let (reports, reported) = mpsc::channel(REPORTS);
         let (standing, stands) = watch::channel(Standing::Alone);
         let (told, shared) = (broadcast::Sender::new(NUDGES), broadcast::Sender::new(SHARED));
+        let (serve, served) = watch::channel(None::<Arc<Version>>);
         let us = Vantage::Control { region: Some(settings.region.clone()), node: settings.name.clone() };
         let inputs = Inputs {
             us: us.clone(),
@@ -68,6 +70,10 @@ impl Fleet {
             snapshot: Box::new({
                 let versions = versions.clone();
                 move || versions.current().map(|current| current.snapshot.clone())
+            }),
+            served: Box::new({
+                let served = served.clone();
+                move || served.borrow().as_ref().map(|version| version.snapshot.clone())
             }),
             store: store.clone(),
             leading: leading.fences(),
@@ -110,11 +116,13 @@ impl Fleet {
             standing: stands,
             plan: verdicts.plan(),
             nudges: told.clone(),
+            served: serve,
             reports,
         };
         let distribution = Distribution::new(settings.rollout.clone(), around);
         Self {
             distribution,
+            served,
             verdicts,
             judging,
             prober,
@@ -134,6 +142,11 @@ impl Fleet {
     /// The plan in force.
     pub fn plan(&self) -> watch::Receiver<Option<Arc<SealedPlan>>> {
         self.verdicts.plan()
+    }
+
+    /// What all nodes may serve, while this node leads.
+    pub fn served(&self) -> watch::Receiver<Option<Arc<Version>>> {
+        self.served.clone()
     }
 
     /// For other control nodes.

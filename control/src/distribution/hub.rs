@@ -23,6 +23,7 @@ use spillway_proto::control::from_node::Message as FromNode;
 use spillway_runtime::plan::version_of;
 use tokio::sync::mpsc;
 
+use super::settled::{Settled, Stopped};
 use super::shelf::Shelf;
 use crate::intent::{Origin, Version};
 
@@ -58,6 +59,8 @@ pub(super) struct Hub {
     newest: u64,
     /// Versions that were needed and not at hand.
     missing: BTreeSet<u64>,
+    /// A version that had settled and cannot be had any more.
+    gone: Option<u64>,
     sessions: u64,
 }
 
@@ -89,8 +92,13 @@ pub(super) struct Joined {
 }
 
 impl Hub {
-    pub fn new(settings: RolloutSettings, epoch: u64, settled: u64) -> Self {
-        let rollout = Rollout::new(settings.clone(), settled);
+    pub fn new(settings: RolloutSettings, epoch: u64, settled: &Settled) -> Self {
+        let Settled { version: settled, stopped, .. } = settled;
+        let (settled, newest) = (*settled, stopped.as_ref().map_or(*settled, |stopped| stopped.version));
+        let rollout = match stopped {
+            Some(stopped) => Rollout::stopped(settings.clone(), settled, stopped.change(), stopped.why.clone()),
+            None => Rollout::new(settings.clone(), settled),
+        };
         Self {
             settings,
             epoch,
@@ -99,14 +107,38 @@ impl Hub {
             shelf: Shelf::default(),
             plan: None,
             pending: None,
-            newest: settled,
+            newest,
             missing: BTreeSet::from_iter((settled > 0).then_some(settled)),
+            gone: None,
             sessions: 0,
         }
     }
 
     pub fn settled(&self) -> u64 {
         self.rollout.settled()
+    }
+
+    /// What the next leader must know.
+    pub fn to_keep(&self) -> Settled {
+        let stopped = self.rollout.stop().map(|(change, stop)| Stopped::of(change, stop));
+        Settled { version: self.settled(), epoch: self.epoch, stopped }
+    }
+
+    /// What all nodes may serve; the newest version, where none has settled yet or that one is gone. None: it is not at
+    /// hand yet.
+    pub fn served(&self) -> Option<&Arc<Version>> {
+        let settled = Some(self.settled()).filter(|settled| *settled > 0 && self.gone != Some(*settled));
+        self.shelf.get(settled.unwrap_or(self.newest))
+    }
+
+    /// There is no such version any more.
+    pub fn lose(&mut self, number: u64) {
+        if number == self.settled() && self.gone.replace(number) != Some(number) {
+            tracing::warn!(
+                number,
+                "what has settled is not in the store any more; plans are made of the newest version"
+            );
+        }
     }
 
     /// Gives a node its seat. None: it is no node, or one too many.

@@ -130,7 +130,7 @@ impl Node {
 
 /// A hub in which the first version has settled.
 fn settled() -> Hub {
-    let mut hub = Hub::new(settings(), 7, 0);
+    let mut hub = Hub::new(settings(), 7, &Settled::default());
     hub.announce(version(1, &["eu", "us"], "100"), Duration::ZERO);
     hub.begin(Duration::ZERO);
     assert_eq!(hub.settled(), 1);
@@ -221,6 +221,57 @@ fn a_refusal_stops_the_change_and_says_who_and_why_until_a_rollback() {
     }
     assert_eq!((hub.settled(), nodes[0].version, nodes[1].version), (3, 3, 3));
     assert!(hub.status(now).nodes.iter().all(|node| node.drift.is_empty()));
+}
+
+#[test]
+fn the_next_leader_does_not_begin_again_what_was_stopped() {
+    let (mut hub, mut node) = (settled(), Node::new("eu/gateway/a"));
+    node.join(&mut hub, SECOND);
+    node.take(&mut hub, SECOND);
+    node.refuses = true;
+    let second = version(2, &["eu"], "100");
+    hub.announce(Arc::clone(&second), SECOND);
+    assert_eq!(hub.to_keep(), Settled { version: 1, epoch: 7, stopped: None });
+    hub.begin(SECOND);
+    assert_eq!(node.take(&mut hub, SECOND), [("delta 2".into(), "invalid")]);
+    let kept: Settled = serde_json::from_slice(&serde_json::to_vec(&hub.to_keep()).unwrap()).unwrap();
+    let mut next = Hub::new(settings(), 8, &kept);
+    next.shelve(version(1, &["eu", "us"], "100"), SECOND);
+    next.announce(second, SECOND);
+    let mut other = Node::new("us/gateway/b");
+    other.join(&mut next, SECOND);
+    other.take(&mut next, SECOND);
+    for second in 2..60 {
+        next.begin(SECOND * second);
+        next.tick(SECOND * second);
+        assert_eq!(other.take(&mut next, SECOND * second), []);
+    }
+    let rollout = next.status(SECOND * 60).rollout;
+    assert!(rollout.contains("version 2 (ordinary): stopped: ") && rollout.contains("so it is"), "{rollout}");
+    assert_eq!((other.version, next.to_keep()), (1, Settled { epoch: 8, ..kept }));
+    // A newer one goes its way.
+    next.announce(version(3, &["eu", "us"], "70"), SECOND * 60);
+    for tenth in 600..700 {
+        next.begin(MS * 100 * tenth);
+        next.tick(MS * 100 * tenth);
+        other.take(&mut next, MS * 100 * tenth);
+    }
+    assert_eq!((other.version, next.to_keep().stopped), (3, None));
+}
+
+#[test]
+fn what_all_may_serve_is_what_has_settled_and_the_newest_where_that_is_gone() {
+    let number = |hub: &Hub| hub.served().map(|version| version.number);
+    let mut hub = Hub::new(settings(), 7, &Settled { version: 1, epoch: 6, stopped: None });
+    hub.announce(version(2, &["ap", "eu"], "100"), SECOND);
+    assert_eq!((hub.take_missing(), number(&hub)), ([1].into(), None), "it is on its way");
+    hub.shelve(version(1, &["eu", "us"], "100"), SECOND);
+    hub.begin(SECOND);
+    assert_eq!(number(&hub), Some(1), "a change under way is not all nodes'");
+    let mut hub = Hub::new(settings(), 7, &Settled { version: 1, epoch: 6, stopped: None });
+    hub.announce(version(2, &["ap", "eu"], "100"), SECOND);
+    hub.lose(1);
+    assert_eq!(number(&hub), Some(2));
 }
 
 #[test]
@@ -349,7 +400,7 @@ proptest! {
     fn whatever_nodes_do_versions_never_fall_and_in_quiet_all_serve_what_has_settled(
         events in prop::collection::vec(any_event(), 1..120),
     ) {
-        let mut hub = Hub::new(settings(), 7, 0);
+        let mut hub = Hub::new(settings(), 7, &Settled::default());
         let paths = ["eu/gateway/a", "eu/gateway/b", "us/gateway/c", "us/sidecar/p/d", "ap/control/e"];
         let mut nodes: Vec<Node> = paths.map(Node::new).into();
         let mut library: BTreeMap<u64, Arc<Version>> = BTreeMap::new();

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use spillway_core::units::Name;
 use spillway_proto::control;
 use spillway_runtime::drain::Drain;
@@ -20,11 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::hub::Hub;
 use super::relay::Relay;
+use super::settled::{KEY, Settled};
 use super::{Distribution, Standing};
 use crate::store::{Fence, StoreError, Write};
 
-/// The store's key of what has settled.
-const KEY: &str = "rollout";
 /// How often the rollout is looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a store that did not answer is left alone.
@@ -63,14 +61,6 @@ impl Role {
     }
 }
 
-/// What has settled, as the store has it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Settled {
-    version: u64,
-    /// Of the leader that wrote it: no node has seen a newer one that pushed anything.
-    epoch: u64,
-}
-
 impl Distribution {
     /// Plays the role of now until draining.
     pub async fn run(self, drain: Drain) {
@@ -88,6 +78,7 @@ impl Distribution {
                 () = drain.draining() => false,
             };
             self.0.role.store(Arc::new(Role::none()));
+            self.0.around.served.send_replace(None);
             drop(guard);
             if !goes_on {
                 return;
@@ -131,11 +122,11 @@ impl Distribution {
         over: &CancellationToken,
     ) -> std::convert::Infallible {
         let epoch = fence.map_or(settled.epoch, |fence| fence.epoch);
-        let hub = Arc::new(Mutex::new(Hub::new(self.0.settings.rollout.clone(), epoch, settled.version)));
+        let hub = Arc::new(Mutex::new(Hub::new(self.0.settings.rollout.clone(), epoch, settled)));
         self.take_part(Part::Hub { hub: Arc::clone(&hub), leads: fence.is_some() }, over);
         let settle = async {
             match fence {
-                Some(fence) => self.settle(&hub, fence, settled.version).await,
+                Some(fence) => self.settle(&hub, fence, settled.clone()).await,
                 None => std::future::pending().await,
             }
         };
@@ -205,7 +196,7 @@ impl Distribution {
                         hub.lock().announce(version, self.now());
                     }
                     Ok(Some(version)) => hub.lock().shelve(version, self.now()),
-                    Ok(None) => tracing::debug!(number, "there is no such version"),
+                    Ok(None) => hub.lock().lose(number),
                     Err(error) => {
                         tracing::warn!(number, error = %Chain(&error), "a version cannot be fetched");
                         tokio::time::sleep(REST).await;
@@ -217,43 +208,50 @@ impl Distribution {
         }
     }
 
-    /// Writes what has settled.
-    async fn settle(&self, hub: &Mutex<Hub>, fence: &Fence, mut written: u64) -> std::convert::Infallible {
+    /// Writes what has settled and what was stopped, and tells what all may serve.
+    async fn settle(&self, hub: &Mutex<Hub>, fence: &Fence, mut written: Settled) -> std::convert::Infallible {
         loop {
-            tokio::time::sleep(TICK).await;
-            let settled = hub.lock().settled();
+            let (settled, served) = {
+                let hub = hub.lock();
+                (hub.to_keep(), hub.served().cloned())
+            };
             if settled != written {
-                self.until_done(|| self.write(fence, settled)).await;
+                self.until_done(|| self.write(fence, &settled)).await;
                 written = settled;
             }
+            self.0.around.served.send_if_modified(|known| {
+                let changed = known.as_ref().map(|known| known.number) != served.as_ref().map(|served| served.number);
+                known.clone_from(&served);
+                changed
+            });
+            tokio::time::sleep(TICK).await;
         }
     }
 
     /// Makes the settled version this epoch's, before anything is pushed in it.
     async fn take_over(&self, fence: &Fence) -> Result<Settled, StoreError> {
-        let Settled { version, .. } = self.settled().await?;
-        self.write(fence, version).await?;
-        Ok(Settled { version, epoch: fence.epoch })
+        let settled = Settled { epoch: fence.epoch, ..self.settled().await? };
+        self.write(fence, &settled).await?;
+        Ok(settled)
     }
 
     async fn settled(&self) -> Result<Settled, StoreError> {
         let Some(value) = self.0.around.store.get(KEY).await? else { return Ok(Settled::default()) };
         let corrupt = |_| StoreError::Corrupt { key: KEY.into() };
-        let settled = serde_json::from_slice(&value.bytes).map_err(corrupt)?;
-        *self.0.known.lock() = Some(settled);
+        let settled: Settled = serde_json::from_slice(&value.bytes).map_err(corrupt)?;
+        *self.0.known.lock() = Some(settled.clone());
         Ok(settled)
     }
 
     async fn settled_or_known(&self) -> Result<Settled, StoreError> {
         let stored = self.settled().await;
-        stored.or_else(|error| self.0.known.lock().ok_or(error))
+        stored.or_else(|error| self.0.known.lock().clone().ok_or(error))
     }
 
-    async fn write(&self, fence: &Fence, version: u64) -> Result<(), StoreError> {
-        let settled = Settled { version, epoch: fence.epoch };
-        let bytes = serde_json::to_vec(&settled).map_err(|_| StoreError::Corrupt { key: KEY.into() })?;
+    async fn write(&self, fence: &Fence, settled: &Settled) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(settled).map_err(|_| StoreError::Corrupt { key: KEY.into() })?;
         self.0.around.store.commit(fence, &[], vec![Write::Put(KEY.into(), bytes.into())]).await?;
-        *self.0.known.lock() = Some(settled);
+        *self.0.known.lock() = Some(settled.clone());
         Ok(())
     }
 

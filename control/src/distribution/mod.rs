@@ -14,12 +14,14 @@
 //!
 //! * `shelf`: versions at hand, and what is sent of them. `hub`: who is there and gets what; no I/O.
 //! * `service`: one stream. `relay`: the same, to the leader. `lead`: the role as it is, and the leader's tasks.
+//! * `settled`: what stays of it for the next leader.
 
 mod hub;
 mod lead;
 mod relay;
 mod service;
 mod settings;
+mod settled;
 mod shelf;
 mod standing;
 mod status;
@@ -45,8 +47,9 @@ pub use status::DistributionStatus;
 
 use crate::intent::{StatusSource, Version, Versions};
 use crate::store::{Store, StoreError};
-use lead::{Role, Settled};
+use lead::Role;
 pub use service::Service;
+use settled::Settled;
 
 /// What nodes say, for [`crate::verdicts`].
 #[derive(Debug)]
@@ -110,6 +113,8 @@ pub struct Surroundings {
     pub plan: watch::Receiver<Option<Arc<control::SealedPlan>>>,
     /// `region/gateway` that somebody was just refused by.
     pub nudges: broadcast::Sender<String>,
+    /// Told what all nodes may serve, while this node leads: what plans are made of.
+    pub served: watch::Sender<Option<Arc<Version>>>,
     /// Filled by the leader alone. Where it stays full, heartbeats are lost.
     pub reports: mpsc::Sender<Report>,
 }
@@ -162,13 +167,16 @@ impl StatusSource for Distribution {
 /// The path of the service, for the server's door.
 pub const SERVICE: &str = "/spillway.control.v1.Distribution/";
 
-/// Who may call it: nodes, and control nodes, of the trust domain.
+/// Who may call it: nodes of the trust domain. Control nodes bring the streams of others, and are nodes themselves.
 pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
     own.trust_domain == peer.trust_domain && is_node(peer)
 }
 
 fn is_node(id: &SpiffeId) -> bool {
-    matches!(id.role, Identity::Gateway { .. } | Identity::Sidecar { .. } | Identity::Control { .. })
+    match id.role {
+        Identity::Gateway { .. } | Identity::Sidecar { .. } | Identity::Control { .. } | Identity::Dns { .. } => true,
+        Identity::Injector { .. } | Identity::Client { .. } | Identity::Operator { .. } => false,
+    }
 }
 
 #[cfg(test)]

@@ -167,7 +167,11 @@ fn whose(peer: &SpiffeId, metadata: &MetadataMap) -> Result<(SpiffeId, bool), St
             _ => return refused("this is no node of the trust domain"),
         },
     };
-    if is_node(&node) { Ok((node, relayed)) } else { refused("only gateways, sidecars and control nodes are nodes") }
+    if is_node(&node) {
+        Ok((node, relayed))
+    } else {
+        refused("only gateways, sidecars, control and DNS nodes are nodes")
+    }
 }
 
 #[cfg(test)]
@@ -184,7 +188,8 @@ mod tests {
             MetadataMap::from_headers([(NODE.parse().unwrap(), node.parse().unwrap())].into_iter().collect())
         };
         let plain = MetadataMap::new();
-        for node in [&gateway, &control, &id("td/region/eu/sidecar/pool/one")] {
+        let dns = id("td/region/eu/dns/one");
+        for node in [&gateway, &control, &dns, &id("td/region/eu/sidecar/pool/one")] {
             assert_eq!(whose(node, &plain).unwrap(), (node.clone(), false));
         }
         assert_eq!(whose(&control, &with(&gateway.to_string())).unwrap(), (gateway.clone(), true));
@@ -192,6 +197,8 @@ mod tests {
             (&id("td/tenant/shop/client/one"), plain),
             (&gateway, with(&control.to_string())),
             (&gateway, with(&gateway.to_string())),
+            (&dns, with(&gateway.to_string())),
+            (&dns, with(&dns.to_string())),
             (&control, with("spiffe://td/tenant/shop/client/one")),
             (&control, with("spiffe://other/region/eu/gateway/one")),
             (&control, with("gateway")),

@@ -33,6 +33,8 @@ use crate::store::{Leader, Leadership, Store, StoreSettings};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+/// For what must happen, and not soon: the machine may be busy.
+const LONG: Duration = Duration::from_secs(20);
 const REGIONS: [&str; 3] = ["ap", "eu", "us"];
 
 struct World {
@@ -87,9 +89,13 @@ struct Control {
 }
 
 fn settings() -> DistributionSettings {
-    let dwell = |dwell| Pace { canary_dwell: dwell, region_dwell: dwell, patience: SECOND * 3, canaries: 2 };
-    let rollout = RolloutSettings { ordinary: dwell(MS * 700), ..RolloutSettings::default() };
-    DistributionSettings { rollout, gather: MS * 500 }
+    settings_with(MS * 700)
+}
+
+/// How long a stage takes that nothing is wrong with.
+fn settings_with(dwell: Duration) -> DistributionSettings {
+    let ordinary = Pace { canary_dwell: dwell, region_dwell: dwell, patience: SECOND * 5, canaries: 2 };
+    DistributionSettings { rollout: RolloutSettings { ordinary, ..RolloutSettings::default() }, gather: MS * 500 }
 }
 
 impl Control {
@@ -106,6 +112,7 @@ impl Control {
             standing: now,
             plan: plans,
             nudges: nudges.clone(),
+            served: watch::Sender::new(None),
             reports: told,
         };
         let distribution = Distribution::new(settings, around);
@@ -126,9 +133,13 @@ impl Control {
     }
 
     async fn leading(world: &World, name: &str) -> (Self, Leadership) {
+        Self::leading_with(world, name, settings()).await
+    }
+
+    async fn leading_with(world: &World, name: &str, settings: DistributionSettings) -> (Self, Leadership) {
         let leadership = world.elected(name).await;
         let standing = Standing::Leading(leadership.fence.clone());
-        (Self::start(world, name, settings(), standing).await, leadership)
+        (Self::start(world, name, settings, standing).await, leadership)
     }
 
     fn as_leader(&self, name: &str, epoch: u64) -> Standing {
@@ -183,10 +194,6 @@ impl Node {
         self.snapshots.load().version
     }
 
-    fn shows(&self, line: &str) -> bool {
-        self.metrics.encode().unwrap().contains(&format!("\nspillway_{line}\n"))
-    }
-
     /// Snapshots that it refused for this reason.
     fn refused(&self, reason: &str) -> u64 {
         let counter = format!("\nspillway_snapshot_rejected_total{{reason=\"{reason}\"}} ");
@@ -223,10 +230,11 @@ fn unreadable(number: u64) -> Arc<Version> {
 async fn a_fleet_of_three_regions_converges_stage_by_stage_and_plans_skip_them() {
     let world = World::create().await;
     world.library.add(version(1, &REGIONS, "100"));
-    let (mut control, leadership) = Control::leading(&world, "one").await;
+    // Each stage lasts so long that a plan is everywhere meanwhile, and that none is overlooked.
+    let (mut control, leadership) = Control::leading_with(&world, "one", settings_with(SECOND * 3)).await;
     let nodes = world.fleet(&[&control]);
-    within(SECOND * 10, "all serve the first version", || all_serve(&nodes, 1)).await;
-    assert!(matches!(timeout(SECOND, control.reports.recv()).await, Ok(Some(Report::Joined(_)))));
+    within(LONG, "all serve the first version", || all_serve(&nodes, 1)).await;
+    assert!(matches!(timeout(LONG, control.reports.recv()).await, Ok(Some(Report::Joined(_)))));
     control.plan.send_replace(Some(plan(1, leadership.fence.epoch, &REGIONS)));
     let took = within(SECOND * 2, "a plan is everywhere", || nodes.iter().all(|node| node.plans.version() == 1)).await;
     println!("a plan was everywhere after {took:?}");
@@ -234,7 +242,7 @@ async fn a_fleet_of_three_regions_converges_stage_by_stage_and_plans_skip_them()
     world.library.add(version(2, &REGIONS, "50"));
     let mut stages: Vec<Vec<&str>> = Vec::new();
     let mut planned = false;
-    within(SECOND * 10, "all serve the second version", || {
+    within(LONG * 2, "all serve the second version", || {
         let with: Vec<&Node> = nodes.iter().filter(|node| node.version() == 2).collect();
         if with.len() == 1 && !planned {
             planned = true;
@@ -257,7 +265,7 @@ async fn a_fleet_of_three_regions_converges_stage_by_stage_and_plans_skip_them()
     assert_eq!(counts[..2], [1, 2], "{stages:?}");
     let region = stages.iter().find(|stage| stage.len() == 2).unwrap();
     assert_eq!(region[0], region[1], "the canary's region comes next");
-    within(SECOND * 3, "it has settled", || control.distribution.status().settled == 2).await;
+    within(LONG, "it has settled", || control.distribution.status().settled == 2).await;
     let stored = within_store(&world, 2).await;
     assert!(stored.contains(&format!("\"epoch\":{}", leadership.fence.epoch)), "{stored}");
     assert_eq!(control.drifts(), Vec::<String>::new());
@@ -283,15 +291,15 @@ async fn a_refusal_stops_a_change_and_a_rollback_is_everywhere_within_10_s() {
     let nodes = world.fleet(&[&control]);
     within(SECOND * 10, "all serve the first version", || all_serve(&nodes, 1)).await;
     world.library.add(unreadable(2));
-    within(SECOND * 5, "it is stopped", || control.distribution.status().rollout.contains("stopped")).await;
+    within(LONG, "it is stopped", || control.distribution.status().rollout.contains("stopped")).await;
     let drifts = control.drifts();
     assert!(drifts.len() == 1 && drifts[0].contains("refused 2: invalid"), "{drifts:?}");
-    let refusals = nodes.iter().filter(|node| node.shows("snapshot_rejected_total{reason=\"invalid\"} 1")).count();
+    let refusals = nodes.iter().filter(|node| node.refused("invalid") > 0).count();
     assert_eq!((refusals, all_serve(&nodes, 1)), (1, true));
     // A good one goes round what was refused; another one takes it back.
     world.library.add(version(3, &REGIONS, "70"));
-    within(SECOND * 10, "all serve the third", || all_serve(&nodes, 3)).await;
-    within(SECOND * 3, "it has settled", || control.distribution.status().settled == 3).await;
+    within(LONG, "all serve the third", || all_serve(&nodes, 3)).await;
+    within(LONG, "it has settled", || control.distribution.status().settled == 3).await;
     world.library.add(rolled_back(4, &version(1, &REGIONS, "100")));
     let took = within(SECOND * 10, "all are rolled back", || all_serve(&nodes, 4)).await;
     println!("a rollback was everywhere after {took:?}");
@@ -307,7 +315,7 @@ async fn t60_nodes_go_through_followers_and_outlive_a_change_of_leader_and_a_pas
     let two = Control::start(&world, "two", settings(), one.as_leader("one", first)).await;
     let nodes = world.fleet(&[&two]);
     within(SECOND * 10, "all serve the first version, through the follower", || all_serve(&nodes, 1)).await;
-    within(SECOND * 3, "nudges come through", || {
+    within(LONG, "nudges come through", || {
         // Again and again: a pulse that nobody nudged may follow at once.
         one.nudges.send("us/a".into()).unwrap();
         nodes.iter().any(|node| node.pulses.borrow().nudged == ["us/a"] && node.pulses.borrow().leader == "one")
@@ -345,7 +353,7 @@ async fn without_a_leader_what_has_settled_is_given_and_a_later_leader_begins_fr
     alone.plan.send_replace(Some(plan(7, epoch, &REGIONS)));
     let nodes = world.fleet(&[&alone]);
     within(SECOND * 10, "all serve what has settled", || all_serve(&nodes, 1)).await;
-    within(SECOND * 2, "and the plan", || nodes.iter().all(|node| node.plans.version() == 7)).await;
+    within(LONG, "and the plan", || nodes.iter().all(|node| node.plans.version() == 7)).await;
     sleep(SECOND).await;
     assert!(all_serve(&nodes, 1));
     let next = world.elected("two").await;
@@ -373,11 +381,11 @@ async fn a_node_whose_content_is_not_its_versions_is_made_whole_and_a_late_one_g
     assert_eq!(node.serving().regions.len(), 1);
     within(SECOND * 10, "it is made whole", || node.serving().regions.len() == 3).await;
     assert_eq!(node.version(), 1);
-    within(SECOND * 3, "it is known to be", || control.drifts().is_empty()).await;
+    within(LONG, "it is known to be", || control.drifts().is_empty()).await;
     let late = Node::start(&world, "us/gateway/late", &[&control]);
-    within(SECOND * 5, "it serves what has settled", || late.version() == 1).await;
+    within(LONG, "it serves what has settled", || late.version() == 1).await;
     late.drain.stop();
-    within(SECOND * 5, "it is missed", || {
+    within(LONG, "it is missed", || {
         let status = control.distribution.status();
         status.nodes.iter().any(|node| node.id.ends_with(&late.id) && !node.connected)
     })

@@ -102,6 +102,9 @@ pub enum Stop {
     NoCanary,
     #[error("{applied} of {given} nodes of the region serve it; expected more than half")]
     TooFew { applied: usize, given: usize },
+    /// By another leader, in whose words this is.
+    #[error("{why}")]
+    Before { why: String },
 }
 
 /// The version is not above those before it.

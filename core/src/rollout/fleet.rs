@@ -143,7 +143,11 @@ impl Node {
 /// The region of a node; none for a client or an operator.
 pub(super) fn region_of(id: &SpiffeId) -> Option<&Name> {
     match &id.role {
-        Role::Gateway { region, .. } | Role::Sidecar { region, .. } | Role::Control { region, .. } => Some(region),
+        Role::Gateway { region, .. }
+        | Role::Sidecar { region, .. }
+        | Role::Control { region, .. }
+        | Role::Dns { region, .. }
+        | Role::Injector { region, .. } => Some(region),
         Role::Client { .. } | Role::Operator { .. } => None,
     }
 }
@@ -164,12 +168,14 @@ mod tests {
     fn clients_are_no_nodes() {
         let mut fleet = Fleet::default();
         assert!(!fleet.join(&id("tenant/shop/client/one"), 1));
-        for path in ["region/eu/gateway/one", "region/eu/control/one", "region/eu/sidecar/scorers/one"] {
+        let paths =
+            ["region/eu/gateway/one", "region/eu/control/one", "region/eu/dns/one", "region/eu/sidecar/scorers/one"];
+        for path in paths {
             assert!(fleet.join(&id(path), 1));
             assert_eq!(region_of(&id(path)).unwrap().as_str(), "eu");
         }
         assert!(is_gateway(&id("region/eu/gateway/one")) && !is_gateway(&id("region/eu/control/one")));
-        assert_eq!(fleet.iter().count(), 3);
+        assert_eq!(fleet.iter().count(), paths.len());
     }
 
     #[test]

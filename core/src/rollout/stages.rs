@@ -23,6 +23,8 @@
 //! seen, there is nothing to try it on, and after `patience` it goes to all: so begin nothing before nodes had the
 //! time to connect.
 //!
+//! A change that was stopped stays so: whoever leads next begins with [`Rollout::stopped`].
+//!
 //! A newer change takes the place of one under way, whatever the kinds. What was in its last stage then counts as
 //! settled, since all were given it; what was in an earlier one does not.
 //!
@@ -86,6 +88,12 @@ impl Rollout {
     /// Everyone may have the version `settled`; of the nodes, nothing is known.
     pub fn new(settings: RolloutSettings, settled: u64) -> Self {
         Self { settings, settled, change: None, state: State::Idle, fleet: Fleet::default() }
+    }
+
+    /// The same, and what a leader before stopped.
+    pub fn stopped(settings: RolloutSettings, settled: u64, change: Change, why: String) -> Self {
+        let state = State::Stopped(Stop::Before { why });
+        Self { change: Some(change), state, ..Self::new(settings, settled) }
     }
 
     /// A node's stream began, and it serves this version. False if it is not let in: it is no node, or one too many.
@@ -186,6 +194,14 @@ impl Rollout {
     /// What everyone may have.
     pub fn settled(&self) -> u64 {
         self.settled
+    }
+
+    /// The last change, if it was stopped, and why.
+    pub fn stop(&self) -> Option<(Change, &Stop)> {
+        match &self.state {
+            State::Stopped(stop) => self.change.map(|change| (change, stop)),
+            State::Idle | State::Running(_) | State::Done => None,
+        }
     }
 
     pub fn progress(&self) -> Progress {
