@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Processes, source};
+use super::Processes;
 
 /// Connections of a link at a time; more wait in the kernel.
 const MOST_CONNECTIONS: usize = 4_096;
@@ -231,11 +231,7 @@ impl Judge {
     async fn process(&mut self) -> Option<&str> {
         if self.process.is_none() {
             let (way, from) = (self.way.clone(), self.from);
-            let find = move || {
-                let processes = way.processes.names().into_iter();
-                let running = processes.filter_map(|name| Some((way.processes.pid(&name)?, name)));
-                source::process_of(from, way.listen, &running.collect::<Vec<_>>())
-            };
+            let find = move || way.processes.caller(from, way.listen);
             self.process = Some(tokio::task::spawn_blocking(find).await.unwrap_or_default());
         }
         self.process.as_ref().and_then(Option::as_deref)

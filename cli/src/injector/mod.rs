@@ -1,16 +1,21 @@
-//! What breaks things in `spillway dev` for drills, and mends them.
+//! What breaks things for drills, and mends them: in `spillway dev`, and on the machines of a deployment.
 //!
 //! The rule: faults live on a lease of [`Lease::LIFE`]. When nobody renews it, they are taken away here, whatever
-//! became of the drill; what cannot be mended at once is tried again until it is. A drill is injected whole or not at
-//! all, and there is one at a time.
+//! became of the drill; what cannot be mended at once is tried again until it is, and until then there is no other
+//! drill. A drill is injected whole or not at all, and there is one at a time.
 //!
 //! * [`relay`]: links that can be refused, slow or silent. [`source`]: which process is at the other end of one.
-//! * [`service`]: who may ask, over loopback.
+//! * [`service`]: what is asked of it. Whom it lets in is said by [`crate::dev`] and by [`node`].
+//! * [`node`]: `spillway injector`. [`settings`]: its settings. [`host`]: the processes that they name.
 
+mod host;
+pub mod node;
 pub mod relay;
 pub mod service;
+pub mod settings;
 mod source;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,19 +28,31 @@ use relay::{Links, Mode, Rule};
 /// How soon after its end a lease's faults are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// What `spillway injector` is called with.
+pub use settings::InjectorSettings;
+
 /// The processes that can be broken. Names are those of drills, such as `eu-west/gateway`. No call waits for what it
 /// began.
 pub trait Processes: Send + Sync {
     fn names(&self) -> Vec<String>;
-    /// None: it does not run.
+    /// None: it does not run, or was killed.
     fn pid(&self, name: &str) -> Option<u32>;
     /// It dies at once, and stays dead until [`Processes::start`].
     fn kill(&self, name: &str) -> Result<()>;
     /// It stands still until [`Processes::resume`].
     fn pause(&self, name: &str) -> Result<()>;
     fn resume(&self, name: &str) -> Result<()>;
-    /// Begins to start one that was killed. One that runs stays as it is.
+    /// Begins to start one that was killed, until it runs. One that runs stays as it is.
     fn start(&self, name: &str) -> Result<()>;
+    /// Those that can be told apart when they come through a link.
+    fn callers(&self) -> Vec<String> {
+        self.names()
+    }
+    /// Who it is that came from there to a link. Blocks.
+    fn caller(&self, from: SocketAddr, to: SocketAddr) -> Option<String> {
+        let running = self.names().into_iter().filter_map(|name| Some((self.pid(&name)?, name)));
+        source::process_of(from, to, &running.collect::<Vec<_>>())
+    }
 }
 
 /// One fault, with names instead of patterns.
@@ -53,7 +70,7 @@ pub enum InjectError {
     Denied(#[from] Denied),
     #[error("there is no {what} '{name}'")]
     Unknown { what: &'static str, name: String },
-    #[error("'{0}' could not be broken; what was is mended")]
+    #[error("'{0}' could not be broken; what was is being mended")]
     Failed(String, #[source] anyhow::Error),
 }
 
@@ -141,6 +158,14 @@ impl Injector {
         state.lease.is_free()
     }
 
+    /// Takes all faults away, whoever holds their lease.
+    pub fn end(&self) -> bool {
+        let mut state = self.state.lock();
+        state.lease.expire(Duration::MAX);
+        self.mend(&mut state);
+        state.lease.is_free()
+    }
+
     fn mend_if_over(&self) {
         let mut state = self.state.lock();
         if state.lease.expire(self.began.elapsed()) {
@@ -149,10 +174,10 @@ impl Injector {
     }
 
     fn check(&self, faults: &[Fault]) -> Result<(), InjectError> {
-        let (processes, links) = (self.processes(), self.links());
+        let (processes, links, callers) = (self.processes(), self.links(), self.processes.callers());
         for fault in faults {
             let (on, what) = if fault.act.is_of_links() { (&links, "link") } else { (&processes, "process") };
-            for (names, known, what) in [(&fault.on, on, what), (&fault.from, &processes, "process")] {
+            for (names, known, what) in [(&fault.on, on, what), (&fault.from, &callers, "caller")] {
                 if let Some(name) = names.iter().find(|name| !known.contains(name)) {
                     return Err(InjectError::Unknown { what, name: name.clone() });
                 }
@@ -195,15 +220,19 @@ impl Injector {
             return;
         }
         state.broken.retain(|broken| {
-            let (name, done) = match broken {
-                Broken::Killed(name) => (name.as_str(), self.processes.start(name)),
-                Broken::Paused(name) => (name.as_str(), self.processes.resume(name)),
+            let (name, mended) = match broken {
+                Broken::Killed(name) => {
+                    let runs = |()| self.processes.pid(name).is_some();
+                    (name.as_str(), self.processes.start(name).map(runs))
+                }
+                Broken::Paused(name) => (name.as_str(), self.processes.resume(name).map(|()| true)),
                 Broken::Links => {
                     self.links.clear();
-                    ("links", Ok(()))
+                    ("links", Ok(true))
                 }
             };
-            done.inspect_err(|problem| eprintln!("{name} could not be mended, to be tried again: {problem:#}")).is_err()
+            let told = |problem: &_| eprintln!("{name} could not be mended, to be tried again: {problem:#}");
+            !mended.inspect_err(told).unwrap_or(false)
         });
         if state.broken.is_empty() {
             eprintln!("drill {}: all faults removed", state.drill);

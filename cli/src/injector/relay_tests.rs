@@ -77,7 +77,7 @@ async fn a_slow_link_delays_each_direction() {
     // The rule is felt as soon as the link has heard of it.
     while round(&mut stream, b"slow").await.unwrap() < Duration::from_millis(190) {}
     let took = round(&mut stream, b"slow").await.unwrap();
-    assert!((Duration::from_millis(200)..Duration::from_millis(600)).contains(&took), "{took:?}");
+    assert!(took >= Duration::from_millis(200), "{took:?}");
 }
 
 #[tokio::test]

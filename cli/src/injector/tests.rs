@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 
-use super::service::{FILE, serve};
 use super::*;
-use crate::drill::injector::Remote;
+use crate::dev::injector::{FILE, serve};
+use crate::drill::injector::Injectors;
 use spillway_figures::{Goal, record};
 
 /// Processes that are written down.
@@ -13,6 +13,8 @@ pub struct Doubles(Mutex<State>);
 #[derive(Default)]
 struct State {
     pids: BTreeMap<String, u32>,
+    /// Those that were killed.
+    dead: BTreeSet<String>,
     log: Vec<String>,
     /// Cannot be started.
     stuck: bool,
@@ -39,10 +41,12 @@ impl Processes for Doubles {
     }
 
     fn pid(&self, name: &str) -> Option<u32> {
-        self.0.lock().pids.get(name).copied()
+        let state = self.0.lock();
+        state.pids.get(name).copied().filter(|_| !state.dead.contains(name))
     }
 
     fn kill(&self, name: &str) -> Result<()> {
+        self.0.lock().dead.insert(name.to_owned());
         self.note("kill", name)
     }
 
@@ -58,8 +62,8 @@ impl Processes for Doubles {
     }
 
     fn start(&self, name: &str) -> Result<()> {
-        if self.0.lock().stuck {
-            anyhow::bail!("no port is free");
+        if !self.0.lock().stuck {
+            self.0.lock().dead.remove(name);
         }
         self.note("start", name)
     }
@@ -121,11 +125,32 @@ async fn what_cannot_be_mended_is_tried_again_and_keeps_others_out() {
     let (injector, doubles) = injector();
     injector.inject(ONE, "d", &[fault(Act::Kill, &["eu/gateway"]), fault(Act::Pause, &["eu/scorer"])]).unwrap();
     doubles.0.lock().stuck = true;
-    assert!(!injector.remove(ONE));
+    assert!(!injector.remove(ONE), "it was told to start, and does not run");
     assert!(injector.inject(LeaseId(2), "d", &[]).is_err());
+    assert_eq!(injector.drill().as_deref(), Some("d"));
     doubles.0.lock().stuck = false;
     injector.mend_if_over();
-    assert_eq!(doubles.log()[2..], ["resume eu/scorer", "start eu/gateway"]);
+    assert_eq!(doubles.log()[2..], ["start eu/gateway", "resume eu/scorer", "start eu/gateway"]);
+    assert_eq!(injector.drill(), None);
+}
+
+#[tokio::test]
+async fn a_removal_is_confirmed_when_all_runs_again() {
+    let (injector, doubles) = injector();
+    let folder = tempfile::tempdir().unwrap();
+    let _serving = serve(injector.clone(), folder.path()).await.unwrap();
+    let remote = Injectors::of_dev(&folder.path().join(FILE)).await.unwrap();
+    remote.reach().await.unwrap();
+    remote.inject(1, "d", &[fault(Act::Kill, &["eu/gateway"])]).await.unwrap();
+    doubles.0.lock().stuck = true;
+    let removed = tokio::spawn(async move { remote.remove(1).await });
+    let tried = || doubles.log().iter().filter(|line| *line == "start eu/gateway").count() >= 2;
+    while !tried() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!removed.is_finished());
+    doubles.0.lock().stuck = false;
+    removed.await.unwrap().unwrap();
     assert_eq!(injector.drill(), None);
 }
 
@@ -136,13 +161,13 @@ async fn only_who_has_the_secret_is_served() {
     let serving = serve(injector, folder.path()).await.unwrap();
     let file = folder.path().join(FILE);
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    let remote = Remote::open(&file).await.unwrap();
+    let remote = Injectors::of_dev(&file).await.unwrap();
     let reach = remote.reach().await.unwrap();
     assert_eq!(reach.processes, ["eu/gateway", "eu/scorer", "eu/stubborn"]);
     let text = std::fs::read_to_string(&file).unwrap();
     for wrong in [text.replace("\"secret\":\"", "\"secret\":\"0"), text.replace("\"secret\"", "\"token\"")] {
         std::fs::write(&file, wrong).unwrap();
-        let refused = match Remote::open(&file).await {
+        let refused = match Injectors::of_dev(&file).await {
             Ok(stranger) => stranger.reach().await.is_err(),
             Err(_) => true,
         };
@@ -158,7 +183,8 @@ async fn a_controller_that_dies_in_mid_fault_leaves_no_fault_after_15_s() {
     let (injector, doubles) = injector();
     let folder = tempfile::tempdir().unwrap();
     let _serving = serve(injector, folder.path()).await.unwrap();
-    let remote = Remote::open(&folder.path().join(FILE)).await.unwrap();
+    let remote = Injectors::of_dev(&folder.path().join(FILE)).await.unwrap();
+    remote.reach().await.unwrap();
     let began = Instant::now();
     remote.inject(7, "region-loss", &[fault(Act::Kill, &["eu/gateway"])]).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
