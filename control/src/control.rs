@@ -32,6 +32,7 @@ use crate::metrics::ControlMetrics;
 use crate::server::{Door, Guard, Server};
 use crate::settings::ControlSettings;
 use crate::store::{OpenError, Store};
+use crate::trail::{self, Trail};
 
 /// How long the last records may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -86,6 +87,7 @@ pub struct Control {
     admin: Admin,
     authority: Option<Arc<Authority>>,
     newcomers: Option<Newcomers>,
+    trail: Trail,
     parts: Parts,
     settings: ControlSettings,
 }
@@ -115,7 +117,7 @@ impl Control {
         workload.register(&metrics);
         check_identity(&workload, &settings)?;
         let audit = Audit::start(settings.audit.as_ref(), "control", &workload.id(), &metrics);
-        let audit = audit.map_err(StartError::Audit)?;
+        let (audit, tap) = trail::tapped(audit.map_err(StartError::Audit)?, &metrics);
         let bound = |setting, address| move |source| StartError::Bind { setting, address, source };
         let server = Server::bind(settings.listen).await.map_err(bound("listen", settings.listen))?;
         let admin = Admin::bind(&settings.admin).await.map_err(bound("admin", settings.admin.listen))?;
@@ -132,6 +134,7 @@ impl Control {
         let store = Store::open(&settings.store).await?;
         let address = settings.advertise.clone().unwrap_or_else(|| addresses.grpc.to_string());
         let leading = Leading::new(store.clone(), settings.name.clone(), address, audit.clone(), &metrics);
+        let trail = Trail::new(tap, store.clone(), &leading);
         let authority = match &settings.authority {
             Some(own) => {
                 let operators = settings.operators.clone();
@@ -154,7 +157,7 @@ impl Control {
             metrics,
             drain,
         };
-        Ok(Self { addresses, server, admin, authority, newcomers, parts, settings })
+        Ok(Self { addresses, server, admin, authority, newcomers, trail, parts, settings })
     }
 
     pub fn addresses(&self) -> Addresses {
@@ -167,31 +170,24 @@ impl Control {
 
     /// Serves until the drain has begun and its work has ended or its time is over.
     pub async fn serve(self) {
-        let Self { addresses, server, admin, authority, newcomers, parts, settings } = self;
+        let Self { addresses, server, admin, authority, newcomers, trail, parts, settings } = self;
         let fleet = Fleet::new(&settings, &parts);
-        let Parts { workload, leading, versions, overrides, events, drills, audit, metrics, drain, .. } = parts;
+        let Parts { workload, store, leading, versions, overrides, events, drills, audit, metrics, drain } = parts;
         // Each part that has something to say of how it stands.
         let status: Vec<Arc<dyn StatusSource>> =
             [vec![Arc::new(events.clone()) as Arc<dyn StatusSource>, Arc::new(drills.clone())], fleet.status()]
                 .concat();
         let (heard, kept) = (events.clone(), drills.clone());
         let desk = Desk::new(versions.clone(), overrides.clone(), leading.clone(), audit.clone(), heard, kept);
-        let intent = IntentService::new(Arc::new(desk), settings.operators.clone(), workload.clone(), status, &metrics);
-        // Each service has a door.
+        let operators = settings.operators.clone();
+        let intent = IntentService::new(Arc::new(desk), store, operators, workload.clone(), status, &metrics);
         let mut routes = Routes::new(intent.into_server()).add_service(fleet.service()).add_service(fleet.evidence());
-        let mut doors = vec![
-            Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
-            Door { service: distribution::SERVICE, action: "follow", may_call: distribution::may_call },
-            Door { service: evidence::SERVICE, action: "share", may_call: evidence::may_call },
-        ];
         if let Some(authority) = &authority {
             routes = routes.add_service(authority.service());
-            let service = "/spillway.control.v1.Authority/";
-            doors.push(Door { service, action: "certificate", may_call: may_call_authority });
         }
         let guard = Guard {
             workload: workload.clone(),
-            doors: doors.into(),
+            doors: doors(authority.is_some()),
             metrics: ControlMetrics::register(&metrics),
             audit: audit.clone(),
             drain: drain.clone(),
@@ -220,21 +216,14 @@ impl Control {
         }
         #[cfg(feature = "route53")]
         if let Some(route53) = settings.route53 {
-            let sources = Sources {
-                leading: leading.fences(),
-                plan: fleet.plan(),
-                snapshot: Box::new({
-                    let versions = versions.clone();
-                    move || versions.current().map(|current| current.snapshot.clone())
-                }),
-                versions: versions.changed(),
-            };
+            let sources = Sources { leading: leading.fences(), plan: fleet.plan(), served: fleet.served() };
             tasks.spawn(sources.keep(Writer::new(route53, &metrics), drain.clone()));
         }
         tasks.spawn(follow_revocations(workload, versions.clone(), audit.clone()));
         tasks.spawn(versions.follow(drain.clone()));
         fleet.start(&mut tasks, &drain);
         tasks.spawn(overrides.follow(leading.clone(), audit.clone(), drain.clone()));
+        tasks.spawn(trail.run(drain.clone()));
         tasks.spawn(drills.tend(leading.clone(), audit.clone(), events, drain.clone()));
         // Counted as work, so that another node may lead before this one has ended.
         let election = drain.work();
@@ -252,6 +241,20 @@ impl Control {
         // Bounded; a panic there has nothing left to harm.
         let _ = flushed.await;
     }
+}
+
+/// Each service has a door.
+fn doors(issues: bool) -> Arc<[Door]> {
+    let mut doors = vec![
+        Door { service: "/spillway.control.v1.Intent/", action: "intent", may_call: may_call_intent },
+        Door { service: distribution::SERVICE, action: "follow", may_call: distribution::may_call },
+        Door { service: evidence::SERVICE, action: "share", may_call: evidence::may_call },
+    ];
+    if issues {
+        let service = "/spillway.control.v1.Authority/";
+        doors.push(Door { service, action: "certificate", may_call: may_call_authority });
+    }
+    doors.into()
 }
 
 fn check_identity(workload: &Workload, settings: &ControlSettings) -> Result<(), StartError> {
@@ -324,9 +327,31 @@ async fn follow_revocations(workload: Arc<Workload>, versions: Arc<Versions>, au
 
 #[cfg(test)]
 mod tests {
+    use spillway_core::identity::SpiffeId;
     use spillway_runtime::settings::parse;
 
     use super::*;
+
+    #[test]
+    fn each_role_has_the_doors_of_its_work_and_no_other() {
+        let (own, all) = (SpiffeId::parse("spiffe://td/region/eu/control/c-0").unwrap(), doors(true));
+        for (path, expected) in [
+            ("region/eu/gateway/g", &["follow", "certificate"][..]),
+            ("region/eu/sidecar/scorers/p", &["follow", "certificate"]),
+            ("region/us/control/c", &["intent", "follow", "share", "certificate"]),
+            ("region/us/dns/d", &["follow", "certificate"]),
+            ("tenant/acme/client/web", &[]),
+            ("operator/alice", &["intent", "certificate"]),
+        ] {
+            let open_to = |id: &SpiffeId| {
+                let open = |door: &&Door| (door.may_call)(&own, id);
+                all.iter().filter(open).map(|door| door.action).collect::<Vec<_>>()
+            };
+            assert_eq!(open_to(&SpiffeId::parse(&format!("spiffe://td/{path}")).unwrap()), expected, "{path}");
+            assert_eq!(open_to(&SpiffeId::parse(&format!("spiffe://other/{path}")).unwrap()), [""; 0], "{path}");
+        }
+        assert!(doors(false).iter().all(|door| door.action != "certificate"));
+    }
 
     #[test]
     fn a_node_with_an_authority_renews_at_itself_unless_the_settings_say_where() {

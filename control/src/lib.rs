@@ -6,6 +6,7 @@
 //! In reading order:
 //!
 //! * [`store`]: versions, overrides, verdicts and the plan, in etcd or in a SQLite file. [`leading`]: who writes to it.
+//! * [`trail`]: the leaders' audit records, in the store.
 //! * [`server`]: the gRPC port; who may come in.
 //! * [`intent`]: what operators ask for, version by version.
 //! * [`distribution`]: the streams to all nodes, and who gets which version when.
@@ -29,6 +30,7 @@ pub mod metrics;
 pub mod server;
 pub mod settings;
 pub mod store;
+pub mod trail;
 pub mod verdicts;
 
 pub use control::{Control, StartError, run};

@@ -41,6 +41,10 @@ pub enum Role {
     Sidecar { region: Name, pool: Name, pod: Name },
     /// `/region/<r>/control/<n>`
     Control { region: Name, name: Name },
+    /// `/region/<r>/dns/<n>`
+    Dns { region: Name, name: Name },
+    /// `/region/<r>/injector/<n>`
+    Injector { region: Name, name: Name },
     /// `/tenant/<t>/client/<n>`
     Client { tenant: Name, name: Name },
     /// `/operator/<n>`
@@ -73,6 +77,8 @@ impl SpiffeId {
                 Role::Sidecar { region: name(region)?, pool: name(pool)?, pod: name(pod)? }
             }
             ["region", region, "control", n] => Role::Control { region: name(region)?, name: name(n)? },
+            ["region", region, "dns", n] => Role::Dns { region: name(region)?, name: name(n)? },
+            ["region", region, "injector", n] => Role::Injector { region: name(region)?, name: name(n)? },
             ["tenant", tenant, "client", n] => Role::Client { tenant: name(tenant)?, name: name(n)? },
             ["operator", n] => Role::Operator { name: name(n)? },
             _ => return Err(InvalidId::Path),
@@ -88,6 +94,8 @@ impl fmt::Display for SpiffeId {
             Role::Gateway { region, name } => write!(f, "/region/{region}/gateway/{name}"),
             Role::Sidecar { region, pool, pod } => write!(f, "/region/{region}/sidecar/{pool}/{pod}"),
             Role::Control { region, name } => write!(f, "/region/{region}/control/{name}"),
+            Role::Dns { region, name } => write!(f, "/region/{region}/dns/{name}"),
+            Role::Injector { region, name } => write!(f, "/region/{region}/injector/{name}"),
             Role::Client { tenant, name } => write!(f, "/tenant/{tenant}/client/{name}"),
             Role::Operator { name } => write!(f, "/operator/{name}"),
         }
@@ -204,7 +212,7 @@ pub enum InvalidId {
     #[error("the trust domain is 1 to 255 of a-z 0-9 . - _")]
     TrustDomain,
     #[error(
-        "the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N, /tenant/T/client/N or /operator/N"
+        "the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N, /region/R/dns/N, /region/R/injector/N, /tenant/T/client/N or /operator/N"
     )]
     Path,
     #[error("a SPIFFE id has at most 2048 bytes")]
@@ -256,7 +264,15 @@ mod tests {
         let control = ExpectedPeer::ControlOf { trust_domain: pod.trust_domain.clone() };
         assert_eq!(control.to_string(), "spiffe://td/region/*/control/*");
         assert!(control.includes(&id("td/region/eu/control/one")) && control.includes(&id("td/region/us/control/two")));
-        assert!(!control.includes(&id("other/region/eu/control/one")) && !control.includes(&pod));
+        for stranger in [
+            "other/region/eu/control/one",
+            "td/region/eu/dns/one",
+            "td/region/eu/gateway/one",
+            "td/region/eu/sidecar/scorers/pod-0",
+            "td/operator/one",
+        ] {
+            assert!(!control.includes(&id(stranger)), "{stranger}");
+        }
     }
 
     #[test]
@@ -265,6 +281,8 @@ mod tests {
             "spiffe://spillway.test/region/eu-west/gateway/gw-0",
             "spiffe://spillway.test/region/eu-west/sidecar/scorers/pod-0",
             "spiffe://spillway.test/region/eu-west/control/c1",
+            "spiffe://spillway.test/region/eu-west/dns/d1",
+            "spiffe://spillway.test/region/eu-west/injector/rack-4",
             "spiffe://spillway.test/tenant/acme/client/web",
             "spiffe://spillway.test/operator/alice",
         ] {
@@ -297,6 +315,8 @@ mod tests {
             "spiffe://td/operator/",
             "spiffe://td/operator/a/b",
             "spiffe://td/region/eu/operator/a",
+            "spiffe://td/region/eu/dns",
+            "spiffe://td/dns/a",
             " spiffe://td/tenant/a/client/b",
         ] {
             assert!(SpiffeId::parse(id).is_err(), "{id:?}");

@@ -87,7 +87,11 @@ pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
     let Role::Sidecar { region: here, .. } = &own.role else { return false };
     let near = match &peer.role {
         Role::Control { region, .. } | Role::Gateway { region, .. } => region == here,
-        Role::Sidecar { .. } | Role::Client { .. } | Role::Operator { .. } => false,
+        Role::Sidecar { .. }
+        | Role::Dns { .. }
+        | Role::Injector { .. }
+        | Role::Client { .. }
+        | Role::Operator { .. } => false,
     };
     near && peer.trust_domain == own.trust_domain
 }

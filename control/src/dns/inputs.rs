@@ -62,7 +62,7 @@ impl Inputs {
         };
         let sources = Sources {
             // It answers for all regions, and so has a word of its own on each.
-            us: Vantage::Control { region: None, node: settings.node.clone() },
+            us: Vantage::Dns { region: None, node: settings.node.clone() },
             region: &settings.region,
             snapshots: &snapshots,
             plans: &plans,

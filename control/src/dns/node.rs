@@ -39,7 +39,7 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     #[error("identity.renew")]
     Renewal(#[from] RenewalError),
-    #[error("the certificate is that of '{found}'; the settings say region {region}, control node {node}")]
+    #[error("the certificate is that of '{found}'; the settings say region {region}, DNS node {node}")]
     NotOurs { found: String, region: Name, node: Name },
     #[error("snapshot")]
     Snapshot(#[from] Refused),
@@ -172,7 +172,7 @@ async fn keep_shares(server: Arc<Server>, shares: Arc<Mutex<Shares>>) {
 }
 
 fn role(settings: &DnsSettings) -> Role {
-    Role::Control { region: settings.region.clone(), name: settings.node.clone() }
+    Role::Dns { region: settings.region.clone(), name: settings.node.clone() }
 }
 
 fn check_identity(workload: &Workload, settings: &DnsSettings) -> Result<(), StartError> {

@@ -25,7 +25,7 @@ fn folder(node: &str) -> (tempfile::TempDir, DnsSettings) {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let authority = Authority::create(TrustDomain::parse("spillway.test").unwrap()).unwrap();
-    let id = SpiffeId::parse(&format!("spiffe://spillway.test/region/eu-west/control/{node}")).unwrap();
+    let id = SpiffeId::parse(&format!("spiffe://spillway.test/region/eu-west/dns/{node}")).unwrap();
     let leaf = authority.issue(&LeafRequest::new(id, Duration::from_secs(3_600))).unwrap();
     leaf.save(at("leaf.pem"), at("leaf.key")).unwrap();
     std::fs::write(at("bundle.pem"), authority.trust_bundle()).unwrap();

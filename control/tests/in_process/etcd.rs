@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::cluster::Cluster;
 
-/// A call may be late by what a busy machine needs.
-const SLACK: Duration = Duration::from_millis(700);
+/// A call may be late by what a busy machine needs. Less than is left of a lease when its leader stops to believe in it.
+const SLACK: Duration = Duration::from_millis(900);
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put(key.into(), Bytes::copy_from_slice(value.as_bytes()))
@@ -66,6 +66,8 @@ async fn a_commit_is_whole_or_not_at_all() {
     assert_eq!(listed.len(), 40);
     assert!(listed.is_sorted_by_key(|(key, _)| key.clone()));
     assert_eq!((&*listed[39].0, &listed[39].1.bytes[..], listed[39].1.revision), ("b/39", &b"4"[..], second));
+    let last = store.last("b/", 39).await.unwrap();
+    assert_eq!((last.len(), &last[0], &last[38]), (39, &listed[39], &listed[1]), "in one answer");
     let again = store.commit(fence, &conditions[..1], vec![put("a", "5")]).await;
     assert!(matches!(again, Err(StoreError::Conflict(key)) if key == "a"));
     // The largest that is let in gets through.
@@ -102,7 +104,7 @@ fn a_paused_leaders_late_commit_is_refused() {
         "{late:?}"
     );
     paused.block_on(async {
-        timeout(DEADLINE, before.lost.wait_for(|lost| *lost)).await.unwrap().unwrap();
+        timeout(Duration::from_secs(10), before.lost.wait_for(|lost| *lost)).await.unwrap().unwrap();
         let leader = store.leader().await.unwrap().unwrap();
         assert_eq!(
             (leader.node.as_str(), &*leader.address, leader.epoch),
@@ -135,7 +137,7 @@ fn another_node_leads_within_eight_seconds_of_a_leaders_death_and_at_once_after_
         leadership.resign().await;
         let next = next.await.unwrap();
         println!("it resigned: another led after {:?}", began.elapsed());
-        assert!(began.elapsed() < DEADLINE && !next.is_lost());
+        assert!(began.elapsed() < Duration::from_secs(4) && !next.is_lost(), "before its lease ends");
     });
 }
 
@@ -145,7 +147,7 @@ async fn a_watch_tells_and_survives_the_death_of_any_member() {
     let store = open(&cluster).await;
     let leadership = lead(&store, "c-0").await;
     let mut overrides = store.watch("overrides/");
-    let mut told = async || timeout(Duration::from_secs(8), overrides.changed()).await.expect("told").unwrap();
+    let mut told = async || timeout(Duration::from_secs(20), overrides.changed()).await.expect("told").unwrap();
     told().await; // the watch has begun
     commit(&store, &leadership, "overrides/eu", "1").await.unwrap();
     told().await;
@@ -153,7 +155,7 @@ async fn a_watch_tells_and_survives_the_death_of_any_member() {
         cluster.kill_member(member);
         let began = Instant::now();
         while let Err(error) = commit(&store, &leadership, "overrides/eu", &member.to_string()).await {
-            assert!(began.elapsed() < Duration::from_secs(5), "{error:?}");
+            assert!(began.elapsed() < Duration::from_secs(15), "{error:?}");
         }
         println!("member {member} was killed: a commit was done after {:?}", began.elapsed());
         // Of a reconnection it tells as well: what counts is that nothing stays untold.
@@ -186,10 +188,10 @@ async fn without_a_store_calls_end_in_time_and_leaders_know_it_before_their_leas
     for _ in 0..2 {
         let began = Instant::now();
         unavailable(store.get("a").await.map(drop));
-        assert!(began.elapsed() < DEADLINE + SLACK);
+        assert!(began.elapsed() < DEADLINE + SLACK, "{:?}", began.elapsed());
         let began = Instant::now();
         unavailable(commit(&store, &leadership, "a", "2").await.map(drop));
-        assert!(began.elapsed() < DEADLINE + SLACK);
+        assert!(began.elapsed() < DEADLINE + SLACK, "{:?}", began.elapsed());
     }
     timeout(Duration::from_secs(8), leadership.lost.wait_for(|lost| *lost)).await.unwrap().unwrap();
     assert!(died.elapsed() < Duration::from_secs(5) + SLACK, "{:?}", died.elapsed());
@@ -208,7 +210,7 @@ async fn a_leader_whose_key_was_removed_is_told_and_fenced() {
     let mut leadership = lead(&store, "c-0").await;
     cluster.control(&["del", "spillway/leader"]);
     assert!(matches!(commit(&store, &leadership, "a", "1").await, Err(StoreError::Fenced(_))));
-    timeout(Duration::from_secs(3), leadership.lost.wait_for(|lost| *lost)).await.unwrap().unwrap();
+    timeout(Duration::from_secs(10), leadership.lost.wait_for(|lost| *lost)).await.unwrap().unwrap();
 }
 
 #[tokio::test]

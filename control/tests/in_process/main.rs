@@ -3,6 +3,7 @@
 
 mod certificates;
 mod cluster;
+mod dns;
 mod drills;
 mod etcd;
 mod evidence;
@@ -12,3 +13,4 @@ mod push;
 #[cfg(feature = "route53")]
 mod route53;
 mod support;
+mod trail;

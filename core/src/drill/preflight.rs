@@ -77,8 +77,13 @@ pub enum Refusal {
     Running(String),
     #[error("the control plane did not take note of the drill{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     Unannounced(Option<String>),
-    #[error("the injector reaches nobody whom '{0}' names")]
-    NamesNobody(String),
+    #[error("the injector reaches no {what} that '{names}' names, but {}", if .known.is_empty() { "none at all".to_owned() } else { .known.join(", ") })]
+    NamesNobody {
+        /// Process or link.
+        what: &'static str,
+        names: String,
+        known: Vec<String>,
+    },
     #[error("{failed} of {requests} requests failed before the fault")]
     Failing { failed: u64, requests: u64 },
     #[error("no request of a synthetic client came through to be compared with")]
@@ -163,11 +168,12 @@ fn check_target(drill: &Drill, target: &Name, now: &Situation, refusals: &mut Ve
 }
 
 fn check_names(fault: &Fault, target: Option<&Name>, now: &Situation, refusals: &mut Vec<Refusal>) {
-    let on = if fault.act.is_of_links() { &now.links } else { &now.processes };
-    for (patterns, known) in [(&fault.on, on), (&fault.from, &now.processes)] {
+    let processes = (&now.processes, "process");
+    let on = if fault.act.is_of_links() { (&now.links, "link") } else { processes };
+    for (patterns, (known, what)) in [(&fault.on, on), (&fault.from, processes)] {
         if !patterns.is_empty() && named(patterns, target, known).is_empty() {
             let patterns: Vec<String> = patterns.iter().map(Names::to_string).collect();
-            refusals.push(Refusal::NamesNobody(patterns.join(", ")));
+            refusals.push(Refusal::NamesNobody { what, names: patterns.join(", "), known: known.clone() });
         }
     }
 }

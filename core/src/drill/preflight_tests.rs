@@ -16,13 +16,13 @@ fn region(weight: f64, capacity: Option<f64>) -> RegionBefore {
 
 fn calm() -> Situation {
     let regions = ["eu-west", "us-east", "ap-south"].map(|text| (name(text), region(1.0 / 3.0, Some(100.0))));
-    let processes = ["eu-west/gateway", "eu-west/redis", "us-east/gateway", "etcd-0"].map(str::to_owned);
+    let processes = ["eu-west/gateway", "us-east/gateway", "etcd-0"].map(str::to_owned);
     Situation {
         leader: true,
         regions: regions.into(),
         demand: Some(180.0),
         processes: processes.into(),
-        links: vec!["eu-west/gateway".into(), "us-east/gateway".into()],
+        links: ["eu-west/gateway", "eu-west/redis", "us-east/gateway"].map(str::to_owned).into(),
         requests: 100,
         announced: Announcement::Taken,
         ..Situation::default()
@@ -53,7 +53,7 @@ fn t65_all_reasons_against_a_drill_are_told_at_once() {
         Refusal::NotUp { region: name("us-east"), phase: "SUSPECT".into() },
         Refusal::Override("ap-south".into()),
         Refusal::Running("latency".into()),
-        Refusal::NamesNobody("$target/*".into()),
+        Refusal::NamesNobody { what: "process", names: "$target/*".into(), known: Vec::new() },
         Refusal::Failing { failed: 2, requests: 100 },
     ];
     assert_eq!(refusals, expected);
@@ -124,4 +124,14 @@ fn a_drill_that_nobody_is_told_of_does_not_begin() {
     assert_eq!(with(Announcement::Refused(why()), &[]), [Refusal::Unannounced(Some(why()))]);
     let running = Refusal::Running("region-loss".into());
     assert_eq!(with(Announcement::Refused(why()), &["region-loss"]), [running], "one reason is enough");
+}
+
+#[test]
+fn whom_the_injector_does_not_reach_is_said_with_whom_it_does() {
+    let mut now = calm();
+    now.links.retain(|link| link != "eu-west/redis");
+    let refusals = preflight(&drill("redis-loss"), Some(&name("eu-west")), &now);
+    let said: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    let expected = "the injector reaches no link that '$target/redis*' names, but eu-west/gateway, us-east/gateway";
+    assert_eq!(said, [expected]);
 }

@@ -27,12 +27,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Of the command that ran it.
+    /// Of the command that ran it. 2 is a command that makes no sense.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Pass => 0,
             Self::Fail => 1,
-            Self::Refused | Self::Aborted => 2,
+            Self::Refused | Self::Aborted => 3,
         }
     }
 

@@ -144,10 +144,10 @@ fn refused_and_aborted_runs_are_no_verdict_on_objectives() {
     let drill = drill("region-loss");
     let recorder = Recorder::new(&drill, None);
     let report = Report::new(&drill, &End::Refused(vec![Refusal::NoLeader]), &recorder, about(), SECOND);
-    assert_eq!((report.outcome, report.objectives.len(), report.outcome.exit_code()), (Outcome::Refused, 0, 2));
+    assert_eq!((report.outcome, report.objectives.len(), report.outcome.exit_code()), (Outcome::Refused, 0, 3));
     let end = End::Aborted(crate::drill::course::Abort::Interrupted);
     let report = Report::new(&drill, &end, &recorded(&drill), about(), SECOND * 40);
-    assert_eq!((report.outcome, report.outcome.exit_code()), (Outcome::Aborted, 2));
+    assert_eq!((report.outcome, report.outcome.exit_code()), (Outcome::Aborted, 3));
     assert_eq!(report.reasons, ["interrupted by the operator"]);
 }
 

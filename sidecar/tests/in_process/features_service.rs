@@ -166,6 +166,7 @@ async fn only_the_control_plane_and_gateways_of_the_region_may_call() {
         ("region/eu/control/loader", true),
         ("region/eu/gateway/gw-0", true),
         ("region/us/control/loader", false),
+        ("region/eu/dns/d-0", false),
         ("region/us/gateway/gw-0", false),
         ("region/eu/sidecar/scorers/pod-1", false),
         ("tenant/acme/client/web", false),

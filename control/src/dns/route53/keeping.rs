@@ -1,4 +1,4 @@
-//! What the leader wants the records to be: the plan in force, with the addresses of the newest intent.
+//! What the leader wants the records to be: the plan in force, with the addresses of what all nodes may serve.
 //!
 //! The rule: nothing is wanted of who does not lead, nor before the leader has written a plan of its own.
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::writer::{Wanted, Writer};
 use crate::dns::view::View;
+use crate::intent::Version;
 use crate::store::Fence;
 
 /// What it is made of.
@@ -20,9 +21,8 @@ pub struct Sources {
     /// While this node leads, by which election.
     pub leading: watch::Receiver<Option<Fence>>,
     pub plan: watch::Receiver<Option<Arc<SealedPlan>>>,
-    /// The newest intent, and word of each other one.
-    pub snapshot: Box<dyn Fn() -> Option<Arc<Snapshot>> + Send + Sync>,
-    pub versions: watch::Receiver<u64>,
+    /// What all nodes may serve.
+    pub served: watch::Receiver<Option<Arc<Version>>>,
 }
 
 impl Sources {
@@ -40,8 +40,8 @@ impl Sources {
         loop {
             let fence = self.leading.borrow_and_update().clone();
             let plan = self.plan.borrow_and_update().clone();
-            self.versions.mark_unchanged();
-            let now = wanted(fence.as_ref(), plan.as_deref(), (self.snapshot)().as_deref());
+            let served = self.served.borrow_and_update().as_ref().map(|version| version.snapshot.clone());
+            let now = wanted(fence.as_ref(), plan.as_deref(), served.as_deref());
             want.send_if_modified(|known| {
                 let differs = known.as_deref() != now.as_ref();
                 if differs {
@@ -52,7 +52,7 @@ impl Sources {
             let changed = tokio::select! {
                 changed = self.leading.changed() => changed,
                 changed = self.plan.changed() => changed,
-                changed = self.versions.changed() => changed,
+                changed = self.served.changed() => changed,
             };
             if changed.is_err() {
                 return;

@@ -12,9 +12,13 @@
 pub mod credentials;
 #[cfg(feature = "route53")]
 pub mod keeping;
+#[cfg(all(test, feature = "route53"))]
+mod moto;
 #[cfg(feature = "route53")]
 pub mod records;
 pub mod settings;
+#[cfg(all(test, feature = "route53"))]
+mod strict;
 #[cfg(feature = "route53")]
 pub mod writer;
 

@@ -7,9 +7,9 @@
 //! region's 255: a share is off by 1/255 of the heaviest at most. A region that is out has 0, unless all are. All sets of
 //! a name have one time to live, as Route 53 advises: the hurried one while any region is not steady.
 //!
-//! Whose word the records are stands beside them, in a TXT record of the same change batch. A batch is all or nothing, and
-//! deletes the stamp of before by its exact value: whoever read an older one cannot write, so a leader that was paused
-//! does no harm (THREATS 60, 67).
+//! Whose word the records are stands beside them, in a TXT record. Each batch replaces it, is all or nothing, and deletes
+//! the stamp that was read by its exact value. No two stamps that follow one another are alike, so of those who read the
+//! same one writes: a leader that was paused does no harm (THREATS 60, 67).
 
 use std::net::IpAddr;
 
@@ -24,13 +24,15 @@ use crate::dns::view::{Place, View};
 const HEAVIEST: f64 = 255.0;
 const STAMP_TTL: i64 = 60;
 
-/// Whose plan the records are, and which. Later ones are greater.
+/// Whose plan the records are, which, and how often they were written. Later ones are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
     /// Revision of the leader's election.
     pub epoch: u64,
     /// Version of the plan.
     pub version: u64,
+    /// Number of the batch. It tells two of one plan apart.
+    pub batch: u64,
 }
 
 /// Where the stamp is kept.
@@ -40,14 +42,25 @@ pub fn stamp_name(service: &DnsName) -> String {
 
 impl Stamp {
     fn text(self) -> String {
-        format!("\"epoch={} plan={}\"", self.epoch, self.version)
+        format!("\"epoch={} plan={} batch={}\"", self.epoch, self.version, self.batch)
     }
 
     /// None: somebody else's TXT record.
     pub fn read(set: &ResourceRecordSet) -> Option<Self> {
         let [record] = set.resource_records() else { return None };
-        let (epoch, version) = record.value().trim_matches('"').strip_prefix("epoch=")?.split_once(" plan=")?;
-        Some(Self { epoch: epoch.parse().ok()?, version: version.parse().ok()? })
+        let (epoch, rest) = record.value().trim_matches('"').strip_prefix("epoch=")?.split_once(" plan=")?;
+        let (version, batch) = rest.split_once(" batch=")?;
+        Some(Self { epoch: epoch.parse().ok()?, version: version.parse().ok()?, batch: batch.parse().ok()? })
+    }
+
+    /// The next one, for this plan.
+    pub fn after(read: Option<Self>, epoch: u64, version: u64) -> Self {
+        Self { epoch, version, batch: read.map_or(1, |read| read.batch.saturating_add(1)) }
+    }
+
+    /// Whose it is, and its version.
+    pub fn plan(self) -> (u64, u64) {
+        (self.epoch, self.version)
     }
 
     pub fn record(self, service: &DnsName) -> Result<ResourceRecordSet, BuildError> {

@@ -108,13 +108,19 @@ fn t66_the_last_addresses_stay_but_ipv6_beside_ipv4_may_go() {
 
 #[test]
 fn a_stamp_is_read_as_it_was_written_and_a_strangers_is_none() {
-    let (stamp, service) = (Stamp { epoch: 12, version: 41 }, &zone().name);
+    let (stamp, service) = (Stamp { epoch: 12, version: 41, batch: 7 }, &zone().name);
     let set = stamp.record(service).unwrap();
     assert_eq!((set.name(), Stamp::read(&set)), ("_spillway.infer.example.com.", Some(stamp)));
-    assert!(Stamp { epoch: 12, version: 42 } > stamp && Stamp { epoch: 13, version: 1 } > stamp);
-    let value = ResourceRecord::builder().value("\"v=spf1 -all\"").build().unwrap();
-    let other = ResourceRecordSet::builder().name("a.").r#type(RrType::Txt).resource_records(value).build().unwrap();
-    assert_eq!(Stamp::read(&other), None);
+    for later in [(12, 41), (12, 42), (13, 1)] {
+        let next = Stamp::after(Some(stamp), later.0, later.1);
+        assert!(next > stamp && next.batch == 8, "{next:?}");
+    }
+    assert!(Stamp::after(Some(stamp), 12, 40) < stamp && Stamp::after(Some(stamp), 11, 99) < stamp);
+    for text in ["\"v=spf1 -all\"", "\"epoch=12 plan=41\"", "\"epoch=12 plan=41 batch=-1\""] {
+        let value = ResourceRecord::builder().value(text).build().unwrap();
+        let other = ResourceRecordSet::builder().name("a.").r#type(RrType::Txt).resource_records(value);
+        assert_eq!(Stamp::read(&other.build().unwrap()), None, "{text}");
+    }
 }
 
 proptest! {

@@ -1,10 +1,11 @@
 //! Reads the records, compares, corrects.
 //!
 //! The rule: records are read before they are written, again and again: what somebody changed by hand is put right, and
-//! nothing is written that is there. A leader that has been followed by another one writes nothing any more.
+//! nothing is written that is there. A leader that has been followed by another one writes nothing any more, nor does a
+//! batch of its that comes late.
 //!
 //! ```text
-//! a new view, or a minute ─▶ list ─▶ stamp newer? refused ─▶ changes? none: done ─▶ one batch with the new stamp
+//! a new view, or a minute ─▶ list ─▶ stamp newer? refused ─▶ no changes, stamp of this plan? done ─▶ one batch: stamp replaced, changes
 //! ```
 
 use std::sync::Arc;
@@ -185,24 +186,24 @@ impl Writer {
     }
 
     async fn try_correct(&self, wanted: &Wanted) -> Result<Corrected, WriteError> {
-        let stamp = Stamp { epoch: wanted.epoch, version: wanted.view.serial };
         let name = stamp_name(&self.settings.name);
         let stamps = self.list(&name, RrType::Txt).await?;
         let read = stamps.iter().find(|set| *set.r#type() == RrType::Txt);
-        if let Some(later) = read.and_then(Stamp::read).filter(|found| *found > stamp) {
+        let found = read.and_then(Stamp::read);
+        let stamp = Stamp::after(found, wanted.epoch, wanted.view.serial);
+        if let Some(later) = found.filter(|found| *found > stamp) {
             return Err(WriteError::Superseded(later));
         }
         let listed = self.list(&format!("{}.", self.settings.name), RrType::A).await?;
         let listed: Vec<_> =
             listed.into_iter().filter(|set| matches!(set.r#type(), RrType::A | RrType::Aaaa)).collect();
         let of_sets = changes(&listed, &desired(&wanted.view, &self.settings.answers, &self.settings.name)?)?;
-        if of_sets.is_empty() {
-            return Ok(Corrected::default());
-        }
         let corrected = Corrected { changes: of_sets.len() };
-        // The same stamp as before is not written again: deleting and creating it would change nothing.
-        let is_stamped = read.and_then(Stamp::read) == Some(stamp);
-        let of_stamp = if is_stamped { Vec::new() } else { restamp(read, stamp.record(&self.settings.name)?)? };
+        // Records that are right under another plan's stamp are stamped: else what is on its way from there would come.
+        if of_sets.is_empty() && found.map(Stamp::plan) == Some(stamp.plan()) {
+            return Ok(corrected);
+        }
+        let of_stamp = restamp(read, stamp.record(&self.settings.name)?)?;
         let batch = ChangeBatch::builder()
             .set_changes(Some([of_stamp, of_sets].concat()))
             .comment(format!("spillway: epoch {}, plan {}", stamp.epoch, stamp.version))
@@ -241,6 +242,9 @@ impl Writer {
     }
 }
 
+#[cfg(test)]
+#[path = "fence_tests.rs"]
+mod fence_tests;
 #[cfg(test)]
 #[path = "moto_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::stand::{SECOND, Stand, id};
 
-const DNS: &str = "spiffe://spillway.test/region/eu/control/dns-0";
+const DNS: &str = "spiffe://spillway.test/region/eu/dns/dns-0";
 const REGION: &str = "apiVersion: spillway/v1\nkind: Region\nmetadata: {name: eu}\nspec: {trustDomain: spillway.test, \
                       gateways: [{name: gw-0, address: '192.0.2.1:8443'}]}\n";
 

@@ -55,7 +55,8 @@ pub struct Stand {
     pub port: Port,
     pub newcomers: SocketAddr,
     pub drain: Drain,
-    pub audit: PathBuf,
+    audit: Audit,
+    audit_file: PathBuf,
     settings: AuthoritySettings,
     store: Store,
     pub leading: watch::Sender<Option<Fence>>,
@@ -90,7 +91,7 @@ impl Stand {
         );
         let authority = opened.await.unwrap();
         tokio::spawn(authority.clone().watch(drain.clone()));
-        tokio::spawn(workload.clone().watch(audit, drain.clone()));
+        tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
         let port = Port::open(&authority, &workload, "127.0.0.1:0".parse().unwrap()).await;
         let newcomers = Newcomers::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let newcomers_at = newcomers.address().unwrap();
@@ -99,7 +100,8 @@ impl Stand {
         let renewal = Renewal::new(identity, own, workload.clone(), &Metrics::new("own"));
         tokio::spawn(renewal.run(drain.clone()));
         Self {
-            audit: at("audit.log"),
+            audit,
+            audit_file: at("audit.log"),
             folder,
             signer,
             authority,
@@ -161,8 +163,8 @@ impl Stand {
 
     /// The audit log has so many lines that hold all of these.
     pub async fn audited(&self, parts: &[&str]) -> usize {
-        tokio::time::sleep(Duration::from_millis(1_300)).await;
-        let log = std::fs::read_to_string(&self.audit).unwrap();
+        self.audit.flush(10 * SECOND);
+        let log = std::fs::read_to_string(&self.audit_file).unwrap();
         log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
     }
 }
