@@ -25,7 +25,7 @@ pub struct Target {
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "dev", conflicts_with = "dev")]
     admin: Option<String>,
     /// One that `spillway dev` runs out of this folder (.dev)
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_missing_value = ".dev")]
     dev: Option<PathBuf>,
     /// Of which region, with --dev [default: the first one]
     #[arg(long, value_name = "NAME", requires = "dev")]

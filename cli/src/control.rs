@@ -26,7 +26,7 @@ pub struct Target {
     #[arg(long, value_name = "HOST:PORT,...", env = "SPILLWAY_CONTROL", value_delimiter = ',')]
     control: Vec<String>,
     /// What `spillway dev` runs out of this folder (.dev), instead of all else here
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_missing_value = ".dev")]
     pub dev: Option<PathBuf>,
     /// An operator's certificate.pem, key.pem and trust-bundle.pem
     #[arg(long, value_name = "FOLDER", env = "SPILLWAY_IDENTITY")]

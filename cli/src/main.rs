@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod dev;
 mod drill;
+mod injector;
 mod yaml;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +50,8 @@ enum Command {
     Explain(Box<commands::explain::Arguments>),
     /// Break something on purpose, and measure how long it takes to get over it
     Drill(commands::drill::Arguments),
+    /// Run the injector of a machine: what breaks its processes for drills
+    Injector(commands::process::Arguments),
     /// Load features
     Features(commands::features::Arguments),
     /// Purge cached results
@@ -57,7 +60,7 @@ enum Command {
     Token(commands::token::Arguments),
     /// Make a trust domain and its certificates; replace its root
     Pki(commands::pki::Arguments),
-    /// Check audit logs
+    /// Check audit logs; show what the control plane's leaders recorded
     Audit(commands::audit::Arguments),
     /// Run three regions on this machine
     Dev(dev::Arguments),
@@ -81,6 +84,7 @@ fn main() -> std::process::ExitCode {
         Command::Explain(arguments) => commands::explain::run(&arguments),
         Command::Cache(arguments) => commands::cache::run(&arguments),
         Command::Drill(arguments) => commands::drill::run(&arguments),
+        Command::Injector(arguments) => commands::process::injector(&arguments),
         Command::Pki(arguments) => commands::pki::run(&arguments),
         Command::Token(arguments) => commands::token::run(&arguments),
         Command::Features(arguments) => commands::features::run(&arguments),

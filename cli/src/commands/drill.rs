@@ -14,7 +14,24 @@ use crate::drill::keep;
 use crate::drill::place::Place;
 use crate::drill::run::{self, Setup};
 
+/// Of a run that could not be begun, or ended without a report.
+const NO_REPORT: u8 = 4;
+
+const INJECTOR: &str = "\
+A drill needs injectors, which break things and mend them. `spillway dev` has one. In a deployment none runs unless
+somebody starts `spillway injector` on the machines whose processes may be broken; --endpoints names a file of addresses
+and identities, theirs among them (described in docs/drills.md).";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  passed
+  1  failed: an objective was missed or could not be measured, or not everything came back in time
+  2  the command makes no sense
+  3  refused before anything was broken, or aborted
+  4  no report: it could not be run, or was interrupted twice";
+
 #[derive(clap::Args)]
+#[command(after_help = INJECTOR)]
 pub struct Arguments {
     #[command(subcommand)]
     action: Action,
@@ -22,7 +39,8 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Run a drill; exits with 0: passed, 1: failed, 2: refused or aborted
+    /// Run a drill
+    #[command(after_help = EXIT_CODES)]
     Run(Box<Run>),
     /// Show the drills that come along
     List,
@@ -45,7 +63,7 @@ struct Run {
     #[arg(long, value_name = "NAME|HOST:PORT")]
     control: Option<String>,
     /// What `spillway dev` runs out of this folder
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_value = ".dev", default_missing_value = ".dev")]
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_value = ".dev", default_missing_value = ".dev")]
     dev: PathBuf,
     /// Addresses and identities [default: endpoints.json in the folder of `spillway dev`]
     #[arg(long, value_name = "FILE")]
@@ -66,10 +84,16 @@ struct Run {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.action {
-        Action::Run(run) => tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run.run()),
+        Action::Run(run) => {
+            let outcome = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run.run());
+            Ok(outcome.unwrap_or_else(|error| {
+                eprintln!("spillway: {error:#}");
+                ExitCode::from(NO_REPORT)
+            }))
+        }
         Action::List => {
             for drill in builtin::all() {
-                println!("{:<14} {}", drill.name, drill.description);
+                println!("{:<14} {}", drill.name.as_str(), drill.description);
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -143,6 +143,8 @@ fn last_part(id: &SpiffeId) -> String {
     match &id.role {
         Role::Gateway { name, .. }
         | Role::Control { name, .. }
+        | Role::Dns { name, .. }
+        | Role::Injector { name, .. }
         | Role::Client { name, .. }
         | Role::Operator { name } => name.to_string(),
         Role::Sidecar { pod, .. } => pod.to_string(),

@@ -1,10 +1,13 @@
-//! `spillway gateway`, `sidecar`, `control` and `dns`: settings in, a process that runs until it is told to drain.
+//! `spillway gateway`, `sidecar`, `control`, `dns` and `injector`: settings in, a process that runs until it is told to drain.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 use spillway_runtime::drain::Drain;
 use spillway_runtime::settings;
 use spillway_runtime::telemetry::init_logging;
@@ -17,6 +20,9 @@ pub struct Arguments {
     /// Read the settings, print every fault, and leave; nothing listens
     #[arg(long)]
     check: bool,
+    /// Ends with this process, its parent, however that ends
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<i32>,
 }
 
 pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
@@ -43,6 +49,11 @@ pub fn dns(arguments: &Arguments) -> Result<ExitCode> {
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_control::dns::run(settings, drain))
 }
 
+pub fn injector(arguments: &Arguments) -> Result<ExitCode> {
+    let settings: crate::injector::InjectorSettings = settings::read(&arguments.config)?;
+    serve(arguments, 1, settings.drain_timeout, |drain| crate::injector::node::run(settings, drain))
+}
+
 /// Runs a process until it has drained: on TERM or INT, or because its admin port was told to.
 fn serve<F, E>(
     arguments: &Arguments,
@@ -57,6 +68,9 @@ where
     if arguments.check {
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(parent) = arguments.parent {
+        end_with(Pid::from_raw(parent))?;
+    }
     init_logging();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     runtime.block_on(async {
@@ -69,4 +83,12 @@ where
         signals.abort();
         Ok(outcome.map(|()| ExitCode::SUCCESS)?)
     })
+}
+
+/// The kernel kills us when our parent's thread that started us is gone, also while we are stopped (prctl(2),
+/// PR_SET_PDEATHSIG).
+fn end_with(parent: Pid) -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    ensure!(getppid() == parent, "who started this is gone, or not the process {parent}");
+    Ok(())
 }

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 #[derive(clap::Args)]
 pub struct Target {
     /// A region that `spillway dev` runs out of this folder, instead of the five options below
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = ".dev")]
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_missing_value = ".dev")]
     dev: Option<PathBuf>,
     /// Which region, with --dev [default: the first one]
     #[arg(long, value_name = "NAME", requires = "dev")]

@@ -23,6 +23,8 @@ pub const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
 const REGIONS: [(&str, [u8; 4]); 3] =
     [("eu-west", [127, 0, 0, 1]), ("eu-central", [127, 0, 0, 2]), ("us-east", [127, 0, 0, 3])];
 const DNS_PORT: u16 = 8053;
+/// How what runs is called, while it runs.
+pub const ENDPOINTS: &str = "endpoints.json";
 
 const RESOURCES: [(&str, &str); 4] = [
     ("features.yaml", include_str!("../../dev/resources/features.yaml")),
@@ -54,8 +56,8 @@ pub struct Member {
 }
 
 impl Fleet {
-    /// Makes the folder anew, but keeps what must not go back: the authority, whose certificates clients may hold, and the
-    /// control plane's store.
+    /// Makes the folder anew, but keeps what must not go back: the authority, whose certificates clients may hold, the
+    /// control plane's store, and what processes keep.
     pub fn lay_out(dir: &Path, port: u16, pace: Pace, otlp: Option<&str>, backends: &Backends) -> Result<Self> {
         for folder in ["pki", "resources", DNS] {
             make(&dir.join(folder))?;
@@ -70,12 +72,12 @@ impl Fleet {
             let config = dir.join(format!("{path}.yaml"));
             Ok::<_, anyhow::Error>(Member { path: path.into(), id, config, address, admin: ports.take()? })
         };
-        let control_id = |name: &str| format!("spiffe://{TRUST_DOMAIN}/region/{}/control/{name}", REGIONS[0].0);
+        let id = |role: &str, name: &str| format!("spiffe://{TRUST_DOMAIN}/region/{}/{role}/{name}", REGIONS[0].0);
         let address = ports.take()?;
-        let control = member(CONTROL, control_id(CONTROL), address, &mut ports)?;
+        let control = member(CONTROL, id("control", CONTROL), address, &mut ports)?;
         let bootstrap = ports.take()?;
         let address = if port == 8443 { SocketAddr::from(([127, 0, 0, 1], DNS_PORT)) } else { ports.take()? };
-        let dns = member(DNS, control_id(DNS), address, &mut ports)?;
+        let dns = member(DNS, id("dns", DNS), address, &mut ports)?;
         let mut regions = Vec::new();
         for (name, ip) in REGIONS {
             let service = SocketAddr::from((ip, port));
@@ -84,6 +86,8 @@ impl Fleet {
         }
         hold(&mut certificates, &regions, [&control, &dns])?;
         certificates.issue_all()?;
+        // It would describe what ran before.
+        let _ = std::fs::remove_file(dir.join(ENDPOINTS));
         let fleet = Self { dir: dir.to_owned(), regions, control, bootstrap, dns, certificates, pace };
         fleet.write_settings(otlp, backends)?;
         fleet.write_resources(backends)?;
@@ -92,6 +96,8 @@ impl Fleet {
 
     fn write_settings(&self, otlp: Option<&str>, backends: &Backends) -> Result<()> {
         let common = |member: &Member, region: &str| {
+            // Control nodes make no traces.
+            let otlp = otlp.filter(|_| member.path != CONTROL);
             let files = of_process(&self.dir, &member.path);
             format!(
                 "region: {region}\n\
@@ -222,4 +228,44 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 
 pub fn make(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_control::ControlSettings;
+    use spillway_control::dns::DnsSettings;
+    use spillway_gateway::GatewaySettings;
+    use spillway_runtime::settings::read;
+    use spillway_sidecar::SidecarSettings;
+
+    use super::super::servers::Addresses;
+    use super::*;
+
+    #[test]
+    fn each_process_can_read_its_settings() {
+        spillway_runtime::tls::install_provider();
+        let servers = Addresses {
+            redis: SocketAddr::from(([127, 0, 0, 1], 1)),
+            cassandra: "127.0.0.1:2".into(),
+            triton: "http://127.0.0.1:3".into(),
+        };
+        let otlp = "http://127.0.0.1:4317";
+        for (backends, otlp) in [(Backends::Embedded, None), (Backends::Servers(servers), Some(otlp))] {
+            let folder = tempfile::tempdir().unwrap();
+            let old = folder.path().join(ENDPOINTS);
+            std::fs::write(&old, "{}").unwrap();
+            let fleet = Fleet::lay_out(folder.path(), 0, Pace::parse("1h").unwrap(), otlp, &backends).unwrap();
+            assert!(!old.exists(), "it describes what does not run any more");
+            read::<ControlSettings>(&fleet.control.config).unwrap();
+            read::<DnsSettings>(&fleet.dns.config).unwrap();
+            for region in &fleet.regions {
+                let gateway = read::<GatewaySettings>(&region.gateway.config).unwrap();
+                assert_eq!(gateway.common.otlp.is_some(), otlp.is_some());
+                for pod in &region.sidecars {
+                    let sidecar = read::<SidecarSettings>(&pod.config).unwrap();
+                    assert_eq!(sidecar.common.otlp.is_some(), otlp.is_some());
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! * [`certificates`]: first certificates, and those of who runs no process.
 //! * [`region`]: what one region is made of.
 //! * [`processes`]: the children, ended with us, started again when they die.
-//! * [`servers`]: Redis, Cassandra and Triton, when asked for.
+//! * [`servers`]: Redis, Cassandra and Triton, when asked for; Redis behind a link for each region.
 //! * [`injector`]: what breaks things for drills.
 
 mod certificates;
@@ -14,9 +14,9 @@ mod processes;
 mod region;
 mod servers;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -29,10 +29,10 @@ use crate::commands::apply;
 use crate::commands::features::Load;
 use crate::commands::sidecar::Connection;
 use crate::control::Target;
+use crate::injector::Injector;
+use crate::injector::relay::Links;
 use certificates::{Pace, of_caller, shared_bundle};
-use fleet::{CONTROL, EXAMPLE_ENTITY, Fleet, MODEL, Member, SERVICE, TENANTS};
-use injector::Injector;
-use injector::relay::Links;
+use fleet::{CONTROL, ENDPOINTS, EXAMPLE_ENTITY, Fleet, MODEL, Member, SERVICE, TENANTS};
 use processes::Processes;
 use region::{Backends, Region};
 use servers::Servers;
@@ -40,7 +40,9 @@ use servers::Servers;
 /// Run three regions on this machine until Ctrl-C: a gateway and two sidecars each, a control node, DNS, a model, its features
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Where everything is kept; made anew at each start, but for the certificates of the authority
+    /// Where everything is kept. Settings, leaf certificates and the resources that come along are written anew at each
+    /// start; all else stays: the authority (pki), versions, overrides and audit (control.sqlite), features
+    /// (features.sqlite), last snapshots, logs, reports of drills
     #[arg(long, value_name = "FOLDER", default_value = ".dev")]
     dir: PathBuf,
     /// The gateways' port, on 127.0.0.1, .2 and .3; 0 takes a free one
@@ -57,9 +59,8 @@ pub struct Arguments {
     otlp: Option<String>,
 }
 
-const LED_WITHIN: Duration = Duration::from_secs(5);
+const LED_WITHIN: Duration = Duration::from_secs(30);
 
-const ENDPOINTS: &str = "endpoints.json";
 const SITE: &[u8] = include_bytes!("../../dev/model/site.csv");
 const PAGE: &[u8] = include_bytes!("../../dev/model/page.csv");
 
@@ -71,10 +72,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 async fn serve(arguments: &Arguments) -> Result<()> {
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let lock = lock(&arguments.dir)?;
     let mut processes = Processes::default();
     let mut servers = None;
     let outcome = tokio::select! {
-        outcome = start_and_watch(arguments, &mut processes, &mut servers) => outcome,
+        outcome = start_and_watch(arguments, &lock, &mut processes, &mut servers) => outcome,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     };
@@ -84,18 +86,38 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     outcome
 }
 
+/// Held while something runs out of the folder, also by who stops servers after our death.
+fn lock(dir: &Path) -> Result<File> {
+    fleet::make(dir)?;
+    let file = dir.join("lock");
+    let cannot = || format!("cannot lock {}", file.display());
+    let lock = File::options().create(true).append(true).open(&file).with_context(cannot)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!("another `spillway dev` runs in {}, or is just ending", dir.display()),
+        Err(TryLockError::Error(problem)) => Err(problem).with_context(cannot),
+    }
+}
+
 async fn start_and_watch(
     arguments: &Arguments,
+    lock: &File,
     processes: &mut Processes,
     servers: &mut Option<Servers>,
 ) -> Result<()> {
     let backends = if arguments.with_servers {
-        let started = servers.insert(Servers::start(&arguments.dir)?);
+        let started = servers.insert(Servers::start(&arguments.dir, lock)?);
         Backends::Servers(started.addresses())
     } else {
         Backends::Embedded
     };
     let fleet = Fleet::lay_out(&arguments.dir, arguments.port, arguments.life, arguments.otlp.as_deref(), &backends)?;
+    let links = Links::new(processes.handles());
+    if let Backends::Servers(at) = &backends {
+        for region in &fleet.regions {
+            links.add(&format!("{}/redis", region.name), region.redis, at.redis).await?;
+        }
+    }
     processes.spawn(&fleet.control.path, "control", &fleet.control.config).await?;
     let target = Target::at(fleet.control.address.to_string(), operator(&fleet.dir));
     apply_when_led(&target, &fleet.dir.join("resources")).await?;
@@ -110,14 +132,12 @@ async fn start_and_watch(
     let gateways = fleet.regions.iter().map(|region| &region.gateway);
     let gateways = gateways.map(|gateway| (gateway.path.clone(), "gateway", gateway.config.clone())).collect();
     processes.spawn_all(gateways).await?;
-    let handles = Arc::new(processes.handles());
-    let links = Links::new(handles.clone());
     for region in &fleet.regions {
         links.add(&region.gateway.path, region.service, region.gateway.address).await?;
     }
-    let _injector = injector::service::serve(Injector::new(handles, links), &fleet.dir).await?;
+    let _injector = injector::serve(Injector::new(processes.handles(), links), &fleet.dir).await?;
     try_join_all(fleet.regions.iter().map(|region| region.gateway.wait_until_ready())).await?;
-    announce(&fleet)?;
+    let _announced = announce(&fleet)?;
     fleet.certificates.keep(fleet.control.address).await;
     Ok(())
 }
@@ -197,8 +217,18 @@ pub fn endpoints(folder: &Path) -> Result<Value> {
     Ok(serde_json::from_slice(&read)?)
 }
 
+/// `endpoints.json`: removed when dropped.
+struct Announced(PathBuf);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        // The next run removes it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// Writes `endpoints.json` and prints how to call what runs.
-fn announce(fleet: &Fleet) -> Result<()> {
+fn announce(fleet: &Fleet) -> Result<Announced> {
     let shown = |path: &Path| path.display().to_string();
     let pki = fleet.dir.join("pki");
     let files = |name: &str| json!({ "cert": shown(&pki.join(format!("{name}.pem"))), "key": shown(&pki.join(format!("{name}.key"))) });
@@ -230,7 +260,7 @@ fn announce(fleet: &Fleet) -> Result<()> {
             "admin": format!("http://{}", fleet.control.admin),
         }],
         "dns": [fleet.dns.address.to_string()],
-        "injector": shown(&fleet.dir.join(injector::service::FILE)),
+        "injector": shown(&fleet.dir.join(injector::FILE)),
         "trust_bundle": shown(&shared_bundle(&fleet.dir)),
         "pki_dir": shown(&pki),
         "operator": files(fleet::OPERATOR),
@@ -257,10 +287,10 @@ The regions {names} are up. A prediction:
     -d '{{\"parameters\":{{\"entity_id\":\"{EXAMPLE_ENTITY}\"}},\"inputs\":[]}}'
 
   endpoints   {endpoints}
-  regions     {spillway} status --dev {dir}     a gateway: status --dev {dir} --region {region}
+  regions     {spillway} status --dev={dir}     a gateway: status --dev={dir} --region {region}
   DNS         dig @{dns_ip} -p {dns_port} {SERVICE}
-  resources   {dir}/resources    change them, then: {spillway} apply --dev {dir} -f {dir}/resources
-  lose one    {spillway} drill run region-loss --dev {dir} --target {region}
+  resources   {dir}/resources    change them, then: {spillway} apply --dev={dir} -f {dir}/resources
+  lose one    {spillway} drill run region-loss --dev={dir} --target {region}
   metrics     curl http://{admin}/metrics
   logs        {dir}/*.log, {dir}/*/*.log
 
@@ -276,5 +306,21 @@ Ctrl-C stops all of it.",
         dns_port = fleet.dns.address.port(),
         admin = first.gateway.admin,
     );
-    Ok(())
+    Ok(Announced(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_runs_out_of_a_folder_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("new");
+        let first = lock(&dir).unwrap();
+        let refused = lock(&dir).unwrap_err().to_string();
+        assert!(refused.starts_with("another `spillway dev` runs in"), "{refused}");
+        drop(first);
+        lock(&dir).unwrap();
+    }
 }

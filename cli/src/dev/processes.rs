@@ -1,9 +1,11 @@
-//! The children of `spillway dev`: this same binary. They end with us, and one that dies is started again, unless it
-//! was killed on purpose.
+//! The children of `spillway dev`: this same binary.
+//!
+//! The rule: each becomes what is wanted of it, however often that takes: one that dies is started again until it is up,
+//! unless it was killed on purpose. They end with us, however we end, also those that are paused (`--parent`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,52 +13,43 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::injector;
+use crate::injector;
 
 /// A child that is not up within this time will not be.
 const START: Duration = Duration::from_secs(30);
 /// What a child gets to drain.
 const STOP: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
-/// Orders that wait for one child.
-const ORDERS: usize = 16;
 
 /// All children, by name.
 #[derive(Default)]
 pub struct Processes {
-    children: BTreeMap<String, Supervised>,
     /// In the order in which they were started.
-    order: Vec<String>,
+    children: Vec<(String, JoinHandle<()>)>,
+    handles: Arc<Handles>,
 }
 
-struct Supervised {
-    orders: mpsc::Sender<Order>,
-    task: JoinHandle<()>,
-    /// 0 while it does not run.
-    pid: Arc<AtomicU32>,
-}
-
-/// What may be done to a child.
+/// What a child is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    /// At once, and it stays dead until [`Order::Start`].
-    Kill,
-    /// It neither runs nor ends until [`Order::Resume`].
-    Pause,
-    Resume,
-    Start,
-    /// Drains, or is killed.
-    Stop,
+enum Wanted {
+    Running,
+    /// It neither runs nor ends.
+    Paused,
+    Dead,
+    /// Drained, or killed if that takes too long. Nothing comes after it.
+    Stopped,
 }
 
 /// How a child is started.
 #[derive(Clone)]
 struct Program {
+    executable: PathBuf,
     name: String,
     command: &'static str,
     config: PathBuf,
@@ -65,18 +58,18 @@ struct Program {
 impl Processes {
     /// Starts a child and returns when it says that it listens.
     pub async fn spawn(&mut self, name: &str, command: &'static str, config: &Path) -> Result<()> {
-        let program = Program { name: name.to_owned(), command, config: config.to_owned() };
-        let child = program.start().await?;
-        self.keep(program, child);
-        Ok(())
+        self.spawn_all(vec![(name.to_owned(), command, config.to_owned())]).await
     }
 
     /// Starts several at once.
     pub async fn spawn_all(&mut self, programs: Vec<(String, &'static str, PathBuf)>) -> Result<()> {
-        let programs = programs.into_iter().map(|(name, command, config)| Program { name, command, config });
-        let started = programs.map(|program| async move {
-            let child = program.start().await?;
-            Ok::<_, anyhow::Error>((program, child))
+        let executable = std::env::current_exe()?;
+        let started = programs.into_iter().map(|(name, command, config)| {
+            let program = Program { executable: executable.clone(), name, command, config };
+            async move {
+                let child = program.start().await?;
+                Ok::<_, anyhow::Error>((program, child))
+            }
         });
         for (program, child) in futures_util::future::try_join_all(started).await? {
             self.keep(program, child);
@@ -84,136 +77,142 @@ impl Processes {
         Ok(())
     }
 
-    /// Who may break them: those that run now.
-    pub fn handles(&self) -> Handles {
-        let handle = |(name, child): (&String, &Supervised)| {
-            (name.clone(), Handle { orders: child.orders.clone(), pid: child.pid.clone() })
-        };
-        Handles(self.children.iter().map(handle).collect())
+    /// Who may break them, those of later too.
+    pub fn handles(&self) -> Arc<Handles> {
+        self.handles.clone()
     }
 
     /// Drains all children, the last started first, and kills those that take too long.
     pub async fn stop(&mut self) {
-        for name in std::mem::take(&mut self.order).into_iter().rev() {
-            let Some(child) = self.children.remove(&name) else { continue };
+        for (name, task) in std::mem::take(&mut self.children).into_iter().rev() {
             // It is gone already if its supervisor is.
-            let _ = child.orders.send(Order::Stop).await;
-            if let Err(error) = child.task.await {
+            let _ = self.handles.want(&name, Wanted::Stopped);
+            if let Err(error) = task.await {
                 eprintln!("{name}: {error}");
             }
         }
     }
 
     fn keep(&mut self, program: Program, child: Child) {
-        let (orders, received) = mpsc::channel(ORDERS);
-        let (name, pid) = (program.name.clone(), Arc::new(AtomicU32::new(0)));
-        let task = tokio::spawn(supervise(program, child, received, pid.clone()));
-        self.order.push(name.clone());
-        self.children.insert(name, Supervised { orders, task, pid });
+        let (wanted, heard) = watch::channel(Wanted::Running);
+        let (name, pid) = (program.name.clone(), Arc::new(AtomicU32::new(child.id().unwrap_or_default())));
+        let task = tokio::spawn(supervise(program, child, heard, pid.clone()));
+        self.handles.0.lock().insert(name.clone(), Handle { wanted, pid });
+        self.children.push((name, task));
     }
 }
 
-/// Orders for children, from wherever. What is ordered is done soon; what fails is told on standard error.
-pub struct Handles(BTreeMap<String, Handle>);
+/// What is wanted of children, from wherever. It is brought about soon; what fails is told on standard error.
+#[derive(Default)]
+pub struct Handles(Mutex<BTreeMap<String, Handle>>);
 
 struct Handle {
-    orders: mpsc::Sender<Order>,
+    wanted: watch::Sender<Wanted>,
+    /// 0 while it does not run.
     pid: Arc<AtomicU32>,
 }
 
 impl Handles {
-    fn order(&self, name: &str, order: Order) -> Result<()> {
-        let handle = self.0.get(name).with_context(|| format!("there is no process '{name}'"))?;
-        handle.orders.try_send(order).with_context(|| format!("{name} takes no orders"))
+    fn wanted(&self, name: &str) -> Option<Wanted> {
+        self.0.lock().get(name).map(|handle| *handle.wanted.borrow())
+    }
+
+    fn want(&self, name: &str, wanted: Wanted) -> Result<()> {
+        let handles = self.0.lock();
+        let handle = handles.get(name).with_context(|| format!("there is no process '{name}'"))?;
+        if wanted == Wanted::Dead {
+            // Nobody is to take it for one that was started again.
+            handle.pid.store(0, Ordering::Relaxed);
+        }
+        handle.wanted.send(wanted).with_context(|| format!("{name} is not looked after any more"))
     }
 }
 
 impl injector::Processes for Handles {
     fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.0.lock().keys().cloned().collect()
     }
 
     fn pid(&self, name: &str) -> Option<u32> {
-        self.0.get(name).map(|handle| handle.pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+        let pid = self.0.lock().get(name)?.pid.load(Ordering::Relaxed);
+        (pid != 0).then_some(pid)
     }
 
     fn kill(&self, name: &str) -> Result<()> {
-        self.order(name, Order::Kill)
+        self.want(name, Wanted::Dead)
     }
 
     fn pause(&self, name: &str) -> Result<()> {
-        self.order(name, Order::Pause)
+        // The dead stay dead.
+        if self.wanted(name) == Some(Wanted::Dead) { Ok(()) } else { self.want(name, Wanted::Paused) }
     }
 
     fn resume(&self, name: &str) -> Result<()> {
-        self.order(name, Order::Resume)
+        self.want(name, Wanted::Running)
     }
 
     fn start(&self, name: &str) -> Result<()> {
-        self.order(name, Order::Start)
+        self.want(name, Wanted::Running)
     }
 }
 
-/// Until it is stopped or nobody can give orders any more.
-async fn supervise(program: Program, child: Child, mut orders: mpsc::Receiver<Order>, pid: Arc<AtomicU32>) {
+/// Until it is stopped or nobody can want anything any more.
+async fn supervise(program: Program, child: Child, mut wanted: watch::Receiver<Wanted>, pid: Arc<AtomicU32>) {
     let mut child = Some(child);
+    let mut rest = Duration::ZERO;
     loop {
+        let now = *wanted.borrow_and_update();
+        if let Err(error) = program.bring(&mut child, now).await {
+            eprintln!("{}: {error:#}", program.name);
+        }
+        if now == Wanted::Stopped {
+            return;
+        }
         pid.store(child.as_ref().and_then(Child::id).unwrap_or_default(), Ordering::Relaxed);
-        let died = async {
-            match &mut child {
-                Some(child) => child.wait().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            status = died => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                eprintln!("{} ended ({status}); starting it again", program.name);
-                tokio::time::sleep(RESTART_AFTER).await;
-                child = program.start().await.map_err(|error| eprintln!("{error:#}")).ok();
-            }
-            order = orders.recv() => {
-                let Some(order) = order else { return };
-                if let Err(error) = program.carry_out(order, &mut child).await {
-                    eprintln!("{error:#}");
-                }
-                if order == Order::Stop {
+            changed = wanted.changed() => {
+                if changed.is_err() {
                     return;
                 }
+                rest = Duration::ZERO;
+            }
+            status = ended(&mut child) => {
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                eprintln!("{} ended ({status}); starting it again", program.name);
+                child = None;
+                rest = RESTART_AFTER;
+            }
+            started = program.start_after(rest), if child.is_none() && now != Wanted::Dead => {
+                rest = RESTART_AFTER;
+                child = started.inspect_err(|error| eprintln!("{error:#}")).ok();
             }
         }
     }
 }
 
+/// Never, while there is none.
+async fn ended(child: &mut Option<Child>) -> std::io::Result<ExitStatus> {
+    match child {
+        Some(child) => child.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Program {
-    async fn carry_out(&self, order: Order, child: &mut Option<Child>) -> Result<()> {
-        let signal = |child: &Option<Child>, signal| {
-            let pid = child.as_ref().and_then(Child::id).and_then(|id| i32::try_from(id).ok());
-            let pid = pid.with_context(|| format!("{} does not run", self.name))?;
-            kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot signal {}", self.name))
-        };
-        match order {
-            Order::Kill => {
-                signal(child, Signal::SIGKILL)?;
-                if let Some(mut child) = child.take() {
-                    child.wait().await?;
-                }
-                Ok(())
-            }
-            Order::Pause => signal(child, Signal::SIGSTOP),
-            Order::Resume => signal(child, Signal::SIGCONT),
-            Order::Start if child.is_some() => Ok(()),
-            Order::Start => {
-                *child = Some(self.start().await?);
-                Ok(())
-            }
-            Order::Stop => {
+    /// All but a start, which takes its time.
+    async fn bring(&self, child: &mut Option<Child>, wanted: Wanted) -> Result<()> {
+        match wanted {
+            Wanted::Running => signal(child.as_ref(), Signal::SIGCONT),
+            Wanted::Paused => signal(child.as_ref(), Signal::SIGSTOP),
+            Wanted::Dead => match child.take() {
+                Some(mut child) => Ok(child.kill().await?),
+                None => Ok(()),
+            },
+            Wanted::Stopped => {
+                // Fails only when the child is gone. One that was paused must run to end.
+                let _ = signal(child.as_ref(), Signal::SIGTERM);
+                let _ = signal(child.as_ref(), Signal::SIGCONT);
                 let Some(mut running) = child.take() else { return Ok(()) };
-                if let Some(pid) = running.id().and_then(|id| i32::try_from(id).ok()) {
-                    // Fails only when the child is gone. One that was paused must run to end.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-                }
                 if tokio::time::timeout(STOP, running.wait()).await.is_err() {
                     eprintln!("{} does not end; killing it", self.name);
                     running.kill().await?;
@@ -223,13 +222,19 @@ impl Program {
         }
     }
 
+    async fn start_after(&self, rest: Duration) -> Result<Child> {
+        tokio::time::sleep(rest).await;
+        self.start().await
+    }
+
     async fn start(&self) -> Result<Child> {
         let name = &self.name;
         let log = self.config.with_extension("log");
         let open = || std::fs::File::options().create(true).append(true).open(&log);
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new(&self.executable)
             .args([self.command, "--config"])
             .arg(&self.config)
+            .args(["--parent", &std::process::id().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(open().with_context(|| format!("cannot write {}", log.display()))?)
@@ -253,3 +258,14 @@ impl Program {
         Ok(child)
     }
 }
+
+fn signal(child: Option<&Child>, signal: Signal) -> Result<()> {
+    match child.and_then(Child::id).and_then(|id| i32::try_from(id).ok()) {
+        Some(pid) => kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} cannot be sent")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "processes_tests.rs"]
+mod tests;

@@ -28,6 +28,8 @@ pub struct Region {
     pub dir: PathBuf,
     /// Where clients, peers and probes call it: a link that drills can break, before the gateway.
     pub service: SocketAddr,
+    /// Where its processes find Redis, if there is one: a link, too.
+    pub redis: SocketAddr,
     pub gateway: Member,
     pub sidecars: Vec<Member>,
 }
@@ -56,7 +58,7 @@ impl Region {
             let address = ports.take()?;
             sidecars.push(member(pod, format!("sidecar/{}/{pod}", pool(name)), address, ports)?);
         }
-        Ok(Self { name: name.to_owned(), dir, service, gateway, sidecars })
+        Ok(Self { name: name.to_owned(), dir, service, redis: ports.take()?, gateway, sidecars })
     }
 
     pub fn pool(&self) -> String {
@@ -110,7 +112,7 @@ impl Region {
         };
         let redis = match backends {
             Backends::Embedded => String::new(),
-            Backends::Servers(at) => format!("redis: {{ servers: [\"{}\"] }}\n", at.redis),
+            Backends::Servers(_) => format!("redis: {{ servers: [\"{}\"] }}\n", self.redis),
         };
         let audit = path(&format!("{GATEWAY}.audit.log"));
         let gateway = format!("{}name: {GATEWAY}\nthreads: 1\naudit: {audit}\n{redis}", node(&self.gateway));
@@ -125,7 +127,7 @@ impl Region {
             ),
             Backends::Servers(at) => format!(
                 "triton: \"{}\"\nfeatures:\n  memory: 64MiB\n  redis: {{ servers: [\"{}\"] }}\n  cassandra:\n    contactPoints: [\"{}\"]\n    keyspace: spillway\n    createSchema: true\n    replicationFactor: 1\n",
-                at.triton, at.redis, at.cassandra
+                at.triton, self.redis, at.cassandra
             ),
         };
         for pod in &self.sidecars {

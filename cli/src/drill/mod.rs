@@ -28,4 +28,4 @@ mod golden_tests;
 #[cfg(test)]
 mod run_tests;
 #[cfg(test)]
-mod support;
+pub mod support;

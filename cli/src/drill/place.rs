@@ -16,6 +16,8 @@
 //! }
 //! ```
 //!
+//! In a deployment, in place of `injector`: `"injectors": [{ "grpc": "10.0.4.9:7450", "id": "spiffe://…/injector/rack-4" }]`.
+//!
 //! `server_name` is the service's name unless it says otherwise; loaders and sidecars are for heartbeats alone.
 
 use std::collections::BTreeMap;
@@ -42,12 +44,19 @@ pub struct Place {
     pub client: IdentitySettings,
     pub model: String,
     pub entity: String,
-    /// The file that tells how to reach the injector.
-    pub injector: PathBuf,
+    pub injectors: Breakers,
     /// Who reads and writes features, by region.
     pub loaders: BTreeMap<Name, IdentitySettings>,
     /// By region.
     pub sidecars: BTreeMap<Name, Vec<Server>>,
+}
+
+/// Who breaks things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Breakers {
+    /// The file in which `spillway dev` tells how to reach its own.
+    File(PathBuf),
+    Nodes(Vec<Server>),
 }
 
 /// Where it is, and who it must be.
@@ -61,8 +70,13 @@ pub struct Server {
 impl Place {
     /// Reads `endpoints.json`. `tenant` sends the requests; `control` is a name or an address of the one to be asked.
     pub fn read(file: &Path, tenant: &str, control: Option<&str>) -> Result<Self> {
-        let text = std::fs::read(file)
-            .with_context(|| format!("{}: `spillway dev` writes it when all regions are up", file.display()))?;
+        let text = std::fs::read(file).with_context(|| {
+            format!(
+                "{}: `spillway dev` writes it when all regions are up; elsewhere --endpoints names one, and an injector \
+                 must run (spillway drill --help)",
+                file.display()
+            )
+        })?;
         let json: Value = serde_json::from_slice(&text).with_context(|| format!("{}: no JSON", file.display()))?;
         Self::of(&json, tenant, control).with_context(|| file.display().to_string())
     }
@@ -97,6 +111,10 @@ impl Place {
             let known = items(region, "/sidecars").filter(|sidecar| sidecar["id"].is_string());
             sidecars.insert(name, known.map(server).collect::<Result<_>>()?);
         }
+        let injectors = match json.get("injectors") {
+            Some(_) => Breakers::Nodes(items(json, "/injectors").map(server).collect::<Result<_>>()?),
+            None => Breakers::File(PathBuf::from(text(json, "/injector")?)),
+        };
         Ok(Self {
             service: DnsName::host(service).with_context(|| service.to_owned())?,
             port: port.context("/service/port is no port")?,
@@ -107,7 +125,7 @@ impl Place {
             client: identity(&format!("/clients/{tenant}"))?,
             model: text(json, "/model")?.to_owned(),
             entity: text(json, "/example_entity")?.to_owned(),
-            injector: PathBuf::from(text(json, "/injector")?),
+            injectors,
             loaders,
             sidecars,
         })

@@ -30,12 +30,12 @@ use tokio::time::Instant;
 use super::client::{self, World};
 use super::control::{Control, sight, situation};
 use super::heartbeat::Beating;
-use super::injector::{Remote, RemoteError};
+use super::injector::{Injectors, RemoteError};
 use super::keep;
 use super::notice;
 use super::place::Place;
 use super::resolver::{Resolver, subnet_of};
-use crate::dev::injector::Fault;
+use crate::injector::Fault;
 
 /// How long clients run before the preflight: each has asked several times.
 const WARM_UP: Duration = Duration::from_secs(6);
@@ -63,7 +63,7 @@ pub struct Setup {
 /// a report, and the injector takes the fault away.
 pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report> {
     let Setup { drill, target, place, runs } = setup;
-    let remote = Remote::open(&place.injector).await?;
+    let injectors = Injectors::open(&place).await?;
     let mut control = Control::new(place.control.clone(), &place.operator)?;
     let lease = rand::random();
     let status = control.status().await;
@@ -74,9 +74,9 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
             Situation::default()
         }
     };
-    let reach = remote.reach().await.context("the injector")?;
+    let reach = injectors.reach().await.context("the injector")?;
     (before.processes, before.links) = (reach.processes, reach.links);
-    before.drills.extend(Some(reach.drill).filter(|drill| !drill.is_empty()));
+    before.drills.extend(reach.drills);
     let target = target.or_else(|| drill.target.clone());
     let target = target.or_else(|| choose_target(&before).filter(|_| drill.needs_target()));
     let regions = control.gateways().await.unwrap_or_default();
@@ -106,7 +106,7 @@ pub async fn run(setup: Setup, interrupts: mpsc::Receiver<()>) -> Result<Report>
         began,
         wall: SystemTime::now(),
         before,
-        remote,
+        injectors,
         lease,
         faults: Vec::new(),
         status: None,
@@ -151,7 +151,7 @@ struct Run {
     began: Instant,
     wall: SystemTime,
     before: Situation,
-    remote: Remote,
+    injectors: Injectors,
     lease: u64,
     /// With names instead of patterns.
     faults: Vec<Fault>,
@@ -303,7 +303,7 @@ impl Run {
         let before = self.course.stage().clone();
         let order = self.course.tick(now);
         if before == Stage::Restoring && *self.course.stage() == Stage::Recovering {
-            self.say("nobody confirmed the removal, but the lease is over");
+            self.say("nobody confirmed the removal, but the lease is over: the injector goes on by itself");
             self.recorder.removed(now);
         } else if before != *self.course.stage() {
             self.say(self.course.stage().name());
@@ -340,7 +340,7 @@ impl Run {
     }
 
     fn obey(&mut self, order: Order) {
-        let (remote, lease) = (self.remote.clone(), self.lease);
+        let (injectors, lease) = (self.injectors.clone(), self.lease);
         match order {
             Order::Inject => {
                 let now = self.now();
@@ -352,14 +352,14 @@ impl Run {
                 }
                 let (name, faults) = (self.drill.name.to_string(), self.faults.clone());
                 self.calls.spawn(async move {
-                    Called::Heard(match remote.inject(lease, &name, &faults).await {
+                    Called::Heard(match injectors.inject(lease, &name, &faults).await {
                         Ok(()) => Event::Injected,
                         Err(problem) => Event::NotInjected(problem.to_string()),
                     })
                 });
             }
             Order::Renew => drop(self.calls.spawn(async move {
-                match remote.renew(lease).await {
+                match injectors.renew(lease).await {
                     Ok(()) => Called::Renewed,
                     Err(RemoteError::Over) => Called::Heard(Event::LeaseLost),
                     Err(RemoteError::Failed(_)) => Called::Lost,
@@ -370,7 +370,7 @@ impl Run {
                     heartbeat.removed();
                 }
                 self.calls.spawn(async move {
-                    match remote.remove(lease).await {
+                    match injectors.remove(lease).await {
                         Ok(()) | Err(RemoteError::Over) => Called::Heard(Event::Removed),
                         Err(RemoteError::Failed(_)) => Called::Lost,
                     }

@@ -38,8 +38,8 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 use tonic::{Request, Response as Answered, Status};
 
-use super::place::{Place, Server};
-use crate::dev::injector::Processes;
+use super::place::{Breakers, Place, Server};
+use crate::injector::Processes;
 
 pub const REGIONS: [&str; 3] = ["eu-west", "us-east", "ap-south"];
 pub const SERVICE: &str = "predict.spillway.test";
@@ -64,6 +64,24 @@ impl Domain {
         let request = LeafRequest::new(id, Duration::from_secs(3_600)).dialled_locally();
         let folder = self.folder.path().join(path.replace('/', "-"));
         self.authority.issue(&request).unwrap().save_workload(folder, self.authority.trust_bundle()).unwrap()
+    }
+}
+
+/// A place with nobody in it.
+pub fn place_of(domain: &Domain, operator: IdentitySettings) -> Place {
+    Place {
+        service: DnsName::host(SERVICE).unwrap(),
+        port: 1,
+        server_name: "localhost".into(),
+        dns: Vec::new(),
+        control: Vec::new(),
+        operator,
+        client: domain.identity("tenant/acme/client/drill"),
+        model: "phishing".into(),
+        entity: "site-0001".into(),
+        injectors: Breakers::Nodes(Vec::new()),
+        loaders: BTreeMap::new(),
+        sidecars: BTreeMap::new(),
     }
 }
 
@@ -341,8 +359,12 @@ impl Processes for Gateways {
         REGIONS.map(|region| format!("{region}/gateway")).to_vec()
     }
 
-    fn pid(&self, _: &str) -> Option<u32> {
-        None
+    fn pid(&self, name: &str) -> Option<u32> {
+        let region = name.split('/').next().unwrap();
+        let since = |times: &Mutex<BTreeMap<String, Instant>>| times.lock().get(region).copied();
+        let (killed, started) = (since(&self.truth.killed), since(&self.truth.started));
+        // Any number: these are no processes.
+        (started >= killed).then_some(1)
     }
 
     fn kill(&self, name: &str) -> anyhow::Result<()> {
@@ -421,6 +443,10 @@ impl Intent for Asked {
         Err(Status::unimplemented("nobody asks"))
     }
 
+    async fn audit(&self, _: Request<AuditRequest>) -> Result<Answered<AuditResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
     async fn rollback(&self, _: Request<RollbackRequest>) -> Result<Answered<ApplyResponse>, Status> {
         Err(Status::unimplemented("nobody asks"))
     }
@@ -479,7 +505,7 @@ impl Fleet {
             client: domain.identity("tenant/acme/client/drill"),
             model: "phishing".into(),
             entity: "site-0001".into(),
-            injector: domain.folder.path().join("injector.json"),
+            injectors: Breakers::File(domain.folder.path().join("injector.json")),
             loaders,
             sidecars,
         };

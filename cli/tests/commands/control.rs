@@ -170,6 +170,38 @@ fn overrides_are_given_shown_and_lifted() {
 }
 
 #[test]
+fn the_audit_trail_is_shown() {
+    let plane = Plane::start();
+    let file = plane.write("regions.yaml", REGIONS);
+    assert!(plane.alice(&["apply", "-f", text(&file)]).1);
+    assert!(plane.alice(&["override", "drain", "eu", "--for", "30m", "--reason", "a flood"]).1);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    // Records are written in the background.
+    let said = loop {
+        let (said, ok) = plane.alice(&["audit", "show"]);
+        if ok && said.lines().next().is_some_and(|newest| newest.contains("override-set")) {
+            break said;
+        }
+        assert!(std::time::Instant::now() < deadline, "{said}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("20"), "{said}");
+    let by =
+        "  override-set        spiffe://spillway.test/operator/alice  act=drain node=c-0 reason=\"a flood\" region=eu";
+    assert!(lines[0].contains(by), "{said}");
+    assert!(lines[1].contains("  intent-applied      spiffe://spillway.test/operator/alice  added=2 "), "{said}");
+    assert!(lines.iter().any(|line| line.ends_with("leadership-changed  c-0  epoch=2 leads=true")), "{said}");
+    let (said, ok) = plane.alice(&["audit", "show", "--limit", "1", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let records = shown["records"].as_array().unwrap();
+    assert!(ok && records.len() == 1 && records[0]["event"] == "override-set", "{said}");
+    assert_eq!(records[0]["reason"], "a flood");
+    let (said, ok) = plane.with("mallory", &["audit", "show"]);
+    assert!(!ok && said.contains("the control plane says: "), "{said}");
+}
+
+#[test]
 fn who_may_not_is_told_so() {
     let plane = Plane::start();
     for name in ["mallory", "gw-0"] {

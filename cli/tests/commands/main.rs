@@ -3,6 +3,7 @@
 mod audit;
 mod cache;
 mod control;
+mod drill;
 mod explain;
 mod starting;
 mod status;
