@@ -17,8 +17,8 @@ use super::client::{Client, Connection, Protocol};
 use super::inference::{Case, INFER, assert_scores, entity, scores};
 
 const DNS_PATIENCE: Duration = Duration::from_millis(500);
-/// A client's own, for one request.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A client's own, for one request: many times the model's deadline, so that only what hangs is cut off.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What happened to one request.
 #[derive(Clone, Debug)]
@@ -141,10 +141,7 @@ impl One {
 
     async fn resolve(&self) -> Option<Told> {
         for server in self.dns.iter() {
-            let number = u32::try_from(self.number).expect("not that many clients");
-            // 10.x.y.0/24
-            let subnet = Ipv4Addr::from_bits((10 << 24) | (number << 8));
-            if let Ok((addresses, ttl)) = resolve(*server, &self.name, subnet.into()).await
+            if let Ok((addresses, ttl)) = resolve(*server, &self.name, subnet(self.number)).await
                 && !addresses.is_empty()
             {
                 return Some(Told { addresses, until: Instant::now() + ttl });
@@ -176,6 +173,12 @@ impl One {
     }
 }
 
+/// Each client has its own: 10.x.y.0/24.
+pub fn subnet(client: usize) -> IpAddr {
+    let number = u32::try_from(client).expect("not that many clients");
+    Ipv4Addr::from_bits((10 << 24) | (number << 8)).into()
+}
+
 /// One A query for a client of a subnet; the addresses, and how long they may be kept.
 pub async fn resolve(server: SocketAddr, name: &str, subnet: IpAddr) -> Result<(Vec<IpAddr>, Duration)> {
     let mut query = Message::new(1, MessageType::Query, OpCode::Query);
@@ -203,11 +206,19 @@ pub async fn resolve(server: SocketAddr, name: &str, subnet: IpAddr) -> Result<(
     Ok((addresses, Duration::from_secs(ttl.into())))
 }
 
-/// The share of clients whose every request since `begun` was dialled elsewhere than `lost`, after some time.
+/// How long after `begun` this share of the clients had dialled `lost` for the last time. Whose last call went there has
+/// not moved, and who called no more is not known to have: `Duration::MAX`.
 pub fn moved_after(calls: &[Call], clients: usize, lost: IpAddr, share: f64, begun: Instant) -> Duration {
+    let mut moved: Vec<Duration> = vec![Duration::MAX; clients];
     let mut left: Vec<Duration> = vec![Duration::ZERO; clients];
-    for call in calls.iter().filter(|call| call.dialled == lost && call.begun >= begun) {
-        left[call.client] = left[call.client].max(call.begun - begun);
+    // In the order of their begin.
+    for call in calls.iter().filter(|call| call.begun >= begun) {
+        if call.dialled == lost {
+            left[call.client] = call.begun - begun;
+            moved[call.client] = Duration::MAX;
+        } else {
+            moved[call.client] = left[call.client];
+        }
     }
-    super::load::percentile(&mut left, share)
+    super::load::percentile(&mut moved, share)
 }

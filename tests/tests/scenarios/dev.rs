@@ -27,6 +27,8 @@ use spillway_tests::harness::unmodified;
 use spillway_tests::root;
 
 const START: Duration = Duration::from_secs(60);
+/// Its children are drained one after the other.
+const END: Duration = Duration::from_secs(60);
 
 /// A running `spillway dev`. Killed with its children when dropped.
 struct Dev {
@@ -125,8 +127,11 @@ async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_beh
     let children = descendants(dev.pid());
     assert!(children.len() >= 11, "three gateways, six sidecars, a control node and a DNS node: {children:?}");
     kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
-    let status = eventually("dev ends", Duration::from_secs(15), async || dev.child.try_wait().expect("a child")).await;
+    let status = eventually("dev ends", END, async || dev.child.try_wait().expect("a child")).await;
     assert!(status.success(), "{status}");
+    for file in ["endpoints.json", "injector.json"] {
+        assert!(!root().join(&dir).join(file).exists(), "{file} tells of what is gone");
+    }
     let left: Vec<i32> = children.into_iter().filter(|process| is_alive(*process)).collect();
     assert!(left.is_empty(), "processes are left: {left:?}");
 
@@ -141,13 +146,20 @@ async fn dev_gives_a_right_prediction_by_the_printed_line_and_leaves_nothing_beh
     let answer = client_of(&endpoints, "acme").post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_scores("again", &scores(&answer), &cases()[..1]);
 
-    // Its end, however sudden, ends the children.
+    // Its end, however sudden, ends the children, also one that stands still, as a drill would have it.
     let children = descendants(dev.pid());
-    kill(Pid::from_raw(dev.pid()), Signal::SIGTERM).expect("it runs");
+    kill(Pid::from_raw(children[0]), Signal::SIGSTOP).expect("it runs");
+    kill(Pid::from_raw(dev.pid()), Signal::SIGKILL).expect("it runs");
     eventually("all children end", Duration::from_secs(15), async || {
         children.iter().all(|process| !is_alive(*process)).then_some(())
     })
     .await;
+    drop(dev);
+    // Nothing of it is in the way.
+    let dev = Dev::start(&dir, &[], START);
+    let answer = client_of(&read_endpoints(&dir), "acme").post(INFER, &entity("site-0001")).await.expect("an answer");
+    assert_scores("after a sudden end", &scores(&answer), &cases()[..1]);
+    drop(dev);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,8 +173,9 @@ async fn dev_with_servers_predicts_the_same() {
         assert_scores("real servers", &scores(&answer), std::slice::from_ref(case));
         assert_eq!(answer.header("spillway-degraded"), "");
     }
+    drills::a_region_without_redis_goes_on(&root().join(&dir)).await;
     kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
-    let status = eventually("dev ends", Duration::from_secs(60), async || dev.child.try_wait().expect("a child")).await;
+    let status = eventually("dev ends", 2 * END, async || dev.child.try_wait().expect("a child")).await;
     assert!(status.success(), "{status}");
     for server in ["redis", "cassandra", "triton"] {
         assert!(!root().join(&dir).join(format!("servers/{server}/{server}.pid")).exists(), "{server} runs on");
@@ -183,14 +196,14 @@ async fn a_root_is_replaced_while_the_printed_line_goes_on_working() {
     operate(&["pki", "init", text(&pki.join("next"))]);
     let new = read("next/root.pem");
     let begun = Instant::now();
-    assert!(operate(&["pki", "rotate", "--to", "--dev", text(&dir)]).starts_with("stage  announced"));
+    assert!(operate(&["pki", "rotate", "--to", &of_dev(&dir)]).starts_with("stage  announced"));
     eventually("clients trust both", Duration::from_secs(10), async || {
         (read("trust-bundle.pem") == format!("{old}{new}")).then_some(())
     })
     .await;
     eventually("the old root is retired", Duration::from_secs(90), async || {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let settled = operate(&["pki", "rotate", "--dev", text(&dir)]).starts_with("stage  settled");
+        let settled = operate(&["pki", "rotate", &of_dev(&dir)]).starts_with("stage  settled");
         (settled && read("trust-bundle.pem") == new).then_some(())
     })
     .await;
@@ -205,14 +218,20 @@ async fn a_root_is_replaced_while_the_printed_line_goes_on_working() {
     let failed: Vec<&String> = calls.iter().filter_map(|call| call.as_ref().err()).collect();
     assert!(failed.is_empty() && calls.len() > 20, "{} of {}: {failed:?}", failed.len(), calls.len());
 
-    kill(Pid::from_raw(dev.pid()), Signal::SIGINT).expect("it runs");
-    eventually("dev ends", Duration::from_secs(15), async || dev.child.try_wait().expect("a child")).await;
+    kill(Pid::from_raw(dev.pid()), Signal::SIGTERM).expect("it runs");
+    let status = eventually("dev ends", END, async || dev.child.try_wait().expect("a child")).await;
+    assert!(status.success(), "{status}");
     // With the new root from the first leaf on, since clients know no other.
     let dev = Dev::start(&dir, &[], START);
     assert_eq!(read("trust-bundle.pem"), new);
     let answer = client_of(&read_endpoints(&dir), "acme").post(INFER, &entity("site-0001")).await.expect("an answer");
     assert_scores("after a restart", &scores(&answer), &cases()[..1]);
     drop(dev);
+}
+
+/// The option for what `spillway dev` runs out of this folder.
+fn of_dev(dir: &Path) -> String {
+    format!("--dev={}", text(dir))
 }
 
 /// A command of the binary; returns what it printed.
@@ -332,15 +351,15 @@ async fn repeats_are_cached_and_limits_are_met(endpoints: &Value) {
 
 /// By what the README and the printed lines say.
 async fn operators_see_what_happened(dir: &Path) {
-    let dev = text(dir);
-    let status = operate(&["status", "--dev", dev, "--region", "eu-west"]);
+    let dev = &*of_dev(dir);
+    let status = operate(&["status", dev, "--region", "eu-west"]);
     assert!(status.contains("gateway-0") && status.contains("initech"), "{status}");
     let request = root().join(dir).join("request.json");
     std::fs::write(&request, entity("site-0001").to_string()).expect("a file");
     let caller = ["--tenant", "globex", "--client", "dev", "--model", "phishing", text(&request)];
-    let told = operate(&[&["explain", "--dev", dev], &caller[..]].concat());
+    let told = operate(&[&["explain", dev], &caller[..]].concat());
     assert!(told.contains("not-allowed"), "{told}");
-    assert!(operate(&["cache", "purge", "--dev", dev, "--tenant", "initech"]).contains("results purged: 1,"));
+    assert!(operate(&["cache", "purge", dev, "--tenant", "initech"]).contains("results purged: 1,"));
     let audit = root().join(dir).join("eu-west/gateway-0.audit.log");
     // Equal refusals of a second are one record.
     eventually("the refusal is in the log", Duration::from_secs(5), async || {

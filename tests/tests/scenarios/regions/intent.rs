@@ -15,7 +15,7 @@ use super::on_etcd;
 async fn until_served(fleet: &Fleet, version: u64, within: Duration) -> Duration {
     let begun = Instant::now();
     eventually(&format!("all nodes serve version {version}"), within, async || {
-        let status = fleet.status();
+        let status = fleet.try_status()?;
         let nodes = status["nodes"].as_array()?;
         let serve = nodes.iter().all(|node| node["serving"]["snapshot_version"] == version);
         (nodes.len() >= 7 && serve).then_some(())
@@ -58,7 +58,7 @@ async fn a_leader_that_was_paused_is_refused_and_another_one_leads() {
     stopped.signal(Signal::SIGSTOP);
     let paused = Instant::now();
     let (next, epoch) = eventually("another one leads", Duration::from_secs(30), async || {
-        let status: Value = serde_json::from_slice(&fleet.operator(&["status", "-o", "json"]).stdout).ok()?;
+        let status = fleet.try_status()?;
         let next = status["leader"].as_str().filter(|next| !next.is_empty() && *next != leader)?.to_owned();
         Some((next, status["epoch"].as_u64()?))
     })
@@ -83,6 +83,15 @@ async fn a_leader_that_was_paused_is_refused_and_another_one_leads() {
     assert_eq!((status["leader"].as_str(), status["epoch"].as_u64()), (Some(&*next), Some(epoch)), "{status}");
     let newest = version(&status);
     assert_eq!(newest, second + u64::from(late.status.success()), "{late:?}");
+    if late.status.success() {
+        let author = eventually("what it was told is in the trail", Duration::from_secs(10), async || {
+            let trail: Value = serde_json::from_slice(&fleet.operator(&["audit", "show", "-o", "json"]).stdout).ok()?;
+            let mut records = trail["records"].as_array()?.iter();
+            Some(records.find(|record| record["message"] == "late")?["node"].as_str()?.to_owned())
+        })
+        .await;
+        assert_eq!(author, next, "the one that was paused wrote nothing");
+    }
     until_served(&fleet, newest, Duration::from_secs(30)).await;
     fleet.controls[at].process = Some(stopped);
 }

@@ -10,6 +10,7 @@ mod lost;
 mod rotation;
 mod stranded;
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use spillway_tests::harness::client::Client;
@@ -39,7 +40,8 @@ fn crowd(fleet: &Fleet) -> Crowd {
     Crowd::start(&client, fleet.port, dns, SERVICE, CLIENTS, PAUSE, &cases())
 }
 
-/// Requests that reached a gateway that lived, and got no right answer, from a time on.
-fn bad_since(calls: &[Call], since: Instant) -> Vec<&Call> {
-    calls.iter().filter(|call| call.begun >= since && matches!(call.outcome, Outcome::Bad(_))).collect()
+/// Requests to gateways that live, all but those at `lost`, that got no right answer, from a time on.
+fn failed_since(calls: &[Call], lost: IpAddr, since: Instant) -> Vec<&Call> {
+    let is_right = |call: &&Call| matches!(call.outcome, Outcome::Right { .. });
+    calls.iter().filter(|call| call.begun >= since && call.dialled != lost && !is_right(call)).collect()
 }
