@@ -340,6 +340,7 @@ mod tests {
             ("region/eu/sidecar/scorers/p", &["follow", "certificate"]),
             ("region/us/control/c", &["intent", "follow", "share", "certificate"]),
             ("region/us/dns/d", &["follow", "certificate"]),
+            ("region/us/injector/i", &["certificate"]),
             ("tenant/acme/client/web", &[]),
             ("operator/alice", &["intent", "certificate"]),
         ] {
