@@ -341,6 +341,7 @@ mod tests {
             ("region/us/control/c", &["intent", "follow", "share", "certificate"]),
             ("region/us/dns/d", &["follow", "certificate"]),
             ("region/us/injector/i", &["certificate"]),
+            ("region/us/loader/l", &["certificate"]),
             ("tenant/acme/client/web", &[]),
             ("operator/alice", &["intent", "certificate"]),
         ] {

@@ -45,6 +45,8 @@ pub enum Role {
     Dns { region: Name, name: Name },
     /// `/region/<r>/injector/<n>`
     Injector { region: Name, name: Name },
+    /// `/region/<r>/loader/<n>`: who writes features.
+    Loader { region: Name, name: Name },
     /// `/tenant/<t>/client/<n>`
     Client { tenant: Name, name: Name },
     /// `/operator/<n>`
@@ -79,6 +81,7 @@ impl SpiffeId {
             ["region", region, "control", n] => Role::Control { region: name(region)?, name: name(n)? },
             ["region", region, "dns", n] => Role::Dns { region: name(region)?, name: name(n)? },
             ["region", region, "injector", n] => Role::Injector { region: name(region)?, name: name(n)? },
+            ["region", region, "loader", n] => Role::Loader { region: name(region)?, name: name(n)? },
             ["tenant", tenant, "client", n] => Role::Client { tenant: name(tenant)?, name: name(n)? },
             ["operator", n] => Role::Operator { name: name(n)? },
             _ => return Err(InvalidId::Path),
@@ -96,6 +99,7 @@ impl fmt::Display for SpiffeId {
             Role::Control { region, name } => write!(f, "/region/{region}/control/{name}"),
             Role::Dns { region, name } => write!(f, "/region/{region}/dns/{name}"),
             Role::Injector { region, name } => write!(f, "/region/{region}/injector/{name}"),
+            Role::Loader { region, name } => write!(f, "/region/{region}/loader/{name}"),
             Role::Client { tenant, name } => write!(f, "/tenant/{tenant}/client/{name}"),
             Role::Operator { name } => write!(f, "/operator/{name}"),
         }
@@ -212,7 +216,7 @@ pub enum InvalidId {
     #[error("the trust domain is 1 to 255 of a-z 0-9 . - _")]
     TrustDomain,
     #[error(
-        "the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N, /region/R/dns/N, /region/R/injector/N, /tenant/T/client/N or /operator/N"
+        "the path is /region/R/gateway/N, /region/R/sidecar/POOL/POD, /region/R/control/N, /region/R/dns/N, /region/R/injector/N, /region/R/loader/N, /tenant/T/client/N or /operator/N"
     )]
     Path,
     #[error("a SPIFFE id has at most 2048 bytes")]
@@ -283,6 +287,7 @@ mod tests {
             "spiffe://spillway.test/region/eu-west/control/c1",
             "spiffe://spillway.test/region/eu-west/dns/d1",
             "spiffe://spillway.test/region/eu-west/injector/rack-4",
+            "spiffe://spillway.test/region/eu-west/loader/nightly",
             "spiffe://spillway.test/tenant/acme/client/web",
             "spiffe://spillway.test/operator/alice",
         ] {

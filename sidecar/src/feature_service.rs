@@ -1,6 +1,6 @@
 //! `spillway.feature.v1`: features in, and a look at what is kept. Translates and calls [`Features`].
 //!
-//! The rule: only this region's control plane and gateways may call it, a batch is checked whole before
+//! The rule: only this region's loaders and gateways may call it, a batch is checked whole before
 //! its first row is written, any call may be sent again, and what was written is confirmed or said not to be.
 
 use std::collections::{BTreeMap, HashMap};
@@ -86,8 +86,9 @@ impl FeatureService {
 pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
     let Role::Sidecar { region: here, .. } = &own.role else { return false };
     let near = match &peer.role {
-        Role::Control { region, .. } | Role::Gateway { region, .. } => region == here,
+        Role::Loader { region, .. } | Role::Gateway { region, .. } => region == here,
         Role::Sidecar { .. }
+        | Role::Control { .. }
         | Role::Dns { .. }
         | Role::Injector { .. }
         | Role::Client { .. }

@@ -145,6 +145,7 @@ fn last_part(id: &SpiffeId) -> String {
         | Role::Control { name, .. }
         | Role::Dns { name, .. }
         | Role::Injector { name, .. }
+        | Role::Loader { name, .. }
         | Role::Client { name, .. }
         | Role::Operator { name } => name.to_string(),
         Role::Sidecar { pod, .. } => pod.to_string(),

@@ -71,7 +71,7 @@ impl Region {
     }
 
     pub fn loader_id(&self) -> String {
-        format!("spiffe://{TRUST_DOMAIN}/region/{}/control/loader", self.name)
+        format!("spiffe://{TRUST_DOMAIN}/region/{}/loader/one", self.name)
     }
 
     /// What an operator would write of this region.

@@ -9,10 +9,10 @@ async fn place(domain: &Domain, eu: Rows, us: Rows) -> (Place, Vec<JoinSet<()>>)
     for (region, rows) in [("eu", eu), ("us", us)] {
         let (server, task) = serve_rows(domain, region, rows).await;
         sidecars.insert(Name::parse(region).unwrap(), vec![server]);
-        loaders.insert(Name::parse(region).unwrap(), domain.identity(&format!("region/{region}/control/loader")));
+        loaders.insert(Name::parse(region).unwrap(), domain.identity(&format!("region/{region}/loader/one")));
         tasks.push(task);
     }
-    let mut place = place_of(domain, domain.identity("region/eu/control/loader"));
+    let mut place = place_of(domain, domain.identity("region/eu/loader/one"));
     (place.loaders, place.sidecars) = (loaders, sidecars);
     (place, tasks)
 }

@@ -492,7 +492,7 @@ impl Fleet {
         for region in REGIONS {
             let (server, tasks) = serve_rows(&domain, region, shared.clone()).await;
             sidecars.insert(Name::parse(region).unwrap(), vec![server]);
-            loaders.insert(Name::parse(region).unwrap(), domain.identity(&format!("region/{region}/control/loader")));
+            loaders.insert(Name::parse(region).unwrap(), domain.identity(&format!("region/{region}/loader/one")));
             all.push(tasks);
         }
         let place = Place {

@@ -175,7 +175,9 @@ pub fn may_call(own: &SpiffeId, peer: &SpiffeId) -> bool {
 fn is_node(id: &SpiffeId) -> bool {
     match id.role {
         Identity::Gateway { .. } | Identity::Sidecar { .. } | Identity::Control { .. } | Identity::Dns { .. } => true,
-        Identity::Injector { .. } | Identity::Client { .. } | Identity::Operator { .. } => false,
+        Identity::Injector { .. } | Identity::Loader { .. } | Identity::Client { .. } | Identity::Operator { .. } => {
+            false
+        }
     }
 }
 

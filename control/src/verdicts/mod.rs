@@ -70,7 +70,11 @@ pub fn vantage(id: &SpiffeId) -> Option<Vantage> {
         }
         Role::Control { region, name } => Some(Vantage::Control { region: Some(region.clone()), node: name.clone() }),
         Role::Dns { region, name } => Some(Vantage::Dns { region: Some(region.clone()), node: name.clone() }),
-        Role::Sidecar { .. } | Role::Injector { .. } | Role::Client { .. } | Role::Operator { .. } => None,
+        Role::Sidecar { .. }
+        | Role::Injector { .. }
+        | Role::Loader { .. }
+        | Role::Client { .. }
+        | Role::Operator { .. } => None,
     }
 }
 

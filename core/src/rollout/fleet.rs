@@ -140,15 +140,14 @@ impl Node {
     }
 }
 
-/// The region of a node; none for a client or an operator.
+/// The region of a node; none for who is no node.
 pub(super) fn region_of(id: &SpiffeId) -> Option<&Name> {
     match &id.role {
         Role::Gateway { region, .. }
         | Role::Sidecar { region, .. }
         | Role::Control { region, .. }
-        | Role::Dns { region, .. }
-        | Role::Injector { region, .. } => Some(region),
-        Role::Client { .. } | Role::Operator { .. } => None,
+        | Role::Dns { region, .. } => Some(region),
+        Role::Injector { .. } | Role::Loader { .. } | Role::Client { .. } | Role::Operator { .. } => None,
     }
 }
 

@@ -56,8 +56,12 @@ pub fn receive(
 ) -> Result<Option<Visitor>, Refusal> {
     let is_gateway = match &caller.peer.id.role {
         Role::Gateway { .. } => true,
-        Role::Control { .. } | Role::Dns { .. } | Role::Injector { .. } => false,
-        Role::Sidecar { .. } | Role::Client { .. } | Role::Operator { .. } => return Ok(None),
+        Role::Control { .. } | Role::Dns { .. } => false,
+        Role::Sidecar { .. }
+        | Role::Injector { .. }
+        | Role::Loader { .. }
+        | Role::Client { .. }
+        | Role::Operator { .. } => return Ok(None),
     };
     if asked == Asked::Other {
         return Ok(None);

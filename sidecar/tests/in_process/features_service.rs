@@ -54,7 +54,7 @@ impl Region {
 
     fn as_loader<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.extensions_mut().insert(self.peer("region/eu/control/loader"));
+        request.extensions_mut().insert(self.peer("region/eu/loader/one"));
         request
     }
 
@@ -160,12 +160,13 @@ async fn bad_rows_are_named_with_a_reason_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn only_the_control_plane_and_gateways_of_the_region_may_call() {
+async fn only_loaders_and_gateways_of_the_region_may_call() {
     let region = Region::start().await;
     for (path, may) in [
-        ("region/eu/control/loader", true),
+        ("region/eu/loader/one", true),
         ("region/eu/gateway/gw-0", true),
-        ("region/us/control/loader", false),
+        ("region/us/loader/one", false),
+        ("region/eu/control/c-0", false),
         ("region/eu/dns/d-0", false),
         ("region/us/gateway/gw-0", false),
         ("region/eu/sidecar/scorers/pod-1", false),
@@ -181,7 +182,7 @@ async fn only_the_control_plane_and_gateways_of_the_region_may_call() {
     }
     let nobody = region.service.get(Request::new(GetRequest { keys: vec![] })).await.unwrap_err();
     assert_eq!(code(&nobody), (Code::PermissionDenied, "permission-denied"));
-    let stranger = SpiffeId::parse("spiffe://elsewhere.test/region/eu/control/loader").unwrap();
+    let stranger = SpiffeId::parse("spiffe://elsewhere.test/region/eu/loader/one").unwrap();
     assert!(!region.service.may_write(&stranger));
 }
 

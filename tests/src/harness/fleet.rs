@@ -153,7 +153,7 @@ impl Fleet {
             fleet.issue(name, path, &[]);
         }
         for region in REGIONS {
-            fleet.issue(&format!("{region}.loader"), &format!("region/{region}/control/loader"), &[]);
+            fleet.issue(&format!("{region}.loader"), &format!("region/{region}/loader/one"), &[]);
         }
         fleet
     }

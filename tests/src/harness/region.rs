@@ -93,7 +93,7 @@ impl Region {
         };
         region.set_pods(2);
         for (name, id) in [
-            ("loader", "region/eu-west/control/loader"),
+            ("loader", "region/eu-west/loader/one"),
             ("acme", "tenant/acme/client/web"),
             ("globex", "tenant/globex/client/web"),
         ] {

@@ -144,7 +144,7 @@ async fn a_sidecar_serves_gateways_of_its_region_only() {
     assert!(after - before >= 4.0, "each refusal is counted: {before} {after}");
     let gateway = region.caller_of_pod("gateway-0", 0);
     assert_eq!(grpc::call_once(&gateway, MODEL_INFER, &asked).await.expect("an answer").code, Code::Ok);
-    // Features come from the region's control plane and gateways alone.
+    // Features come from the region's loaders and gateways alone.
     let put = spillway_proto::feature::PutRequest::default();
     for name in ["acme", "pod-1", "other-region"] {
         let client = region.caller_of_pod(name, 0);
