@@ -1,7 +1,7 @@
 //! What this gateway tells the control plane of its requests: how many came, and how well its region served them.
 //!
-//! The rule: a request costs a few atomics, on its end. What a caller brought on itself is in `requests` alone: it must
-//! not look like a sick region, or anybody could have a region taken out.
+//! The rule: a request costs a few atomics, on its end. What a caller brought on itself is in no figure: it must not look
+//! like a sick region, or anybody could have a region taken out, nor like demand, or others would be shed for it.
 //!
 //! | how it ended                                                        | requests | served | errors | shed |
 //! |---------------------------------------------------------------------|----------|--------|--------|------|
@@ -10,7 +10,8 @@
 //! | its deadline, or its client went away, after more than 100 ms        | x        | x      | deadline |    |
 //! | the same, sooner: nobody promised that                              | x        |        |        |      |
 //! | too much to do here, whoever said so                                | x        |        |        | x    |
-//! | a tenant's own limit, a bad request, no right to it; shed by plan   | x        |        |        |      |
+//! | shed by plan                                                        | x        |        |        |      |
+//! | a tenant's own limit, a bad request, no right to it                 |          |        |        |      |
 //! | sent to a peer region, which counts the rest                        | x        |        |        |      |
 //!
 //! A request that a peer forwarded counts all but `requests` here; probes are not counted. Streams are left out: what their
@@ -101,7 +102,8 @@ impl TrafficSource for Tally {
 impl Tally {
     pub fn count(&self, ended: &Ended) {
         let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-        if !ended.forwarded {
+        let is_demand = ended.spilled || ended.blame != Some(Blame::Caller);
+        if is_demand && !ended.forwarded {
             add(&self.requests);
             if let Some(class) = ended.class.and_then(|class| self.classes.get(class as usize)) {
                 add(class);

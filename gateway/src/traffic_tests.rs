@@ -36,7 +36,7 @@ fn only_what_the_region_did_counts_against_it() {
         (LONG, Some(gone), [1, 1, 1, 0, 0, 0]),
         (QUICK, Some(gone), [1, 0, 0, 0, 0, 0]),
         (LONG, Some(Blame::Overload), [1, 0, 0, 0, 1, 0]),
-        (LONG, Some(Blame::Caller), [1, 0, 0, 0, 0, 0]),
+        (LONG, Some(Blame::Caller), [0; 6]),
         (LONG, Some(Blame::Plan), [1, 0, 0, 0, 0, 0]),
     ] {
         assert_eq!(counted(&ended(took, blame)), expected, "{took:?} {blame:?}");

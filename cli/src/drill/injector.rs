@@ -183,8 +183,10 @@ impl Remote {
     async fn reach(&self) -> Result<proto::ReachResponse, RemoteError> {
         let answer = self.client.clone().reach(self.asked(proto::ReachRequest {})).await;
         let told = answer.map_err(|status| self.failed(&status))?.into_inner();
-        let (processes, links) = (told.processes.iter().cloned().collect(), told.links.iter().cloned().collect());
-        *self.reaches.lock() = Reaches { processes, links, takes_part: false };
+        let mut reaches = self.reaches.lock();
+        reaches.processes = told.processes.iter().cloned().collect();
+        reaches.links = told.links.iter().cloned().collect();
+        drop(reaches);
         Ok(told)
     }
 

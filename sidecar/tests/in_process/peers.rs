@@ -82,7 +82,7 @@ async fn the_feature_service_refuses_strangers_before_their_rows_and_ends_their_
     let pod = pod().await;
     let strangers = [
         "spiffe://spillway.test/region/us/gateway/gw-0",
-        "spiffe://spillway.test/region/us/control/c-0",
+        "spiffe://spillway.test/region/eu/control/c-0",
         "spiffe://spillway.test/region/eu/sidecar/scorers/pod-1",
         "spiffe://spillway.test/tenant/acme/client/web",
     ];
@@ -97,13 +97,13 @@ async fn the_feature_service_refuses_strangers_before_their_rows_and_ends_their_
     pod.assert_metric("spillway_sidecar_calls_refused_total{reason=\"permission-denied\"} 4").await;
     pod.assert_metric("spillway_sidecar_connections_open 0").await;
 
-    // The control plane may write features and ask for no inference; it keeps its connection for the one.
-    let control = pod.connect("spiffe://spillway.test/region/eu/control/c-0").await;
-    let status = live(&mut Client::new(control.clone())).await.unwrap_err();
+    // A loader may write features and ask for no inference; it keeps its connection for the one.
+    let loader = pod.connect("spiffe://spillway.test/region/eu/loader/one").await;
+    let status = live(&mut Client::new(loader.clone())).await.unwrap_err();
     assert_eq!((status.code(), code(&status)), (Code::PermissionDenied, "not-a-gateway"));
-    FeatureServiceClient::new(control.clone()).put(PutRequest::default()).await.unwrap();
+    FeatureServiceClient::new(loader.clone()).put(PutRequest::default()).await.unwrap();
     pod.assert_metric("spillway_sidecar_connections_open 1").await;
-    drop(control);
+    drop(loader);
 }
 
 #[tokio::test(flavor = "multi_thread")]
