@@ -86,7 +86,7 @@ fn each_interval_begins_anew() {
     for _ in 0..2 {
         tally.count(&ended(Duration::from_millis(500), None));
     }
-    tally.count(&Ended { class: None, ..ended(QUICK, Some(Blame::Caller)) });
+    tally.count(&Ended { class: None, ..ended(QUICK, Some(Blame::Plan)) });
     let told = tally.take();
     assert_eq!((told.requests, told.served, told.slow, told.capacity), (101, 100, 2, None));
     assert_eq!(told.classes, [0, 100, 0, 0], "a class is known once a request was read");
