@@ -31,9 +31,23 @@ async fn a_cut_off_vantage_moves_nothing_a_lost_region_is_reported_on_and_a_kill
     let folder = RunFolder::new("drill");
     let dir = folder.join("dev");
     let _dev = Dev::start(&dir, &[], START);
+    all_are_up(&dir).await;
     an_isolated_vantage_moves_nothing(&dir).await;
+    all_are_up(&dir).await;
     a_region_is_lost_and_comes_back(&dir);
     a_controller_dies_in_mid_fault(&dir).await;
+}
+
+/// Nothing is broken while a region is in doubt, as those are that began a moment ago.
+async fn all_are_up(dir: &Path) {
+    eventually("all regions are up", Duration::from_secs(60), async || {
+        let mut status = Command::new(binary());
+        let output = status.args(["status", &of_dev(dir), "-o", "json"]).current_dir(root()).output().expect("it runs");
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let regions = status["regions"].as_array()?;
+        (regions.len() == 3 && regions.iter().all(|region| region["phase"] == "up")).then_some(())
+    })
+    .await;
 }
 
 async fn an_isolated_vantage_moves_nothing(dir: &Path) {
@@ -99,6 +113,7 @@ async fn a_controller_dies_in_mid_fault(dir: &Path) {
 
 /// In `spillway dev --with-servers`.
 pub async fn a_region_without_redis_goes_on(dir: &Path) {
+    all_are_up(dir).await;
     let file = dir.join("redis.yaml");
     let written = builtin::text("redis-loss").expect("a drill").replace("hold: 60s", "hold: 10s");
     std::fs::write(&file, written).expect("a file");
