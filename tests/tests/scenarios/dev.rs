@@ -87,9 +87,7 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        for process in descendants(self.pid()) {
-            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
-        }
+        // What it started ends with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
