@@ -97,7 +97,9 @@ impl Pod {
         issue(&authority, OWN, &folder.path().join("own"));
         seal(folder.path(), resources, 1);
         let (at, own) = (folder.path().display(), folder.path().join("own"));
-        let features = if more.contains("features:") { "" } else { "features: {sqlite: FOLDER/features.db}\n" };
+        // A machine that stands still for a moment is no store that is away.
+        let patient = "features: {sqlite: {path: FOLDER/features.db, timeout: 400ms}}\n";
+        let features = if more.contains("features:") { "" } else { patient };
         let more = format!("{features}{more}").replace("FOLDER", &at.to_string());
         let text = format!(
             "region: eu\npool: scorers\npod: pod-0\nlisten: 127.0.0.1:0\nsnapshot: {at}/snapshot.bin\nmodels: {}\n\
