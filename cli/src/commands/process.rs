@@ -51,7 +51,9 @@ pub fn dns(arguments: &Arguments) -> Result<ExitCode> {
 
 pub fn injector(arguments: &Arguments) -> Result<ExitCode> {
     let settings: crate::injector::InjectorSettings = settings::read(&arguments.config)?;
-    serve(arguments, 1, settings.drain_timeout, |drain| crate::injector::node::run(settings, drain))
+    // Requests go through its links.
+    let cores = std::thread::available_parallelism()?.get();
+    serve(arguments, cores, settings.drain_timeout, |drain| crate::injector::node::run(settings, drain))
 }
 
 /// Runs a process until it has drained: on TERM or INT, or because its admin port was told to.

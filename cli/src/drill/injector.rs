@@ -96,21 +96,19 @@ impl Injectors {
     /// Whom they can break, and which drills run. To be asked before anything is injected.
     pub async fn reach(&self) -> Result<Reach, RemoteError> {
         let mut all = Reach::default();
-        let mut links = BTreeMap::new();
+        let mut reached = BTreeMap::new();
         for (remote, told) in self.0.iter().zip(join_all(self.0.iter().map(Remote::reach)).await) {
             let told = told?;
-            for link in &told.links {
-                if let Some(other) = links.insert(link.clone(), &remote.name) {
-                    let problem = format!("{other} and {} both reach the link to {link}", remote.name);
-                    return Err(RemoteError::Failed(problem));
+            let processes = told.processes.iter().map(|name| ("the process", name));
+            for (what, name) in processes.chain(told.links.iter().map(|name| ("the link to", name))) {
+                if let Some(other) = reached.insert((what, name.clone()), &remote.name) {
+                    return Err(RemoteError::Failed(format!("{other} and {} both reach {what} {name}", remote.name)));
                 }
             }
             all.processes.extend(told.processes);
             all.links.extend(told.links);
             all.drills.extend(Some(told.drill).filter(|drill| !drill.is_empty()));
         }
-        all.processes.sort();
-        all.processes.dedup();
         Ok(all)
     }
 

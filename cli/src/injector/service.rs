@@ -45,7 +45,11 @@ impl Service for Asked {
         if faults.iter().map(|fault| fault.on.len() + fault.from.len()).sum::<usize>() > MOST_NAMES {
             return Err(Status::invalid_argument(format!("more than {MOST_NAMES} names")));
         }
-        let left = self.injector.inject(LeaseId(lease), &drill, &faults).map_err(|error| match &error {
+        // What holds a process back from its supervisor may take a while, and links go on meanwhile.
+        let (injector, name) = (self.injector.clone(), drill.clone());
+        let injected = tokio::task::spawn_blocking(move || injector.inject(LeaseId(lease), &name, &faults)).await;
+        let injected = injected.map_err(|lost| Status::internal(lost.to_string()))?;
+        let left = injected.map_err(|error| match &error {
             InjectError::Denied(Denied::Busy) => Status::failed_precondition(error.to_string()),
             InjectError::Denied(Denied::Over) => Status::not_found(error.to_string()),
             InjectError::Unknown { .. } => Status::invalid_argument(error.to_string()),
