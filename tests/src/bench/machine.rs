@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-#[derive(Clone, Debug)]
+use serde::Serialize;
+
+#[derive(Clone, Debug, Serialize)]
 pub struct Machine {
     pub cpu: String,
     pub cores: usize,
@@ -33,7 +35,15 @@ impl std::fmt::Display for Machine {
     }
 }
 
+/// UTC, to the minute.
+pub fn now() -> String {
+    said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))
+}
+
 fn git(arguments: &[&str]) -> String {
-    let output = Command::new("git").arg("-C").arg(crate::root()).args(arguments).output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    said(Command::new("git").arg("-C").arg(crate::root()).args(arguments))
+}
+
+fn said(command: &mut Command) -> String {
+    command.output().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }

@@ -1,8 +1,11 @@
 //! Medians and how sure they are.
 
+use serde::Serialize;
+
 /// A median and the interval that holds it with 95 % confidence.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Median {
+    #[serde(rename = "median")]
     pub value: f64,
     pub low: f64,
     pub high: f64,
