@@ -1,8 +1,13 @@
 //! The server's handshake: bounded in time, and out of it comes a peer.
+//!
+//! The rule: there is one door. rustls verifies a chain in a full handshake only, and of a ticket it takes the chain that lies
+//! in it. So whoever comes, by a signature or by a ticket, is judged here by their chain and the bundle of now, and is told
+//! apart no further.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::HandshakeKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -70,12 +75,7 @@ pub async fn accept<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (both, h2, generation) = workload.servers();
-    let config = match offer {
-        Offer::H2 => h2,
-        Offer::H2AndHttp1 => both,
-    };
-    let handshake = TlsAcceptor::from(config).accept(stream);
+    let handshake = TlsAcceptor::from(workload.handshake_config(offer)).accept(stream);
     let stream = tokio::time::timeout(within, handshake).await.map_err(|_| AcceptError::Timeout)?.map_err(failed)?;
     let (_, connection) = stream.get_ref();
     let protocol = match (connection.alpn_protocol(), offer) {
@@ -84,7 +84,8 @@ where
         _ => return Err(AcceptError::Protocol),
     };
     let chain = connection.peer_certificates().unwrap_or_default();
-    let peer = workload.accepted(chain, generation).map_err(AcceptError::Peer)?;
+    let peer = workload.peer(chain).map_err(AcceptError::Peer)?;
+    workload.count_handshake(connection.handshake_kind() == Some(HandshakeKind::Resumed));
     Ok(Accepted { stream, peer: Arc::new(peer), protocol })
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
+use spillway_core::authority::renewal::Life;
 use spillway_core::identity::{ExpectedPeer, InvalidId, Serial, SpiffeId};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -131,6 +132,13 @@ impl Leaf {
         }
         Ok(())
     }
+}
+
+/// When a certificate of any kind is valid.
+pub(super) fn life(der: &[u8]) -> Result<Life, PeerError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
+    let validity = certificate.validity();
+    Ok(Life { not_before: time(validity.not_before.timestamp()), not_after: time(validity.not_after.timestamp()) })
 }
 
 /// A root of a trust bundle: may sign, and if it names a trust domain, which.

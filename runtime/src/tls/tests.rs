@@ -1,6 +1,7 @@
 //! Real handshakes over loopback, between our own configs and with leaves that must be refused.
 
 mod refusals;
+mod resumption;
 mod rotation;
 
 use std::sync::Arc;
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use rcgen::CertificateParams;
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, NamedGroup, ProtocolVersion};
+use rustls::{CipherSuite, ClientConfig, NamedGroup, ProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use spillway_core::identity::ExpectedPeer;
 use spillway_core::units::Name;
@@ -47,9 +49,13 @@ async fn handshake(
 
 /// A client with this leaf, or without one, that wants the gateway.
 fn client_config(domain: &Domain, leaf: Option<&IssuedLeaf>) -> ClientConfig {
+    client_config_by((*provider()).clone(), domain, leaf)
+}
+
+fn client_config_by(provider: CryptoProvider, domain: &Domain, leaf: Option<&IssuedLeaf>) -> ClientConfig {
     let bundle = domain.authority.trust_bundle().as_bytes();
     let trust = Arc::new(Trust::read(id(GATEWAY).trust_domain, bundle).unwrap());
-    let config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
@@ -105,12 +111,29 @@ fn the_provider_is_aws_lc_rs_and_prefers_post_quantum_key_exchange() {
     install_provider();
     install_provider();
     let expected = rustls::crypto::aws_lc_rs::default_provider();
-    let names = |provider: &rustls::crypto::CryptoProvider| {
-        provider.kx_groups.iter().map(|group| group.name()).collect::<Vec<_>>()
-    };
+    let names = |provider: &CryptoProvider| provider.kx_groups.iter().map(|group| group.name()).collect::<Vec<_>>();
     assert_eq!(names(&provider()), names(&expected));
     assert_eq!(names(&provider())[0], NamedGroup::X25519MLKEM768);
+    let suites = |provider: &CryptoProvider| provider.cipher_suites.len();
+    assert_eq!(suites(&provider()), suites(&expected));
     assert!(format!("{:?}", provider().key_provider).contains("AwsLc"));
+}
+
+#[tokio::test]
+async fn aes_128_is_chosen_and_a_client_that_offers_aes_256_alone_gets_it() {
+    let domain = Domain::create();
+    let gateway = domain.workload(GATEWAY);
+    let (aes_128, aes_256) = (CipherSuite::TLS13_AES_128_GCM_SHA256, CipherSuite::TLS13_AES_256_GCM_SHA384);
+    for (offered, chosen) in [(vec![aes_256, aes_128], aes_128), (vec![aes_256], aes_256)] {
+        let all = rustls::crypto::aws_lc_rs::default_provider();
+        let find = |name| *all.cipher_suites.iter().find(|suite| suite.suite() == name).unwrap();
+        let cipher_suites = offered.into_iter().map(find).collect();
+        let theirs = CryptoProvider { cipher_suites, ..all.clone() };
+        let config = client_config_by(theirs, &domain, Some(&domain.issue(CLIENT)));
+        let (accepted, _client) = handshake(&gateway, Arc::new(config), Offer::H2).await;
+        let accepted = accepted.unwrap();
+        assert_eq!(accepted.stream.get_ref().1.negotiated_cipher_suite().unwrap().suite(), chosen);
+    }
 }
 
 #[tokio::test]
@@ -169,24 +192,4 @@ async fn a_silent_client_is_given_up() {
     let workload = domain.workload(GATEWAY);
     let accepted = accept(&workload, server, Offer::H2, Duration::from_millis(50)).await;
     assert_eq!(accepted.unwrap_err().reason(), "timeout");
-}
-
-#[tokio::test]
-async fn a_resumption_is_not_offered() {
-    let domain = Domain::create();
-    let gateway = domain.workload(GATEWAY);
-    let mut config = client_config(&domain, Some(&domain.issue(CLIENT)));
-    config.resumption = Resumption::in_memory_sessions(8);
-    config.enable_early_data = true;
-    let config = Arc::new(config);
-    for _ in 0..2 {
-        let (accepted, client) = handshake(&gateway, config.clone(), Offer::H2).await;
-        let (mut accepted, mut client) = (accepted.unwrap(), client.unwrap());
-        // A byte from the server comes after any ticket that it sends.
-        tokio::io::AsyncWriteExt::write_all(&mut accepted.stream, b"x").await.unwrap();
-        client.read_u8().await.unwrap();
-        let (_, connection) = client.get_ref();
-        assert_eq!((connection.tls13_tickets_received(), connection.is_early_data_accepted()), (0, false));
-        assert_eq!(connection.handshake_kind(), Some(rustls::HandshakeKind::Full));
-    }
 }

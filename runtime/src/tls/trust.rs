@@ -13,6 +13,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherEr
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use spillway_core::identity::{ExpectedPeer, Revoked, TrustDomain};
 
+use super::chains::VerifiedChains;
 use super::peer::{Leaf, PeerError, Side, root_trust_domain};
 use super::provider::provider;
 use super::workload::IdentityError;
@@ -26,6 +27,8 @@ pub struct Trust {
     algorithms: WebPkiSupportedAlgorithms,
     /// What is refused all the same.
     revoked: Arc<Revoked>,
+    /// What led to these roots before.
+    chains: Arc<VerifiedChains>,
 }
 
 impl Trust {
@@ -51,7 +54,7 @@ impl Trust {
             .clear_root_hint_subjects()
             .build()
             .map_err(|_| refused("no root can be used"))?;
-        Ok(Self { domain, roots, clients, algorithms, revoked: Arc::default() })
+        Ok(Self { domain, roots, clients, algorithms, revoked: Arc::default(), chains: Arc::default() })
     }
 
     /// The same roots, and these refused.
@@ -76,7 +79,10 @@ impl Trust {
         side: Side,
         now: SystemTime,
     ) -> Result<Leaf, PeerError> {
-        let leaf = Leaf::read(end_entity)?;
+        let key = VerifiedChains::key(end_entity, intermediates, side);
+        let before = self.chains.get(&key);
+        let verified = before.as_ref().is_some_and(|before| before.holds(now));
+        let leaf = before.map_or_else(|| Leaf::read(end_entity), |before| Ok(before.leaf))?;
         if leaf.id.trust_domain != self.domain {
             return Err(PeerError::TrustDomain);
         }
@@ -84,6 +90,9 @@ impl Trust {
             return Err(PeerError::Revoked);
         }
         leaf.check_time(now)?;
+        if verified {
+            return Ok(leaf);
+        }
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let now = UnixTime::since_unix_epoch(since_epoch);
         let verified = match side {
@@ -96,6 +105,7 @@ impl Trust {
             }),
         };
         verified.map_err(PeerError::Untrusted)?;
+        self.chains.remember(key, &leaf, intermediates);
         Ok(leaf)
     }
 

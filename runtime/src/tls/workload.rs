@@ -24,8 +24,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use spillway_core::authority::renewal::Life;
 use spillway_core::identity::{ExpectedPeer, Revoked, Serial, SpiffeId};
 
+use super::accept::Offer;
 use super::peer::{Leaf, Peer, PeerError, Side};
 use super::provider::provider;
+use super::tickets::{TICKETS, Tickets};
 use super::trust::{Clients, ExpectedServer, Trust};
 use crate::audit::{Audit, Event, Hash, clipped};
 use crate::drain::Drain;
@@ -79,6 +81,8 @@ pub struct Workload {
     files: Mutex<Files>,
     reloads: Family<Outcome, Counter>,
     expiry: Gauge,
+    full_handshakes: Counter,
+    resumed_handshakes: Counter,
 }
 
 #[derive(Debug)]
@@ -96,6 +100,7 @@ struct Identity {
     key: Arc<CertifiedKey>,
     trust: Arc<Trust>,
     origin: Origin,
+    tickets: Tickets,
     server: Arc<ServerConfig>,
     h2_server: Arc<ServerConfig>,
 }
@@ -127,16 +132,23 @@ impl Workload {
             files: Mutex::new(Files { watched, usable_from: None }),
             reloads: Family::default(),
             expiry: Gauge::default(),
+            full_handshakes: Counter::default(),
+            resumed_handshakes: Counter::default(),
         };
         workload.expiry.set(seconds(leaf.not_after));
         Ok(Arc::new(workload))
     }
 
-    /// Shows `spillway_identity_reloads_total` and `spillway_identity_expiry_seconds` (Unix time).
+    /// Shows `spillway_identity_reloads_total`, `spillway_identity_expiry_seconds` (Unix time), and how clients proved who
+    /// they are: `spillway_identity_handshakes_full_total`, `spillway_identity_handshakes_resumed_total`.
     pub fn register(&self, metrics: &Metrics) {
         let help = "Changes of our certificate, key or trust bundle, by what became of them";
         metrics.register("identity_reloads", help, self.reloads.clone());
         metrics.register("identity_expiry_seconds", "When our certificate expires, Unix time", self.expiry.clone());
+        let help = "Connections of clients that proved their key";
+        metrics.register("identity_handshakes_full", help, self.full_handshakes.clone());
+        let help = "Connections of clients that came back with a ticket";
+        metrics.register("identity_handshakes_resumed", help, self.resumed_handshakes.clone());
     }
 
     pub fn id(&self) -> SpiffeId {
@@ -162,7 +174,7 @@ impl Workload {
         self.current.load().key.clone()
     }
 
-    /// For a server that speaks h2 and HTTP/1.1. Ask for it per connection: it is replaced on a reload.
+    /// For a server that speaks h2 and HTTP/1.1 and gives no tickets. Ask for it per connection: it is replaced on a reload.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.current.load().server.clone()
     }
@@ -183,6 +195,8 @@ impl Workload {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.key.clone())));
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session asks the verifier nothing. The connections that we open are few and stay for long, so that there is
+        // nothing to gain from judging servers elsewhere.
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
         (Arc::new(config), identity.generation)
@@ -193,10 +207,23 @@ impl Workload {
         self.current.load().key.key.clone()
     }
 
-    /// The server configs of one generation, which they come with.
-    pub(super) fn servers(&self) -> (Arc<ServerConfig>, Arc<ServerConfig>, u64) {
+    /// For one handshake of a server, with tickets. Whoever comes by one has not been verified: ask [`Self::peer`].
+    pub(super) fn handshake_config(&self, offer: Offer) -> Arc<ServerConfig> {
         let identity = self.current.load();
-        (identity.server.clone(), identity.h2_server.clone(), identity.generation)
+        let shared = match offer {
+            Offer::H2 => &identity.h2_server,
+            Offer::H2AndHttp1 => &identity.server,
+        };
+        // A copy, of 0.1 µs, is how rustls lets one handshake's tickets know of each other.
+        let mut config = ServerConfig::clone(shared);
+        config.ticketer = identity.tickets.for_handshake();
+        config.send_tls13_tickets = TICKETS;
+        Arc::new(config)
+    }
+
+    pub(super) fn count_handshake(&self, resumed: bool) {
+        let counter = if resumed { &self.resumed_handshakes } else { &self.full_handshakes };
+        counter.inc();
     }
 
     /// The client that presented this chain, leaf first. Verifies the chain against the bundle of now.
@@ -204,12 +231,6 @@ impl Workload {
         let identity = self.current.load();
         let leaf = identity.trust.verify(chain, Side::Client, SystemTime::now())?;
         Ok(peer(leaf, chain, Side::Client, identity.generation))
-    }
-
-    /// The client of a handshake that the server config of this generation has accepted.
-    pub(super) fn accepted(&self, chain: &[CertificateDer<'_>], generation: u64) -> Result<Peer, PeerError> {
-        let leaf = Leaf::read(chain.first().ok_or(PeerError::NoCertificate)?)?;
-        Ok(peer(leaf, chain, Side::Client, generation))
     }
 
     /// Whether a peer of an open connection may go on: its certificate has not expired, and its chain
@@ -391,7 +412,8 @@ impl Identity {
         let trust = Arc::new(trust);
         let server = server_config(&key, &trust, &[b"h2", b"http/1.1"]);
         let h2_server = server_config(&key, &trust, &[b"h2"]);
-        Self { generation, key, trust, origin, server, h2_server }
+        let tickets = Tickets::new(origin.life.not_after);
+        Self { generation, key, trust, origin, tickets, server, h2_server }
     }
 }
 
@@ -402,6 +424,8 @@ fn server_config(key: &Arc<CertifiedKey>, trust: &Arc<Trust>, protocols: &[&[u8]
         .with_client_cert_verifier(Arc::new(Clients(trust.clone())))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    // Our order of cipher suites, for the reason that the provider says.
+    config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -213,6 +213,6 @@ fn an_unusable_identity_is_a_clear_error_at_start() {
     assert!(problem().contains("another trust domain"));
 }
 
-fn chain(leaf: &IssuedLeaf) -> Vec<CertificateDer<'static>> {
+pub(super) fn chain(leaf: &IssuedLeaf) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(leaf.certificate.as_bytes()).map(Result::unwrap).collect()
 }
