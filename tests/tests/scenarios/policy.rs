@@ -1,7 +1,8 @@
 //! Who may do what: proven by certificate on both hops, denied by default.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustls::NamedGroup;
@@ -94,13 +95,22 @@ async fn t48_t51_a_connection_without_a_valid_certificate_is_refused() {
     assert!(curl(&region, &["--tlsv1.3"]), "TLS 1.3");
     let wrong = region.client("acme").handshake(&[b"spdy/3"]).await;
     assert!(wrong.is_err(), "a protocol that is not spoken");
-    // openssl shows whether a ticket for a resumption, and so for 0-RTT, was given.
-    let shown = openssl(&region, &[]);
-    assert!(
-        shown.contains("TLSv1.3") && !shown.contains("NewSessionTicket") && !shown.contains("Early data was accepted"),
-        "{shown}"
-    );
+    // openssl shows what the ticket that it got allows, and comes back with it and with early data.
+    let folder = tempfile::tempdir().expect("a folder");
+    let (ticket, early) = (folder.path().join("ticket"), folder.path().join("early"));
+    std::fs::write(&early, HEALTH).expect("written");
+    let first = openssl(&region, &["-sess_out", text(&ticket)]);
+    assert!(first.contains("New, TLSv1.3") && first.contains("200 OK"), "{first}");
+    let again = openssl(&region, &["-sess_in", text(&ticket), "-early_data", text(&early)]);
+    assert!(again.contains("Reused, TLSv1.3") && again.contains("200 OK"), "{again}");
+    for shown in [&first, &again] {
+        assert!(shown.contains("NewSessionTicket") && shown.contains("Max Early Data: 0"), "{shown}");
+        assert!(!shown.contains("Early data was accepted"), "{shown}");
+    }
+    assert!(region.gateway_metrics().sum("spillway_identity_handshakes_resumed_total", &[]) >= 1.0);
 }
+
+const HEALTH: &str = "GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
 /// Whether curl as `acme` gets an answer.
 fn curl(region: &Region, options: &[&str]) -> bool {
@@ -111,13 +121,21 @@ fn curl(region: &Region, options: &[&str]) -> bool {
     curl.args(options).arg(url).output().expect("curl is there").status.success()
 }
 
+/// What openssl as `acme` shows of a connection with one request.
 fn openssl(region: &Region, options: &[&str]) -> String {
     let IdentitySettings { certificate, key, trust_bundle } = region.identity("acme");
     let address = region.gateway().address.to_string();
     let mut openssl = Command::new("openssl");
     openssl.args(["s_client", "-connect", &address, "-CAfile", text(&trust_bundle), "-cert", text(&certificate)]);
-    openssl.args(["-key", text(&key), "-msg", "-alpn", "http/1.1"]).args(options).stdin(std::process::Stdio::null());
-    let output = openssl.output().expect("openssl is there");
+    // `-cert` alone sends the leaf without its intermediate.
+    openssl.args(["-cert_chain", text(&certificate), "-key", text(&key), "-msg", "-alpn", "http/1.1", "-ign_eof"]);
+    openssl.args(options);
+    let openssl = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut openssl = openssl.spawn().expect("openssl is there");
+    let mut request = openssl.stdin.take().expect("a pipe");
+    request.write_all(HEALTH.as_bytes()).expect("written");
+    drop(request);
+    let output = openssl.wait_with_output().expect("it ended");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
