@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -20,8 +20,10 @@ pub const TRUST_DOMAIN: &str = "spillway.test";
 pub const GATEWAY: &str = "spiffe://spillway.test/region/bench/gateway/gw-0";
 pub const UPSTREAM: &str = "spiffe://spillway.test/region/bench/sidecar/scorers/pod-0";
 pub const CLIENT: &str = "spiffe://spillway.test/tenant/acme/client/bench";
+/// A client of the same tenant that nothing allows anything.
+pub const STRANGER: &str = "spiffe://spillway.test/tenant/acme/client/stranger";
 
-/// A folder with `trust-bundle.pem` and, for `gateway`, `upstream` and `client`, NAME.crt and NAME.key.
+/// A folder with `trust-bundle.pem` and, for `gateway`, `upstream`, `client` and `stranger`, NAME.crt and NAME.key.
 #[derive(Clone, Debug)]
 pub struct Identities {
     folder: PathBuf,
@@ -36,7 +38,7 @@ impl Identities {
     pub fn create(folder: &Path) -> Result<Self> {
         let authority = Authority::create(TrustDomain::parse(TRUST_DOMAIN)?)?;
         authority.save(folder)?;
-        for (name, id) in [("gateway", GATEWAY), ("upstream", UPSTREAM), ("client", CLIENT)] {
+        for (name, id) in [("gateway", GATEWAY), ("upstream", UPSTREAM), ("client", CLIENT), ("stranger", STRANGER)] {
             let leaf = authority.issue(&LeafRequest::new(SpiffeId::parse(id)?, LIFE).dialled_locally())?;
             leaf.save(folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")))?;
         }
@@ -47,18 +49,33 @@ impl Identities {
         &self.folder
     }
 
-    /// What the load generator dials with.
-    pub fn client(&self) -> Result<Arc<ClientConfig>> {
-        let (chain, key) = self.leaf("client")?;
-        let mut config = ClientConfig::builder_with_provider(provider())
+    /// What the load generator dials with, HTTP/2 offered.
+    pub fn client(&self) -> Result<ClientConfig> {
+        self.dialling_as("client", provider())
+    }
+
+    /// The same with certain key exchange groups only.
+    pub fn client_with(&self, groups: Vec<&'static dyn SupportedKxGroup>) -> Result<ClientConfig> {
+        let provider = CryptoProvider { kx_groups: groups, ..(*provider()).clone() };
+        self.dialling_as("client", Arc::new(provider))
+    }
+
+    /// What a client dials with that every proxy must refuse.
+    pub fn stranger(&self) -> Result<ClientConfig> {
+        self.dialling_as("stranger", provider())
+    }
+
+    fn dialling_as(&self, name: &str, provider: Arc<CryptoProvider>) -> Result<ClientConfig> {
+        let (chain, key) = self.leaf(name)?;
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(self.roots()?)
             .with_client_auth_cert(chain, key)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(config))
+        Ok(config)
     }
 
-    /// What the upstream serves with: only clients of this trust domain.
+    /// What the upstream serves with, over HTTP/2 or HTTP/1.1: only clients of this trust domain.
     pub fn upstream(&self) -> Result<Arc<ServerConfig>> {
         let (chain, key) = self.leaf("upstream")?;
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider()).build()?;
@@ -66,7 +83,7 @@ impl Identities {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(clients)
             .with_single_cert(chain, key)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 

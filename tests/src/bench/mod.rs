@@ -3,23 +3,22 @@
 //! The rule: nothing is compared that was not answered rightly, every answer is checked, and each
 //! figure says on which machine and from which commit it comes. In reading order:
 //!
-//! * [`compare`]: the small unary call through Spillway's gateway and through Envoy.
-//! * [`cache`]: through the gateway with its result cache and without. [`stand`]: where both are measured.
-//! * [`proxy`]: how each of them is set up; [`identities`]: whom they trust.
+//! * [`works`]: what is measured. [`stand`]: where, and how proxies take turns.
+//! * [`peers`]: the proxies and how each is set up; [`identities`]: whom they trust.
 //! * [`load`], [`upstream`], [`message`]: who asks, who answers, and what is said.
 //! * [`lookup`]: a sidecar's feature look-ups, tier by tier.
-//! * [`process`], [`statistics`], [`machine`], [`results`]: accounting and writing down.
+//! * [`process`], [`statistics`], [`machine`], [`results`]: accounting and writing down. [`smoke`]: that all of it runs.
 
-pub mod cache;
-pub mod compare;
 pub mod identities;
 pub mod load;
 pub mod lookup;
 pub mod machine;
 pub mod message;
+pub mod peers;
 pub mod process;
-pub mod proxy;
 pub mod results;
+pub mod smoke;
 pub mod stand;
 pub mod statistics;
 pub mod upstream;
+pub mod works;

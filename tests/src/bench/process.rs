@@ -1,5 +1,6 @@
 //! Processes of a bench: bound to a core, accounted by the kernel, gone when the bench is.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -16,12 +17,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command on one core and returns its first line of output, which says that it is ready.
-    pub fn start(command: &mut Command, core: usize, log: &Path) -> Result<(Self, String)> {
+    /// Starts a command on some cores and returns its first line of output, which says that it is ready.
+    pub fn start(command: &mut Command, cores: &[usize], log: &Path) -> Result<(Self, String)> {
         let name = command.get_program().to_string_lossy().into_owned();
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
-        let child = on_core(core, || command.spawn())?.with_context(|| format!("cannot start {name}"))?;
+        let child = on_cores(cores, || command.spawn())?.with_context(|| format!("cannot start {name}"))?;
         let mut process = Self { child };
         let mut output = BufReader::new(process.child.stdout.take().context("there is no output")?);
         let mut line = String::new();
@@ -55,29 +56,58 @@ pub fn cores() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false)).collect())
 }
 
-/// Runs `start` while this thread is bound to one core; children inherit that.
-pub fn on_core<T>(core: usize, start: impl FnOnce() -> T) -> Result<T> {
+/// Runs `start` while this thread is bound to some cores; children inherit that.
+pub fn on_cores<T>(cores: &[usize], start: impl FnOnce() -> T) -> Result<T> {
     let this = Pid::from_raw(0);
     let before = sched_getaffinity(this)?;
-    let mut only = CpuSet::new();
-    only.set(core)?;
-    sched_setaffinity(this, &only).with_context(|| format!("cannot use core {core}"))?;
+    sched_setaffinity(this, &set_of(cores)?).with_context(|| format!("cannot use cores {cores:?}"))?;
     let started = start();
     sched_setaffinity(this, &before)?;
     Ok(started)
 }
 
+/// The same on one core.
+pub fn on_core<T>(core: usize, start: impl FnOnce() -> T) -> Result<T> {
+    on_cores(&[core], start)
+}
+
+/// Binds a process that runs already, with all of its threads.
+pub fn bind(pid: u32, cores: &[usize]) -> Result<()> {
+    let only = set_of(cores)?;
+    for thread in threads(pid)?.into_keys() {
+        let thread = Pid::from_raw(i32::try_from(thread)?);
+        sched_setaffinity(thread, &only).with_context(|| format!("process {pid} cannot use cores {cores:?}"))?;
+    }
+    Ok(())
+}
+
+fn set_of(cores: &[usize]) -> Result<CpuSet> {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core)?;
+    }
+    Ok(set)
+}
+
 /// CPU time that all threads of a process have used, to the nanosecond.
 pub fn cpu(pid: u32) -> Result<Duration> {
-    let mut nanos = 0;
+    Ok(threads(pid)?.values().sum())
+}
+
+/// CPU time that each thread of a process has used, by its number.
+pub fn threads(pid: u32) -> Result<BTreeMap<u32, Duration>> {
+    let mut used = BTreeMap::new();
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))?;
     for thread in threads {
+        let thread = thread?;
         // A thread that ended between the two reads has no file, and took next to nothing.
-        let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-        let used = text.split(' ').next().and_then(|number| number.parse::<u64>().ok());
-        nanos += used.context("schedstat has no time on the CPU")?;
+        let Ok(text) = std::fs::read_to_string(thread.path().join("schedstat")) else { continue };
+        let nanos = text.split(' ').next().and_then(|number| number.parse::<u64>().ok());
+        let number =
+            thread.file_name().to_str().and_then(|name| name.parse().ok()).context("a thread has no number")?;
+        used.insert(number, Duration::from_nanos(nanos.context("schedstat has no time on the CPU")?));
     }
-    Ok(Duration::from_nanos(nanos))
+    Ok(used)
 }
 
 /// Resident memory of a process, bytes.
@@ -132,10 +162,39 @@ mod tests {
     }
 
     #[test]
+    fn each_thread_has_an_account_of_its_own() {
+        let own = std::process::id();
+        let thread = std::thread::spawn(move || {
+            let this = nix::unistd::gettid().as_raw().unsigned_abs();
+            let before = threads(own).unwrap()[&this];
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(50) {
+                std::hint::spin_loop();
+            }
+            (threads(own).unwrap()[&this] - before, start.elapsed())
+        });
+        let (used, elapsed) = thread.join().unwrap();
+        assert!(used > Duration::ZERO && used <= elapsed, "{used:?} of {elapsed:?}");
+    }
+
+    #[test]
+    fn a_running_process_is_bound_with_all_its_threads() {
+        let last = *cores().unwrap().last().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let bound = bind(child.id(), &[last]);
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        bound.unwrap();
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        assert_eq!(list.trim(), last.to_string());
+    }
+
+    #[test]
     fn a_child_runs_on_its_core_only() {
         let last = *cores().unwrap().last().unwrap();
         let allowed = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let bound = on_core(last, allowed).unwrap();
+        let bound = on_cores(&[last], allowed).unwrap();
         let list = bound.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         assert_eq!(list.trim(), last.to_string());
     }

@@ -1,15 +1,22 @@
 //! Where proxies are measured: one core for the proxy, one for the upstream and the load, and turns on them.
 
+use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::identities::Identities;
-use super::load::{Load, Window};
+use super::load::part::Job;
+use super::load::{self, Caller, Load, Window};
+use super::message::Protocol;
+use super::peers::{Kind, Proxy, Setting};
 use super::process::{self, Process};
-use super::proxy::{Kind, Proxy, Setting};
+
+/// Connections of HTTP/2; calls in flight are spread over them.
+const CONNECTIONS: usize = 8;
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +24,16 @@ pub struct Extent {
     pub repetitions: usize,
     pub warm_up: Duration,
     pub measure: Duration,
-    pub connections: usize,
-    pub streams: usize,
+    /// Calls in flight: on 8 connections of HTTP/2, or each on its own of HTTP/1.1.
+    pub in_flight: usize,
+}
+
+/// What a client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    pub protocol: Protocol,
+    /// No two calls are the same.
+    pub distinct: bool,
 }
 
 /// One turn of one proxy.
@@ -27,13 +42,16 @@ pub struct Turn {
     pub busy: Window,
     /// One call at a time.
     pub alone: Window,
+    /// Bytes.
     pub resident: u64,
 }
 
 pub struct Stand {
-    setting: Setting,
-    upstream: Process,
-    load_core: usize,
+    pub(super) setting: Setting,
+    pub(super) upstream: Process,
+    pub(super) load_core: usize,
+    /// Who was seen to refuse a stranger.
+    trusted: RefCell<Vec<(Kind, Protocol)>>,
     _folder: tempfile::TempDir,
 }
 
@@ -48,43 +66,42 @@ impl Stand {
         let this = std::env::current_exe()?;
         let mut command = Command::new(&this);
         command.arg("upstream").arg("--pki").arg(identities.folder());
-        let (upstream, line) = Process::start(&mut command, load_core, &folder.path().join("upstream.log"))?;
+        let (upstream, line) = Process::start(&mut command, &[load_core], &folder.path().join("upstream.log"))?;
         let listening: serde_json::Value = serde_json::from_str(&line)?;
         let setting = Setting {
             folder: folder.path().to_owned(),
             identities,
             upstream: listening["listening"].as_str().context("the upstream does not say where it listens")?.parse()?,
-            core: proxy_core,
+            cores: vec![proxy_core],
+            threads: 1,
             spillway: spillway.to_owned(),
         };
-        Ok(Self { setting, upstream, load_core, _folder: folder })
+        Ok(Self { setting, upstream, load_core, trusted: RefCell::default(), _folder: folder })
     }
 
-    /// `distinct`: no two calls are the same.
-    pub fn turn(&self, kind: Kind, distinct: bool, extent: &Extent) -> Result<Turn> {
-        let Self { setting, upstream, load_core, .. } = self;
-        let proxy = Proxy::start(kind, setting)?;
-        let load = |connections, streams, warm_up, measure| Load {
-            address: proxy.address,
-            connections,
-            streams,
-            distinct,
-            warm_up,
-            measure,
-            proxy: proxy.pid,
-            upstream: upstream.id(),
-            proxy_core: setting.core,
-            load_core: *load_core,
-        };
-        let busy = generate(&load(extent.connections, extent.streams, extent.warm_up, extent.measure), setting)?;
+    /// A proxy that was seen to refuse a stranger.
+    pub fn proxy(&self, kind: Kind, protocol: Protocol) -> Result<Proxy> {
+        let proxy = Proxy::start(kind, &self.setting)?;
+        if !self.trusted.borrow().contains(&(kind, protocol)) {
+            refuses_strangers(proxy.address, &self.setting.identities, protocol)
+                .with_context(|| format!("{} does not judge who calls", kind.name()))?;
+            self.trusted.borrow_mut().push((kind, protocol));
+        }
+        Ok(proxy)
+    }
+
+    /// A new process of a proxy under load, then with one call at a time.
+    pub fn turn(&self, kind: Kind, calls: Calls, extent: &Extent) -> Result<Turn> {
+        let proxy = self.proxy(kind, calls.protocol)?;
+        let busy = self.window(kind, &proxy, calls, extent)?;
         let resident = process::resident(proxy.pid)?;
-        let alone = generate(&load(1, 1, extent.warm_up / 4, extent.measure / 4), setting)?;
-        // Both write the log behind the answers, in blocks: not all lines must be there yet.
-        let (logged, answered) = (proxy.logged()?, busy.answered);
-        ensure!(logged as u64 >= answered, "{answered} calls were answered, but only {logged} are in the access log");
+        let alone = Extent { warm_up: extent.warm_up / 4, measure: extent.measure / 4, in_flight: 1, ..*extent };
+        let alone = self.window(kind, &proxy, calls, &alone)?;
+        proxy.await_log(busy.checked + alone.checked)?;
         let turn = Turn { busy, alone, resident };
         println!(
-            "{:20} {:6.2} us/call  {:6.0} calls/s  p50 {:5.0} us  p99 {:5.0} us  proxy's core {:.0} % busy",
+            "{:4} {:16} {:6.2} us/call  {:6.0} calls/s  p50 {:5.0} us  p99 {:5.0} us  proxy's core {:.0} % busy",
+            calls.protocol.name(),
             kind.name(),
             turn.busy.proxy_us(),
             turn.busy.per_second(),
@@ -94,30 +111,43 @@ impl Stand {
         );
         Ok(turn)
     }
+
+    /// One window of a running proxy under load.
+    pub fn window(&self, kind: Kind, proxy: &Proxy, calls: Calls, extent: &Extent) -> Result<Window> {
+        let connections = match calls.protocol {
+            Protocol::Grpc | Protocol::H2 => CONNECTIONS.min(extent.in_flight),
+            Protocol::H1 => extent.in_flight,
+        };
+        let load = Load {
+            pki: self.setting.identities.folder().to_owned(),
+            address: proxy.address,
+            protocol: calls.protocol,
+            connections,
+            streams: extent.in_flight / connections,
+            distinct: calls.distinct,
+            status_in_head: calls.protocol == Protocol::Grpc && kind.has_no_trailers(),
+            warm_up: extent.warm_up,
+            measure: extent.measure,
+            proxy: proxy.pid,
+            upstream: self.upstream.id(),
+            proxy_cores: self.setting.cores.clone(),
+            load_core: self.load_core,
+        };
+        Job::Load(load)
+            .start(&[self.load_core])
+            .with_context(|| format!("{} over {}", kind.name(), calls.protocol.name()))
+    }
 }
 
-/// The load in a process of its own, so that its CPU time is nobody else's.
-fn generate(load: &Load, setting: &Setting) -> Result<Window> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("load").arg("--pki").arg(setting.identities.folder());
-    command.arg("--address").arg(load.address.to_string());
-    for (name, value) in [
-        ("--connections", load.connections as u64),
-        ("--streams", load.streams as u64),
-        ("--warm-up-ms", u64::try_from(load.warm_up.as_millis())?),
-        ("--measure-ms", u64::try_from(load.measure.as_millis())?),
-        ("--proxy", load.proxy.into()),
-        ("--upstream", load.upstream.into()),
-        ("--proxy-core", load.proxy_core as u64),
-        ("--load-core", load.load_core as u64),
-    ] {
-        command.arg(name).arg(value.to_string());
-    }
-    if load.distinct {
-        command.arg("--distinct");
-    }
-    command.stdin(Stdio::null());
-    let output = process::on_core(load.load_core, || command.output())??;
-    ensure!(output.status.success(), "the load ended early: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("the load's report cannot be read")
+/// What lets a client in whom it should not know is no peer.
+fn refuses_strangers(address: SocketAddr, identities: &Identities, protocol: Protocol) -> Result<()> {
+    let connector = load::stranger(identities, protocol)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let caller = Caller::new(protocol, false);
+        let mut sender = caller.connect(address, &connector).await?.ready().await?;
+        let answer = caller.ask(&mut sender).await?;
+        ensure!(answer.is_refusal(), "a client with another SPIFFE id got {answer:?}");
+        Ok(())
+    })
 }

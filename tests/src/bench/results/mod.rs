@@ -78,6 +78,11 @@ impl Results {
         self.sections.push(markdown);
     }
 
+    /// What was added so far.
+    pub fn sections(&self) -> &[String] {
+        &self.sections
+    }
+
     /// The version of something that Spillway is measured beside or with, such as `Envoy` and `1.40.0`.
     pub fn peer(&mut self, name: &str, version: &str) {
         self.peers.insert(name.to_owned(), version.to_owned());

@@ -1,23 +1,21 @@
-//! The one call that the bench makes: a small `ModelInfer` of one row, and its answer.
+//! The call over gRPC: `ModelInfer` with raw contents.
 
 use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderValue;
 use prost::Message;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse};
 
+use super::{COLUMNS, DATATYPE, ID, INPUT, MODEL, OUTPUT, SCORES, VERSION, values};
+
+pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 pub const PATH: &str = "/inference.GRPCInferenceService/ModelInfer";
-pub const MODEL: &str = "scorer";
-pub const INPUT: &str = "features";
-pub const OUTPUT: &str = "score";
-/// Columns of the one input row.
-pub const COLUMNS: usize = 28;
-/// Columns of the one output row.
-pub const SCORES: usize = 52;
-const ID: &str = "bench-000000000000001";
+/// Bytes before each message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
 /// The request's body with its gRPC prefix: 172 bytes.
 pub fn request() -> Bytes {
@@ -26,24 +24,13 @@ pub fn request() -> Bytes {
         id: ID.into(),
         inputs: vec![InferInputTensor {
             name: INPUT.into(),
-            datatype: "FP32".into(),
+            datatype: DATATYPE.into(),
             shape: vec![1, COLUMNS as i64],
             ..Default::default()
         }],
         raw_input_contents: vec![values(COLUMNS)],
         ..Default::default()
     })
-}
-
-/// The request with another last pair of values: one of its own for each number.
-pub fn numbered(request: &[u8], number: u64) -> Bytes {
-    let mut bytes = BytesMut::from(request);
-    let length = bytes.len();
-    // Any eight bytes are two FP32; the raw values come last in the message.
-    if let Some(last) = bytes.get_mut(length.saturating_sub(8)..) {
-        last.copy_from_slice(&number.to_le_bytes());
-    }
-    bytes.freeze()
 }
 
 /// The answer's body with its gRPC prefix: 300 bytes, with what a sidecar says about it.
@@ -53,11 +40,7 @@ pub fn response() -> Bytes {
 
 /// Whether a body is the answer. A proxy may add parameters and encode it anew; the rest stays.
 pub fn is_answer(body: &[u8]) -> bool {
-    let Some((prefix, message)) = body.split_first_chunk::<5>() else { return false };
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    if prefix[0] != 0 || length as usize != message.len() {
-        return false;
-    }
+    let Some(message) = unframed(body) else { return false };
     let expected = expected();
     ModelInferResponse::decode(message).is_ok_and(|answer| {
         let kept = |(name, value): (&String, &InferParameter)| answer.parameters.get(name) == Some(value);
@@ -74,15 +57,15 @@ pub fn is_answer(body: &[u8]) -> bool {
 }
 
 fn expected() -> ModelInferResponse {
-    let version = InferParameter { parameter_choice: Some(ParameterChoice::StringParam("1".into())) };
+    let version = InferParameter { parameter_choice: Some(ParameterChoice::StringParam(VERSION.into())) };
     ModelInferResponse {
         model_name: MODEL.into(),
-        model_version: "1".into(),
+        model_version: VERSION.into(),
         id: ID.into(),
         parameters: HashMap::from([("spillway-model-version".to_owned(), version)]),
         outputs: vec![InferOutputTensor {
             name: OUTPUT.into(),
-            datatype: "FP32".into(),
+            datatype: DATATYPE.into(),
             shape: vec![1, SCORES as i64],
             ..Default::default()
         }],
@@ -90,18 +73,23 @@ fn expected() -> ModelInferResponse {
     }
 }
 
-fn values(count: usize) -> Bytes {
-    let mut raw = BytesMut::with_capacity(count * 4);
-    for at in 0..count {
-        raw.put_f32_le(at as f32 / 8.0);
-    }
-    raw.freeze()
+/// The length that a gRPC prefix announces.
+pub fn length(framed: &[u8]) -> Option<usize> {
+    let prefix: &[u8; PREFIX] = framed.first_chunk()?;
+    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
+    if prefix[0] == 0 { usize::try_from(length).ok() } else { None }
+}
+
+/// The one whole message behind its prefix.
+pub fn unframed(framed: &[u8]) -> Option<&[u8]> {
+    let message = framed.get(PREFIX..)?;
+    (length(framed)? == message.len()).then_some(message)
 }
 
 /// A gRPC message: not compressed, its length, itself.
-fn frame(message: &impl Message) -> Bytes {
+pub fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
-    let mut framed = BytesMut::with_capacity(5 + length);
+    let mut framed = BytesMut::with_capacity(PREFIX + length);
     framed.put_u8(0);
     framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     framed.put_slice(&message.encode_to_vec());
@@ -120,7 +108,7 @@ mod tests {
 
     #[test]
     fn numbered_requests_differ_in_their_values_alone() {
-        let numbered = numbered(&request(), 7);
+        let numbered = super::super::numbered(&request(), 7);
         assert_eq!(numbered.len(), 172);
         let [plain, other] = [request(), numbered].map(|frame| ModelInferRequest::decode(&frame[5..]).unwrap());
         assert_ne!(plain.raw_input_contents, other.raw_input_contents);
