@@ -1,9 +1,13 @@
 //! Who may do what: a principal, a model, an action; denied unless a policy allows it.
 
+mod index;
+
 use crate::identity::{Role, SpiffeId};
 use crate::resource::{AccessPolicy, Action, Model, Pattern, Subject};
 use crate::snapshot::Snapshot;
 use crate::units::Name;
+
+pub use index::Policies;
 
 /// A client of a known tenant, proved by its certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,13 +62,15 @@ pub fn authorize(
 ) -> Result<(), Denied> {
     let meant = snapshot.models.get(model).and_then(|model| model.version(version)).map_or(version, Name::as_str);
     let matches = |patterns: &[Pattern], name| patterns.iter().any(|pattern| pattern.matches(name));
-    allowed(snapshot, principal, action, |policy| matches(&policy.models, model) && matches(&policy.versions, meant))
+    allowed(snapshot, principal, Some(model), action, |policy| {
+        matches(&policy.models, model) && matches(&policy.versions, meant)
+    })
 }
 
 /// Whether there is any model with which a principal may do this: asked before memory is spent on a
 /// request that does not say its model yet.
 pub fn authorize_some(snapshot: &Snapshot, principal: &Principal, action: Action) -> Result<(), Denied> {
-    allowed(snapshot, principal, action, |_| true)
+    allowed(snapshot, principal, None, action, |_| true)
 }
 
 /// What of a policy does not fit a request.
@@ -114,13 +120,16 @@ pub fn considered<'a>(
 fn allowed(
     snapshot: &Snapshot,
     principal: &Principal,
+    model: Option<&str>,
     action: Action,
     applies: impl Fn(&AccessPolicy) -> bool,
 ) -> Result<(), Denied> {
-    let policies = snapshot.grants(&principal.tenant).map(|grants| &grants.policies[..]).unwrap_or_default();
-    let allows =
-        |policy: &AccessPolicy| policy.actions.contains(&action) && applies(policy) && is_subject(policy, principal);
-    if policies.iter().any(|policy| allows(policy)) { Ok(()) } else { Err(Denied::NotAllowed) }
+    let Some(grants) = snapshot.grants(&principal.tenant) else { return Err(Denied::NotAllowed) };
+    let client = principal.client.as_str();
+    let allows = grants.policies.candidates(client, model).any(|granted| {
+        granted.policy.actions.contains(&action) && applies(&granted.policy) && granted.allows_client(client)
+    });
+    if allows { Ok(()) } else { Err(Denied::NotAllowed) }
 }
 
 fn is_subject(policy: &AccessPolicy, principal: &Principal) -> bool {

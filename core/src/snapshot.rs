@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::failover::MayLeave;
 use crate::identity::Revoked;
+use crate::policy::Policies;
 use crate::resource::{
     AccessPolicy, Backend, Fault, FeatureGroup, MissingFeature, Model, Pool, Region, Resource, Spec, Tenant, TensorSpec,
 };
@@ -39,7 +40,7 @@ pub struct Snapshot {
 /// What a tenant may do: the policies that name it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grants {
-    pub policies: Vec<Arc<AccessPolicy>>,
+    pub policies: Policies,
     /// Of the tenant and these policies.
     pub epoch: Epoch,
 }
@@ -281,8 +282,10 @@ fn grants(snapshot: &Snapshot, resources: &[Resource]) -> BTreeMap<Name, Grants>
             add(epoch, resource);
         }
     }
-    let grants = |(policies, epoch): (_, Sha256)| Grants { policies, epoch: epoch.finalize().into() };
-    found.into_iter().map(|(tenant, found)| (tenant, grants(found))).collect()
+    let grants = |(tenant, (policies, epoch)): (Name, (Vec<_>, Sha256))| {
+        (tenant.clone(), Grants { policies: Policies::of(&tenant, policies), epoch: epoch.finalize().into() })
+    };
+    found.into_iter().map(grants).collect()
 }
 
 fn model_epochs(snapshot: &Snapshot, resources: &[Resource]) -> BTreeMap<Name, Epoch> {

@@ -60,6 +60,16 @@ impl Pattern {
         Self { parts: vec![String::new(), String::new()] }
     }
 
+    /// Whether there is no star: it matches the one name that it is.
+    pub fn is_whole(&self) -> bool {
+        self.parts.len() == 1
+    }
+
+    /// What every name that matches begins with: all of it up to the first star.
+    pub fn beginning(&self) -> &str {
+        self.parts.first().map(String::as_str).unwrap_or_default()
+    }
+
     pub fn matches(&self, name: &str) -> bool {
         let [first, middle @ .., last] = &self.parts[..] else {
             // Without a star it is the name itself.
