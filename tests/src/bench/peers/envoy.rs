@@ -107,7 +107,7 @@ fn admin(folder: &Path, path: &str) -> Result<String> {
 }
 
 /// The version that the binary names: `envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`.
-pub(super) fn version() -> Result<String> {
+pub fn version() -> Result<String> {
     let text = said("envoy", "--version")?;
     let version = text.split_once("version: ").and_then(|(_, rest)| rest.split('/').nth(1));
     Ok(version.context("Envoy names no version")?.to_owned())
