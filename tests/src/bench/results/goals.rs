@@ -18,7 +18,44 @@ const MARKS: [&str; 2] = ["<!-- bench -->\n", "<!-- /bench -->"];
 
 /// The goals in the README, in its order: the figure, and what it says. A figure with a goal that is not
 /// here stands in RESULTS.md alone, under its name.
-const TITLES: [(&str, &str); 0] = [];
+const TITLES: [(&str, &str); 33] = [
+    ("speed.grpc.cpu_ratio_envoy", "unary gRPC to mTLS h2: CPU per call, to Envoy's"),
+    ("speed.h2.cpu_ratio_envoy", "REST over h2 to mTLS h2: the same"),
+    ("speed.h1.cpu_ratio_envoy", "REST over HTTP/1.1 to mTLS h2: the same"),
+    (
+        "speed.hit_h2.cpu_ratio_envoy-constant",
+        "hit in the result cache, REST over h2: CPU, to Envoy answering a constant",
+    ),
+    ("speed.hit_grpc.cpu_ratio_envoy-constant", "hit in the result cache, gRPC with trailers: the same"),
+    ("speed.cache_misses.cpu_ratio_off", "result cache on without a hit: CPU, to the cache off"),
+    ("speed.handshake.full.cpu_ratio_envoy", "full mTLS handshake: CPU, to Envoy's"),
+    ("speed.handshake.resumed.cpu_ratio_envoy", "resumed mTLS handshake: the same"),
+    ("speed.open_loop.grpc.p99_ratio_envoy", "gRPC at 70 % load: p99, to Envoy's"),
+    ("speed.open_loop.h2.p99_ratio_envoy", "REST over h2 at 70 % load: the same"),
+    ("speed.idle.gateway_rss_mib", "memory of an idle gateway"),
+    ("speed.idle.sidecar_rss_mib", "memory of an idle sidecar"),
+    ("speed.idle.connection_kib", "memory of an idle mTLS connection"),
+    ("speed.cores.ratio", "calls with two worker threads, to one"),
+    ("speed.lookup.l1.1.p99_us", "features of one entity from memory: p99"),
+    ("speed.lookup.l2.1.p99_us", "features of one entity from Redis: p99"),
+    ("speed.lookup.l2.10.p99_us", "of 10 entities: p99"),
+    ("speed.lookup.l2.100.p99_us", "of 100 entities: p99"),
+    ("speed.lookup.l2.1.p99_ratio_feast", "of one entity, to Feast with the same Redis: p99"),
+    ("speed.lookup.l2.10.p99_ratio_feast", "of 10 entities, to Feast: p99"),
+    ("speed.lookup.l2.100.p99_ratio_feast", "of 100 entities, to Feast: p99"),
+    ("speed.sidecar.join.cores_at_1000_per_s", "sidecar at 1,000 requests/s, beyond the model's own CPU: cores"),
+    ("speed.path.hit.p50_ms", "whole path at 70 % load, hit in the result cache: p50"),
+    ("speed.path.hit.p99_ms", "the same: p99"),
+    ("speed.path.miss.p50_ms", "whole path at 70 % load, features and model: p50"),
+    ("speed.path.miss.p99_ms", "the same: p99"),
+    ("speed.tensor.cpu_ratio_envoy", "tensor of 1 MiB through both hops: CPU, to two Envoys"),
+    ("speed.growth.models.ratio", "CPU per call with 1 to 10,000 models: the dearest to the cheapest"),
+    ("speed.growth.pods.ratio", "with 4 to 1,000 pods"),
+    ("speed.growth.tenants.ratio", "with 1 to 100,000 tenants"),
+    ("speed.growth.policies.ratio", "with 10 to 10,000 policies"),
+    ("speed.growth.entities_l1.ratio", "CPU of a feature look-up in memory with 10,000 to 10,000,000 entities"),
+    ("speed.growth.entities_l2.ratio", "of one in Redis"),
+];
 
 /// The figures with goals that were appended after the first `before` bytes.
 pub fn of_this_run(path: &Path, before: u64) -> Result<Vec<Figure>> {
