@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use spillway_tests::bench::growth;
 use spillway_tests::bench::load::part;
-use spillway_tests::bench::lookup;
 use spillway_tests::bench::machine::Machine;
 use spillway_tests::bench::message::Protocol;
+use spillway_tests::bench::path::{latency, tensor};
 use spillway_tests::bench::peers::Kind;
 use spillway_tests::bench::results::Results;
+use spillway_tests::bench::sidecar::{self, cpu, lookup, model_server};
 use spillway_tests::bench::smoke;
 use spillway_tests::bench::stand::Extent;
 use spillway_tests::bench::upstream;
@@ -20,8 +22,6 @@ use spillway_tests::bench::works::{cache, constant, cores, handshake, idle, open
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long look-ups of one size in one tier are measured.
-const EACH_LOOK_UP: Duration = Duration::from_secs(3);
 /// Calls in flight at each proxy.
 const IN_FLIGHT: usize = 64;
 /// How long each of the works of this file is measured in a smoke run.
@@ -39,6 +39,24 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Work(Work),
+    /// Serve the one answer (a part of the works)
+    #[command(hide = true)]
+    Upstream {
+        #[arg(long)]
+        pki: PathBuf,
+    },
+    /// Do a load, which is JSON, and print what it found (a part of the works)
+    #[command(hide = true)]
+    Part { job: String },
+    /// Serve a model that costs next to nothing (a part of the works)
+    #[command(hide = true)]
+    ModelServer,
+}
+
+#[derive(Subcommand)]
+enum Work {
     /// Everything for a moment, to see that it runs; writes nothing
     Smoke,
     /// The small unary call through each proxy
@@ -55,17 +73,21 @@ enum Command {
     Idle,
     /// One and two cores
     Cores,
-    /// Feature look-ups, tier by tier
+    /// Feature look-ups, beside Feast
     Lookup,
-    /// Serve the one answer (a part of the others)
-    #[command(hide = true)]
-    Upstream {
-        #[arg(long)]
-        pki: PathBuf,
-    },
-    /// Do a load, which is JSON, and print what it found (a part of the others)
-    #[command(hide = true)]
-    Part { job: String },
+    /// CPU of a sidecar in front of a model server
+    SidecarCpu,
+    /// The whole path: latency, and a tensor of 1 MiB
+    Path,
+    /// How the cost grows with models, pods, tenants, policies and entities
+    Growth(GrowthArguments),
+}
+
+#[derive(Args)]
+struct GrowthArguments {
+    /// Only this
+    #[arg(long)]
+    only: Option<growth::Subject>,
 }
 
 #[derive(Args)]
@@ -93,10 +115,12 @@ struct UnaryArguments {
 fn main() -> Result<()> {
     spillway_runtime::tls::install_provider();
     let Arguments { command, spillway } = Arguments::parse();
-    let command = match command {
+    let work = match command {
         Some(Command::Upstream { pki }) => return block_on(upstream::serve(&pki)),
         Some(Command::Part { job }) => return block_on(part::run(&job)),
-        command => command,
+        Some(Command::ModelServer) => return block_on(model_server::serve()),
+        Some(Command::Work(work)) => Some(work),
+        None => None,
     };
     let spillway = match spillway {
         Some(path) => path,
@@ -107,8 +131,8 @@ fn main() -> Result<()> {
         println!("THIS IS A DEBUG BUILD: its figures mean nothing.");
     }
     let mut bench = Bench { spillway, results: Results::new(Machine::read()) };
-    match command {
-        Some(command) => bench.run(command),
+    match work {
+        Some(work) => bench.run(work),
         None => bench.everything(),
     }
 }
@@ -119,23 +143,30 @@ struct Bench {
 }
 
 impl Bench {
-    fn run(&mut self, command: Command) -> Result<()> {
+    fn run(&mut self, work: Work) -> Result<()> {
         let Self { spillway, results } = self;
-        match command {
-            Command::Smoke => self.smoke(),
-            Command::Unary(UnaryArguments { turns, protocol, only }) => {
+        match work {
+            Work::Smoke => self.smoke(),
+            Work::Unary(UnaryArguments { turns, protocol, only }) => {
                 let protocols = if protocol.is_empty() { unary::PROTOCOLS.to_vec() } else { protocol };
                 let kinds = if only.is_empty() { unary::PEERS.to_vec() } else { only };
                 unary::run(&turns.of(unary_extent())?, &protocols, &kinds, spillway, results)
             }
-            Command::Constant(turns) => constant::run(&turns.of(constant_extent())?, spillway, results),
-            Command::Cache(turns) => cache::run(&turns.of(cache_extent())?, cache::WINDOWS, spillway, results),
-            Command::OpenLoop => open_loop::run(&open_loop::Extent::default(), spillway, results),
-            Command::Handshakes => handshake::run(&handshake::Extent::default(), spillway, results),
-            Command::Idle => idle::run(&idle::Extent::default(), spillway, results),
-            Command::Cores => cores::run(&cores::Extent::default(), spillway, results),
-            Command::Lookup => look_up(results),
-            Command::Upstream { .. } | Command::Part { .. } => unreachable!("these need no stand"),
+            Work::Constant(turns) => constant::run(&turns.of(constant_extent())?, spillway, results),
+            Work::Cache(turns) => cache::run(&turns.of(cache_extent())?, cache::WINDOWS, spillway, results),
+            Work::OpenLoop => open_loop::run(&open_loop::Extent::default(), spillway, results),
+            Work::Handshakes => handshake::run(&handshake::Extent::default(), spillway, results),
+            Work::Idle => idle::run(&idle::Extent::default(), spillway, results),
+            Work::Cores => cores::run(&cores::Extent::default(), spillway, results),
+            Work::Lookup => lookup::run(&sidecar::Extent::default(), results),
+            Work::SidecarCpu => cpu::run(&sidecar::Extent::default(), results),
+            Work::Path => {
+                latency::run(&sidecar::Extent::default(), results)?;
+                tensor::run(&sidecar::Extent::default(), results)
+            }
+            Work::Growth(GrowthArguments { only }) => {
+                growth::run(&growth::Extent { only, ..growth::Extent::default() }, spillway, results)
+            }
         }
     }
 
@@ -148,7 +179,11 @@ impl Bench {
         handshake::run(&handshake::Extent::default(), spillway, results)?;
         idle::run(&idle::Extent::default(), spillway, results)?;
         cores::run(&cores::Extent::default(), spillway, results)?;
-        look_up(results)?;
+        lookup::run(&sidecar::Extent::default(), results)?;
+        cpu::run(&sidecar::Extent::default(), results)?;
+        latency::run(&sidecar::Extent::default(), results)?;
+        tensor::run(&sidecar::Extent::default(), results)?;
+        growth::run(&growth::Extent::default(), spillway, results)?;
         results.write()
     }
 
@@ -166,7 +201,28 @@ impl Bench {
         smoke::check(results, "Answers without an upstream", constant::WORKS.len() * constant::PEERS.len())?;
         cache::run(&extent, 1, spillway, results)?;
         smoke::check(results, "Result cache without hits", 2)?;
-        Ok(())
+        open_loop::run(&open_loop::Extent::smoke(), spillway, results)?;
+        smoke::check(results, "Latency under load, gRPC", 9)?;
+        smoke::check(results, "Latency under load, REST over HTTP/2", 9)?;
+        handshake::run(&handshake::Extent::smoke(), spillway, results)?;
+        smoke::check(results, "New connections", 4)?;
+        idle::run(&idle::Extent::smoke(), spillway, results)?;
+        smoke::check(results, "Idle memory", 6)?;
+        cores::run(&cores::Extent::smoke(), spillway, results)?;
+        smoke::check(results, "One worker thread and two", 2)?;
+        lookup::run(&sidecar::Extent::SMOKE, results)?;
+        smoke::check(results, "Feature look-up, beside Feast", 18)?;
+        cpu::run(&sidecar::Extent::SMOKE, results)?;
+        smoke::check(results, "A sidecar's CPU in front of a model server", 3)?;
+        latency::run(&sidecar::Extent::SMOKE, results)?;
+        smoke::check(results, "The whole path", 2)?;
+        tensor::run(&sidecar::Extent::SMOKE, results)?;
+        smoke::check(results, "A tensor of 1 MiB through both hops", 2)?;
+        growth::run(&growth::Extent::smoke(), spillway, results)?;
+        for what in ["models", "pods", "tenants", "policies"] {
+            smoke::check(results, &format!("How the cost grows: {what}"), 2)?;
+        }
+        smoke::check(results, "How the cost grows: feature entities", 1)
     }
 }
 
@@ -195,11 +251,6 @@ impl TurnArguments {
         let measure = self.seconds.map(Duration::try_from_secs_f64).transpose()?.unwrap_or(default.measure);
         Ok(Extent { repetitions, measure, ..default })
     }
-}
-
-fn look_up(results: &mut Results) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(lookup::run(EACH_LOOK_UP, results))
 }
 
 /// One thread: the process is bound to one core anyway.
