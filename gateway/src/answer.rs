@@ -4,6 +4,7 @@
 //! but a plain request id.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
@@ -180,7 +181,7 @@ pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_
     head.insert_header(REGION, region.clone())?;
     head.insert_header(CACHE_CONTROL, NO_STORE)?;
     if let Some(id) = &exchange.request_id {
-        head.insert_header(REQUEST_ID, id.clone())?;
+        head.insert_header(REQUEST_ID, unindexed(id.clone()))?;
     }
     match exchange.cached.status {
         Some(status) => head.insert_header(CACHE_STATUS, cache_status(status))?,
@@ -188,7 +189,7 @@ pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_
         None => {}
     }
     if let Some(age) = exchange.cached.age.or(exchange.peer_age) {
-        head.insert_header(AGE, HeaderValue::from(age.as_secs()))?;
+        head.insert_header(AGE, unindexed(HeaderValue::from(age.as_secs())))?;
     }
     let making = &exchange.making;
     if let Some(version) = &making.model_version {
@@ -198,14 +199,21 @@ pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_
         head.insert_header(DEGRADED, degraded.clone())?;
     }
     if let Some(age) = making.feature_age_ms {
-        head.insert_header(FEATURE_AGE, HeaderValue::from(age))?;
+        head.insert_header(FEATURE_AGE, unindexed(HeaderValue::from(age)))?;
     }
     if let Some(limit) = &exchange.limit {
-        head.insert_header(RATE_LIMIT, limit.header())?;
+        head.insert_header(RATE_LIMIT, unindexed(limit.header()))?;
         head.insert_header(RATE_LIMIT_POLICY, limit.policy.clone())?;
     }
-    head.insert_header(SERVER_TIMING, timing(exchange))?;
+    head.insert_header(SERVER_TIMING, unindexed(timing(exchange)))?;
     Ok(head)
+}
+
+/// A value that no other answer will have. HPACK would put it into the connection's table, and push out what all
+/// answers share; as one that is never indexed (RFC 7541, section 7.1.3), it stays out.
+pub fn unindexed(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 fn cache_status(status: Status) -> HeaderValue {
@@ -217,30 +225,39 @@ fn cache_status(status: Status) -> HeaderValue {
 
 /// `Server-Timing`, in milliseconds: what was spent here, and what the sidecar said it spent.
 fn timing(exchange: &Exchange) -> HeaderValue {
-    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let mut text = BytesMut::with_capacity(96);
     let sidecar = exchange.making.sidecar_timing.as_ref().and_then(|timing| timing.to_str().ok());
     // Writing to memory cannot fail.
-    let _ = write!(text, "auth;dur={:.3}", milliseconds(exchange.auth));
+    let _ = write!(text, "auth;dur={}", Milliseconds(exchange.auth));
     if !exchange.cached.took.is_zero() {
-        let _ = write!(text, ", cache;dur={:.3}", milliseconds(exchange.cached.took));
+        let _ = write!(text, ", cache;dur={}", Milliseconds(exchange.cached.took));
     }
     if exchange.was_sent_on() {
-        let inside = sidecar.map_or(0.0, total);
-        let queue = (milliseconds(exchange.upstream) - inside).max(0.0);
-        let _ = write!(text, ", queue;dur={queue:.3}");
+        let queue = exchange.upstream.saturating_sub(sidecar.map_or(Duration::ZERO, total));
+        let _ = write!(text, ", queue;dur={}", Milliseconds(queue));
     }
     if let Some(sidecar) = sidecar {
         let _ = write!(text, ", {sidecar}");
     }
-    let _ = write!(text, ", total;dur={:.3}", milliseconds(exchange.began.elapsed()));
+    let _ = write!(text, ", total;dur={}", Milliseconds(exchange.began.elapsed()));
     HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// The sum of the durations of a `Server-Timing` header, in milliseconds.
-fn total(timing: &str) -> f64 {
+/// A time in milliseconds, to the microsecond. Without floating point, whose exact digits cost more than the rest of the
+/// header.
+struct Milliseconds(Duration);
+
+impl std::fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let micros = u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX);
+        write!(f, "{}.{:03}", micros / 1_000, micros % 1_000)
+    }
+}
+
+/// The sum of the durations of a `Server-Timing` header.
+fn total(timing: &str) -> Duration {
     let durations = timing.split(',').filter_map(|part| part.split_once("dur=")?.1.trim().parse::<f64>().ok());
-    durations.filter(|duration| duration.is_finite()).sum()
+    durations.filter_map(|milliseconds| Duration::try_from_secs_f64(milliseconds / 1e3).ok()).sum()
 }
 
 pub fn ok_trailers() -> HeaderMap {
@@ -304,9 +321,15 @@ mod tests {
     }
 
     #[test]
+    fn times_are_told_to_the_microsecond() {
+        let told = |micros| Milliseconds(Duration::from_micros(micros)).to_string();
+        assert_eq!([told(0), told(7), told(1_230), told(61_000_042)], ["0.000", "0.007", "1.230", "61000.042"]);
+    }
+
+    #[test]
     fn server_timings_add_up() {
-        assert!((total("features;dur=0.21, model;dur=1.02") - 1.23).abs() < 1e-9);
-        assert_eq!(total("nonsense"), 0.0);
-        assert_eq!(total("a;dur=inf"), 0.0);
+        assert_eq!(total("features;dur=0.21, model;dur=1.02"), Duration::from_micros(1_230));
+        assert_eq!(total("nonsense"), Duration::ZERO);
+        assert_eq!(total("a;dur=inf, b;dur=-1"), Duration::ZERO);
     }
 }

@@ -189,5 +189,6 @@ pub async fn gone(session: &mut Session) {
 
 /// A caller's, or an operator's, word within a message.
 pub fn clipped(text: &str) -> String {
-    text.chars().take(64).collect()
+    const LONGEST: usize = 64;
+    if text.len() <= LONGEST { text.to_owned() } else { text.chars().take(LONGEST).collect() }
 }

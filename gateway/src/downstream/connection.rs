@@ -308,8 +308,10 @@ impl AsyncWrite for Connection {
         self.watch_stall(cx, outcome)
     }
 
+    /// h2 asks once, before anything was read, whether to keep payloads from 256 bytes on apart, each with a write of its
+    /// own, or only those from 1 KiB on. Later it asks whether what is apart can go out with its head.
     fn is_write_vectored(&self) -> bool {
-        true
+        !self.http2 || self.frames.has_begun()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
