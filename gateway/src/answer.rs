@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
 use spillway_core::cache::status::Status;
 use spillway_core::inference::json;
 use spillway_core::limit::headers::retry_after;
@@ -68,34 +67,33 @@ pub enum Reply {
 /// Writing failed: the client is gone, or takes nothing.
 pub type Written = Result<(), pingora_core::BError>;
 
-pub async fn reply(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Written {
-    let mut head = head(200, exchange)?;
-    let downstream = &mut *session.downstream_session;
-    downstream.set_write_timeout(Some(WRITE_TIME));
+pub async fn reply(session: &mut ServerSession, exchange: &mut Exchange, reply: Reply) -> Written {
+    let mut headers = headers(exchange);
+    session.set_write_timeout(Some(WRITE_TIME));
     match reply {
         Reply::Json(body) => {
-            head.insert_header(CONTENT_TYPE, JSON)?;
-            head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+            headers.insert(CONTENT_TYPE, JSON);
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             exchange.sent += body.len();
-            downstream.write_response_header(Box::new(head)).await?;
-            write_body(downstream, body, true).await?;
+            session.write_response_header(head(StatusCode::OK, headers)).await?;
+            write_body(session, body, true).await?;
         }
         Reply::Rest(body) => {
-            head.insert_header(CONTENT_TYPE, HeaderValue::from_static(body.content_type()))?;
-            head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.content_length()))?;
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.content_length()));
             if let Some(length) = body.header_length {
-                head.insert_header(HEADER_LENGTH, HeaderValue::from(length))?;
+                headers.insert(HEADER_LENGTH, HeaderValue::from(length));
             }
             exchange.sent += body.content_length();
-            downstream.write_response_header(Box::new(head)).await?;
-            write_segments(downstream, body.segments, true).await?;
+            session.write_response_header(head(StatusCode::OK, headers)).await?;
+            write_segments(session, body.segments, true).await?;
         }
         Reply::Grpc(frame) => {
-            head.insert_header(CONTENT_TYPE, GRPC)?;
+            headers.insert(CONTENT_TYPE, GRPC);
             exchange.sent += frame.iter().map(Bytes::len).sum::<usize>();
-            downstream.write_response_header(Box::new(head)).await?;
-            write_segments(downstream, frame, false).await?;
-            downstream.write_response_trailers(ok_trailers()).await?;
+            session.write_response_header(head(StatusCode::OK, headers)).await?;
+            write_segments(session, frame, false).await?;
+            session.write_response_trailers(ok_trailers()).await?;
         }
     }
     exchange.succeed();
@@ -119,54 +117,51 @@ pub async fn write_body(downstream: &mut ServerSession, mut body: Bytes, end: bo
     downstream.write_response_body(body, end).await
 }
 
-pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> Written {
+pub async fn refuse(session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> Written {
     let answer = exchange.refuse(refusal);
     if matches!(refusal, Refusal::Cancelled) {
-        session.downstream_session.set_keepalive(None);
+        session.set_keepalive(None);
         return Ok(());
     }
     let message = text(refusal);
     let grpc = exchange.protocol == Protocol::Grpc;
-    let mut head = head(if grpc { 200 } else { answer.status.as_u16() }, exchange)?;
+    let mut headers = headers(exchange);
     if let Ok(code) = HeaderValue::from_str(&answer.code) {
-        head.insert_header(ERROR, code)?;
+        headers.insert(ERROR, code);
     }
     match (refusal.again(), grpc) {
         (Again::Unsaid, _) | (Again::Never, false) => {}
         // A negative pushback: not again.
-        (Again::Never, true) => head.insert_header(PUSHBACK, HeaderValue::from_static("-1"))?,
+        (Again::Never, true) => drop(headers.insert(PUSHBACK, HeaderValue::from_static("-1"))),
         (Again::After(wait), true) => {
             let milliseconds = wait.as_nanos().div_ceil(1_000_000);
-            head.insert_header(PUSHBACK, HeaderValue::from(i32::try_from(milliseconds).unwrap_or(i32::MAX)))?;
+            headers.insert(PUSHBACK, HeaderValue::from(i32::try_from(milliseconds).unwrap_or(i32::MAX)));
         }
-        (Again::After(wait), false) => head.insert_header(RETRY_AFTER, HeaderValue::from(retry_after(wait)))?,
+        (Again::After(wait), false) => drop(headers.insert(RETRY_AFTER, HeaderValue::from(retry_after(wait)))),
     }
     if let (Visit::Forwarded(_), Some((name, concern))) = (&exchange.visit, Concern::header(refusal)) {
-        head.insert_header(name, concern)?;
+        headers.insert(name, concern);
     }
-    let downstream = &mut *session.downstream_session;
-    downstream.set_write_timeout(Some(WRITE_TIME));
+    session.set_write_timeout(Some(WRITE_TIME));
     if refusal.ends_connection() {
-        downstream.set_keepalive(None);
+        session.set_keepalive(None);
     }
     if grpc {
-        head.insert_header(CONTENT_TYPE, GRPC)?;
-        for (name, value) in &status_trailers(answer.grpc, &message) {
-            head.insert_header(name.clone(), value.clone())?;
-        }
-        if let ServerSession::H2(h2) = downstream {
-            return h2.write_response_header(Box::new(head), true);
+        headers.insert(CONTENT_TYPE, GRPC);
+        headers.extend(status_trailers(answer.grpc, &message));
+        if let ServerSession::H2(h2) = session {
+            return h2.write_response_header(head(StatusCode::OK, headers), true);
         }
     }
     if let Refusal::Method { allow } = refusal {
-        head.insert_header(ALLOW, HeaderValue::from_static(allow))?;
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
     }
     let body = error_body(&message);
-    head.insert_header(CONTENT_TYPE, JSON)?;
-    head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     exchange.sent += body.len();
-    downstream.write_response_header(Box::new(head)).await?;
-    downstream.write_response_body(body, true).await
+    session.write_response_header(head(answer.status, headers)).await?;
+    session.write_response_body(body, true).await
 }
 
 /// What a refusal says to the caller: one line, not too long.
@@ -174,39 +169,46 @@ pub fn text(refusal: &Refusal) -> String {
     refusal.to_string().chars().take(MAX_MESSAGE).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
-/// The head of an answer, as far as all answers share it.
-pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_core::BError> {
-    let mut head = ResponseHeader::build_no_case(status, Some(HEADERS))?;
+/// What Pingora writes. Made whole: its own way of adding a header copies the name.
+pub fn head(status: StatusCode, headers: HeaderMap) -> Box<ResponseHeader> {
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.headers) = (status, headers);
+    Box::new(parts.into())
+}
+
+/// The headers of an answer, as far as all answers share them.
+pub fn headers(exchange: &Exchange) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(HEADERS);
     let region = exchange.making.region.as_ref().unwrap_or(&exchange.shared.region_header);
-    head.insert_header(REGION, region.clone())?;
-    head.insert_header(CACHE_CONTROL, NO_STORE)?;
+    headers.insert(REGION, region.clone());
+    headers.insert(CACHE_CONTROL, NO_STORE);
     if let Some(id) = &exchange.request_id {
-        head.insert_header(REQUEST_ID, unindexed(id.clone()))?;
+        headers.insert(REQUEST_ID, unindexed(id.clone()));
     }
     match exchange.cached.status {
-        Some(status) => head.insert_header(CACHE_STATUS, cache_status(status))?,
-        None if exchange.was_sent_on() => head.insert_header(CACHE_STATUS, BYPASS)?,
+        Some(status) => drop(headers.insert(CACHE_STATUS, cache_status(status))),
+        None if exchange.was_sent_on() => drop(headers.insert(CACHE_STATUS, BYPASS)),
         None => {}
     }
     if let Some(age) = exchange.cached.age.or(exchange.peer_age) {
-        head.insert_header(AGE, unindexed(HeaderValue::from(age.as_secs())))?;
+        headers.insert(AGE, unindexed(HeaderValue::from(age.as_secs())));
     }
     let making = &exchange.making;
     if let Some(version) = &making.model_version {
-        head.insert_header(MODEL_VERSION, version.clone())?;
+        headers.insert(MODEL_VERSION, version.clone());
     }
     if let Some(degraded) = &making.degraded {
-        head.insert_header(DEGRADED, degraded.clone())?;
+        headers.insert(DEGRADED, degraded.clone());
     }
     if let Some(age) = making.feature_age_ms {
-        head.insert_header(FEATURE_AGE, unindexed(HeaderValue::from(age)))?;
+        headers.insert(FEATURE_AGE, unindexed(HeaderValue::from(age)));
     }
     if let Some(limit) = &exchange.limit {
-        head.insert_header(RATE_LIMIT, unindexed(limit.header()))?;
-        head.insert_header(RATE_LIMIT_POLICY, limit.policy.clone())?;
+        headers.insert(RATE_LIMIT, unindexed(limit.header()));
+        headers.insert(RATE_LIMIT_POLICY, limit.policy.clone());
     }
-    head.insert_header(SERVER_TIMING, unindexed(timing(exchange)))?;
-    Ok(head)
+    headers.insert(SERVER_TIMING, unindexed(timing(exchange)));
+    headers
 }
 
 /// A value that no other answer will have. HPACK would put it into the connection's table, and push out what all

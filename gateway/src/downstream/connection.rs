@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
@@ -58,7 +59,7 @@ pub struct Caller {
 }
 
 /// Finds the caller of a request.
-pub fn caller(session: &pingora_proxy::Session) -> Option<&Arc<Caller>> {
+pub fn caller(session: &ServerSession) -> Option<&Arc<Caller>> {
     session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
 }
 

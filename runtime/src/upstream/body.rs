@@ -154,7 +154,8 @@ impl Body for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         if !self.data_ended {
             if let Some(data) = ready!(self.stream.poll_data(context)) {
-                let taken = data.and_then(|data| self.stream.flow_control().release_capacity(data.len()).map(|()| data));
+                let taken =
+                    data.and_then(|data| self.stream.flow_control().release_capacity(data.len()).map(|()| data));
                 return Poll::Ready(Some(taken.map(Frame::data).map_err(UpstreamError::of)));
             }
             self.data_ended = true;

@@ -116,9 +116,8 @@ impl Inner {
     }
 
     async fn fill(self: Arc<Self>, index: usize, done: watch::Sender<Option<Connected>>) {
-        let connected = timeout(self.settings.connect_timeout, self.connect())
-            .await
-            .unwrap_or(Err(ConnectError::Timeout));
+        let connected =
+            timeout(self.settings.connect_timeout, self.connect()).await.unwrap_or(Err(ConnectError::Timeout));
         let mut state = self.slots[index].0.lock();
         state.connecting = None;
         let connected = match connected {
