@@ -19,6 +19,10 @@ struct Plain(CompactFormatter);
 
 impl Formatter for Plain {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        // Nearly all that is logged is printable ASCII.
+        if fragment.bytes().all(|byte| byte < 0x7f) {
+            return self.0.write_string_fragment(writer, fragment);
+        }
         let mut from = 0;
         for (at, character) in fragment.char_indices().filter(|(_, character)| misleads(*character)) {
             self.0.write_string_fragment(writer, &fragment[from..at])?;

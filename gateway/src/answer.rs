@@ -4,13 +4,13 @@
 //! but a plain request id.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
 use spillway_core::cache::status::Status;
 use spillway_core::inference::json;
 use spillway_core::limit::headers::retry_after;
@@ -67,34 +67,33 @@ pub enum Reply {
 /// Writing failed: the client is gone, or takes nothing.
 pub type Written = Result<(), pingora_core::BError>;
 
-pub async fn reply(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Written {
-    let mut head = head(200, exchange)?;
-    let downstream = &mut *session.downstream_session;
-    downstream.set_write_timeout(Some(WRITE_TIME));
+pub async fn reply(session: &mut ServerSession, exchange: &mut Exchange, reply: Reply) -> Written {
+    let mut headers = headers(exchange);
+    session.set_write_timeout(Some(WRITE_TIME));
     match reply {
         Reply::Json(body) => {
-            head.insert_header(CONTENT_TYPE, JSON)?;
-            head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+            headers.insert(CONTENT_TYPE, JSON);
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             exchange.sent += body.len();
-            downstream.write_response_header(Box::new(head)).await?;
-            write_body(downstream, body, true).await?;
+            session.write_response_header(head(StatusCode::OK, headers)).await?;
+            write_body(session, body, true).await?;
         }
         Reply::Rest(body) => {
-            head.insert_header(CONTENT_TYPE, HeaderValue::from_static(body.content_type()))?;
-            head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.content_length()))?;
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.content_length()));
             if let Some(length) = body.header_length {
-                head.insert_header(HEADER_LENGTH, HeaderValue::from(length))?;
+                headers.insert(HEADER_LENGTH, HeaderValue::from(length));
             }
             exchange.sent += body.content_length();
-            downstream.write_response_header(Box::new(head)).await?;
-            write_segments(downstream, body.segments, true).await?;
+            session.write_response_header(head(StatusCode::OK, headers)).await?;
+            write_segments(session, body.segments, true).await?;
         }
         Reply::Grpc(frame) => {
-            head.insert_header(CONTENT_TYPE, GRPC)?;
+            headers.insert(CONTENT_TYPE, GRPC);
             exchange.sent += frame.iter().map(Bytes::len).sum::<usize>();
-            downstream.write_response_header(Box::new(head)).await?;
-            write_segments(downstream, frame, false).await?;
-            downstream.write_response_trailers(ok_trailers()).await?;
+            session.write_response_header(head(StatusCode::OK, headers)).await?;
+            write_segments(session, frame, false).await?;
+            session.write_response_trailers(ok_trailers()).await?;
         }
     }
     exchange.succeed();
@@ -118,54 +117,51 @@ pub async fn write_body(downstream: &mut ServerSession, mut body: Bytes, end: bo
     downstream.write_response_body(body, end).await
 }
 
-pub async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> Written {
+pub async fn refuse(session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> Written {
     let answer = exchange.refuse(refusal);
     if matches!(refusal, Refusal::Cancelled) {
-        session.downstream_session.set_keepalive(None);
+        session.set_keepalive(None);
         return Ok(());
     }
     let message = text(refusal);
     let grpc = exchange.protocol == Protocol::Grpc;
-    let mut head = head(if grpc { 200 } else { answer.status.as_u16() }, exchange)?;
+    let mut headers = headers(exchange);
     if let Ok(code) = HeaderValue::from_str(&answer.code) {
-        head.insert_header(ERROR, code)?;
+        headers.insert(ERROR, code);
     }
     match (refusal.again(), grpc) {
         (Again::Unsaid, _) | (Again::Never, false) => {}
         // A negative pushback: not again.
-        (Again::Never, true) => head.insert_header(PUSHBACK, HeaderValue::from_static("-1"))?,
+        (Again::Never, true) => drop(headers.insert(PUSHBACK, HeaderValue::from_static("-1"))),
         (Again::After(wait), true) => {
             let milliseconds = wait.as_nanos().div_ceil(1_000_000);
-            head.insert_header(PUSHBACK, HeaderValue::from(i32::try_from(milliseconds).unwrap_or(i32::MAX)))?;
+            headers.insert(PUSHBACK, HeaderValue::from(i32::try_from(milliseconds).unwrap_or(i32::MAX)));
         }
-        (Again::After(wait), false) => head.insert_header(RETRY_AFTER, HeaderValue::from(retry_after(wait)))?,
+        (Again::After(wait), false) => drop(headers.insert(RETRY_AFTER, HeaderValue::from(retry_after(wait)))),
     }
     if let (Visit::Forwarded(_), Some((name, concern))) = (&exchange.visit, Concern::header(refusal)) {
-        head.insert_header(name, concern)?;
+        headers.insert(name, concern);
     }
-    let downstream = &mut *session.downstream_session;
-    downstream.set_write_timeout(Some(WRITE_TIME));
+    session.set_write_timeout(Some(WRITE_TIME));
     if refusal.ends_connection() {
-        downstream.set_keepalive(None);
+        session.set_keepalive(None);
     }
     if grpc {
-        head.insert_header(CONTENT_TYPE, GRPC)?;
-        for (name, value) in &status_trailers(answer.grpc, &message) {
-            head.insert_header(name.clone(), value.clone())?;
-        }
-        if let ServerSession::H2(h2) = downstream {
-            return h2.write_response_header(Box::new(head), true);
+        headers.insert(CONTENT_TYPE, GRPC);
+        headers.extend(status_trailers(answer.grpc, &message));
+        if let ServerSession::H2(h2) = session {
+            return h2.write_response_header(head(StatusCode::OK, headers), true);
         }
     }
     if let Refusal::Method { allow } = refusal {
-        head.insert_header(ALLOW, HeaderValue::from_static(allow))?;
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
     }
     let body = error_body(&message);
-    head.insert_header(CONTENT_TYPE, JSON)?;
-    head.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     exchange.sent += body.len();
-    downstream.write_response_header(Box::new(head)).await?;
-    downstream.write_response_body(body, true).await
+    session.write_response_header(head(answer.status, headers)).await?;
+    session.write_response_body(body, true).await
 }
 
 /// What a refusal says to the caller: one line, not too long.
@@ -173,39 +169,53 @@ pub fn text(refusal: &Refusal) -> String {
     refusal.to_string().chars().take(MAX_MESSAGE).map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
-/// The head of an answer, as far as all answers share it.
-pub fn head(status: u16, exchange: &Exchange) -> Result<ResponseHeader, pingora_core::BError> {
-    let mut head = ResponseHeader::build_no_case(status, Some(HEADERS))?;
+/// What Pingora writes. Made whole: its own way of adding a header copies the name.
+pub fn head(status: StatusCode, headers: HeaderMap) -> Box<ResponseHeader> {
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.headers) = (status, headers);
+    Box::new(parts.into())
+}
+
+/// The headers of an answer, as far as all answers share them.
+pub fn headers(exchange: &Exchange) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(HEADERS);
     let region = exchange.making.region.as_ref().unwrap_or(&exchange.shared.region_header);
-    head.insert_header(REGION, region.clone())?;
-    head.insert_header(CACHE_CONTROL, NO_STORE)?;
+    headers.insert(REGION, region.clone());
+    headers.insert(CACHE_CONTROL, NO_STORE);
     if let Some(id) = &exchange.request_id {
-        head.insert_header(REQUEST_ID, id.clone())?;
+        headers.insert(REQUEST_ID, unindexed(id.clone()));
     }
     match exchange.cached.status {
-        Some(status) => head.insert_header(CACHE_STATUS, cache_status(status))?,
-        None if exchange.was_sent_on() => head.insert_header(CACHE_STATUS, BYPASS)?,
+        Some(status) => drop(headers.insert(CACHE_STATUS, cache_status(status))),
+        None if exchange.was_sent_on() => drop(headers.insert(CACHE_STATUS, BYPASS)),
         None => {}
     }
     if let Some(age) = exchange.cached.age.or(exchange.peer_age) {
-        head.insert_header(AGE, HeaderValue::from(age.as_secs()))?;
+        headers.insert(AGE, unindexed(HeaderValue::from(age.as_secs())));
     }
     let making = &exchange.making;
     if let Some(version) = &making.model_version {
-        head.insert_header(MODEL_VERSION, version.clone())?;
+        headers.insert(MODEL_VERSION, version.clone());
     }
     if let Some(degraded) = &making.degraded {
-        head.insert_header(DEGRADED, degraded.clone())?;
+        headers.insert(DEGRADED, degraded.clone());
     }
     if let Some(age) = making.feature_age_ms {
-        head.insert_header(FEATURE_AGE, HeaderValue::from(age))?;
+        headers.insert(FEATURE_AGE, unindexed(HeaderValue::from(age)));
     }
     if let Some(limit) = &exchange.limit {
-        head.insert_header(RATE_LIMIT, limit.header())?;
-        head.insert_header(RATE_LIMIT_POLICY, limit.policy.clone())?;
+        headers.insert(RATE_LIMIT, unindexed(limit.header()));
+        headers.insert(RATE_LIMIT_POLICY, limit.policy.clone());
     }
-    head.insert_header(SERVER_TIMING, timing(exchange))?;
-    Ok(head)
+    headers.insert(SERVER_TIMING, unindexed(timing(exchange)));
+    headers
+}
+
+/// A value that no other answer will have. HPACK would put it into the connection's table, and push out what all
+/// answers share; as one that is never indexed (RFC 7541, section 7.1.3), it stays out.
+pub fn unindexed(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 fn cache_status(status: Status) -> HeaderValue {
@@ -217,30 +227,39 @@ fn cache_status(status: Status) -> HeaderValue {
 
 /// `Server-Timing`, in milliseconds: what was spent here, and what the sidecar said it spent.
 fn timing(exchange: &Exchange) -> HeaderValue {
-    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let mut text = BytesMut::with_capacity(96);
     let sidecar = exchange.making.sidecar_timing.as_ref().and_then(|timing| timing.to_str().ok());
     // Writing to memory cannot fail.
-    let _ = write!(text, "auth;dur={:.3}", milliseconds(exchange.auth));
+    let _ = write!(text, "auth;dur={}", Milliseconds(exchange.auth));
     if !exchange.cached.took.is_zero() {
-        let _ = write!(text, ", cache;dur={:.3}", milliseconds(exchange.cached.took));
+        let _ = write!(text, ", cache;dur={}", Milliseconds(exchange.cached.took));
     }
     if exchange.was_sent_on() {
-        let inside = sidecar.map_or(0.0, total);
-        let queue = (milliseconds(exchange.upstream) - inside).max(0.0);
-        let _ = write!(text, ", queue;dur={queue:.3}");
+        let queue = exchange.upstream.saturating_sub(sidecar.map_or(Duration::ZERO, total));
+        let _ = write!(text, ", queue;dur={}", Milliseconds(queue));
     }
     if let Some(sidecar) = sidecar {
         let _ = write!(text, ", {sidecar}");
     }
-    let _ = write!(text, ", total;dur={:.3}", milliseconds(exchange.began.elapsed()));
+    let _ = write!(text, ", total;dur={}", Milliseconds(exchange.began.elapsed()));
     HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// The sum of the durations of a `Server-Timing` header, in milliseconds.
-fn total(timing: &str) -> f64 {
+/// A time in milliseconds, to the microsecond. Without floating point, whose exact digits cost more than the rest of the
+/// header.
+struct Milliseconds(Duration);
+
+impl std::fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let micros = u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX);
+        write!(f, "{}.{:03}", micros / 1_000, micros % 1_000)
+    }
+}
+
+/// The sum of the durations of a `Server-Timing` header.
+fn total(timing: &str) -> Duration {
     let durations = timing.split(',').filter_map(|part| part.split_once("dur=")?.1.trim().parse::<f64>().ok());
-    durations.filter(|duration| duration.is_finite()).sum()
+    durations.filter_map(|milliseconds| Duration::try_from_secs_f64(milliseconds / 1e3).ok()).sum()
 }
 
 pub fn ok_trailers() -> HeaderMap {
@@ -304,9 +323,15 @@ mod tests {
     }
 
     #[test]
+    fn times_are_told_to_the_microsecond() {
+        let told = |micros| Milliseconds(Duration::from_micros(micros)).to_string();
+        assert_eq!([told(0), told(7), told(1_230), told(61_000_042)], ["0.000", "0.007", "1.230", "61000.042"]);
+    }
+
+    #[test]
     fn server_timings_add_up() {
-        assert!((total("features;dur=0.21, model;dur=1.02") - 1.23).abs() < 1e-9);
-        assert_eq!(total("nonsense"), 0.0);
-        assert_eq!(total("a;dur=inf"), 0.0);
+        assert_eq!(total("features;dur=0.21, model;dur=1.02"), Duration::from_micros(1_230));
+        assert_eq!(total("nonsense"), Duration::ZERO);
+        assert_eq!(total("a;dur=inf, b;dur=-1"), Duration::ZERO);
     }
 }

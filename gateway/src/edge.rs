@@ -1,18 +1,14 @@
-//! The one `ProxyHttp`: takes a request from Pingora, has it served, gives the answer back.
+//! Takes a request from Pingora's session, finds out whose it is and what it asks for, and has it answered.
 //!
-//! The rule: it translates and calls. Every request is answered from `request_filter`; Pingora's own
-//! way upstream is never taken.
+//! The rule: it translates and calls. Pingora reads requests and writes answers; its proxy, which would move each request
+//! through a dozen phases that are empty here, is not used.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use http::HeaderValue;
-use pingora_core::modules::http::HttpModules;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{BError, Error, ErrorType};
-use pingora_proxy::{ProxyHttp, Session};
+use pingora_core::protocols::http::ServerSession;
 use spillway_core::policy::{Principal, principal};
 use spillway_runtime::telemetry::TraceParent;
 use spillway_runtime::tls::PeerError;
@@ -45,17 +41,11 @@ pub struct Asking {
     pub trace: TraceParent,
 }
 
-#[async_trait]
-impl ProxyHttp for Edge {
-    type CTX = Exchange;
-
-    fn new_ctx(&self) -> Exchange {
-        Exchange::begin(self.shared.clone())
-    }
-
-    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
-
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool, BError> {
+impl Edge {
+    /// Has the request answered whose head the session has.
+    pub async fn answer(&self, session: &mut ServerSession) {
+        let mut exchange = Exchange::begin(self.shared.clone());
+        let exchange = &mut exchange;
         let parent = TraceParent::read(&session.req_header().headers);
         let span = self.shared.traces.span("gateway.request", &parent);
         let trace = span.as_parent();
@@ -68,21 +58,14 @@ impl ProxyHttp for Edge {
         if written.is_err() {
             // The client is gone, or takes nothing: the record says so.
             exchange.outcome = None;
-            session.downstream_session.set_keepalive(None);
+            session.set_keepalive(None);
         }
-        Ok(true)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, _exchange: &mut Exchange) -> Result<Box<HttpPeer>, BError> {
-        Error::e_explain(ErrorType::InternalError, "requests are answered before this")
-    }
-}
-
-impl Edge {
     /// Serves a request. `None`: the answer was written on the way.
     async fn serve(
         &self,
-        session: &mut Session,
+        session: &mut ServerSession,
         exchange: &mut Exchange,
         trace: TraceParent,
     ) -> Result<Option<Reply>, Refusal> {
@@ -156,7 +139,7 @@ impl Edge {
         }
     }
 
-    async fn refuse(&self, session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> answer::Written {
+    async fn refuse(&self, session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> answer::Written {
         if matches!(refusal, Refusal::Untrusted(_))
             && let Some(caller) = &exchange.caller
         {

@@ -6,7 +6,6 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -14,9 +13,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::http_proxy;
 use spillway_core::health::{Gateway as VantageGateway, Vantage};
 use spillway_core::identity::Role;
 use spillway_core::units::Name;
@@ -37,7 +33,6 @@ use tokio::net::TcpListener;
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::degrade::{self, Degradation};
-use crate::downstream::framing::MAX_HEAD;
 use crate::downstream::listener::{Door, Places, bind};
 use crate::edge::Edge;
 use crate::explain;
@@ -59,17 +54,6 @@ use crate::settings::GatewaySettings;
 use crate::shared::Shared;
 use crate::traffic::Tally;
 
-/// Streams of one connection at a time.
-const STREAMS: u32 = 100;
-/// What a stream, and a connection, may send before it is read.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
-/// What a stream's answer may have waiting for a slow reader.
-const SEND_BUFFER: usize = 32 << 10;
-/// Streams that the client reset while we had not looked at them (CVE-2023-44487), those that we
-/// remember to have reset, and those that it made us reset (CVE-2025-8671): beyond it, GOAWAY.
-const RESETS: usize = 20;
-const LOCAL_RESETS: usize = 256;
 /// How long the last lines of each log may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -201,11 +185,7 @@ impl Gateway {
         let places = Places::default();
         let mut workers = Vec::with_capacity(sockets.len());
         for (index, socket) in sockets.into_iter().enumerate() {
-            let worker = Worker {
-                shared: shared.clone(),
-                trust_bundle: settings.common.identity.trust_bundle.clone(),
-                places: places.clone(),
-            };
+            let worker = Worker { shared: shared.clone(), places: places.clone() };
             workers.push(worker.spawn(index, socket).map_err(failed("threads"))?);
         }
         tokio::spawn(workload.clone().watch(audit.clone(), drain.clone()));
@@ -319,7 +299,6 @@ fn pages(settings: &GatewaySettings, shared: &Arc<Shared>, snapshots: Arc<Subscr
 /// One thread: a runtime, a socket, a fleet.
 struct Worker {
     shared: Arc<Shared>,
-    trust_bundle: PathBuf,
     places: Places,
 }
 
@@ -337,7 +316,7 @@ impl Worker {
     }
 
     async fn serve(self, listener: TcpListener) {
-        let Self { shared, trust_bundle, places } = self;
+        let Self { shared, places } = self;
         let mut changed = shared.membership.subscribe();
         let fleet = |members: Arc<Members>, before: Option<&Fleet>| {
             let Shared { region, workload, book, upstream_metrics, .. } = &*shared;
@@ -353,16 +332,11 @@ impl Worker {
                 current.store(Arc::new(next));
             }
         };
-        // Pingora makes a TLS client of its own, which must find some roots; nothing is called by it.
-        let conf =
-            ServerConf { ca_file: Some(trust_bundle.display().to_string()), threads: 1, ..ServerConf::default() };
-        let mut app = http_proxy(&Arc::new(conf), Edge { shared: shared.clone(), fleet: current.clone() });
-        app.h2_options = Some(h2_options());
         let drain = shared.drain.clone();
         let door = Door {
             workload: shared.workload.clone(),
             shared: shared.clone(),
-            app: Arc::new(app),
+            edge: Arc::new(Edge { shared: shared.clone(), fleet: current.clone() }),
             drain: drain.clone(),
             places,
         };
@@ -385,18 +359,4 @@ impl Worker {
             () = links::keep_open(&shared, &current) => {}
         }
     }
-}
-
-fn h2_options() -> H2Options {
-    let mut options = default_h2_options();
-    options
-        .max_header_list_size(MAX_HEAD as u32)
-        .max_concurrent_streams(STREAMS)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_reset_streams(RESETS)
-        .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(Some(LOCAL_RESETS));
-    options
 }

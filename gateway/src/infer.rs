@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::inference::json::{OutputForms, decode_request, encode_response};
 use spillway_core::inference::{Entities, InferRequest, check_against, entities};
@@ -31,7 +31,7 @@ use crate::shared::Shared;
 /// REST, JSON or binary.
 pub async fn rest(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     asking: &Asking,
     model: &str,
@@ -67,7 +67,7 @@ pub async fn rest(
 /// gRPC `ModelInfer`.
 pub async fn grpc(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     asking: &Asking,
 ) -> Result<Reply, Refusal> {
@@ -152,7 +152,7 @@ pub fn admit(
 
 async fn answer(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     asking: &Asking,
     model: &Model,
@@ -182,12 +182,13 @@ async fn answer(
 }
 
 /// Returns when the client has gone away: it reset the stream, or closed the connection.
-pub async fn gone(session: &mut Session) {
+pub async fn gone(session: &mut ServerSession) {
     // Whatever comes here instead of silence ends the request: there is no more of it to come.
-    let _ = session.downstream_session.read_body_or_idle(true).await;
+    let _ = session.read_body_or_idle(true).await;
 }
 
 /// A caller's, or an operator's, word within a message.
 pub fn clipped(text: &str) -> String {
-    text.chars().take(64).collect()
+    const LONGEST: usize = 64;
+    if text.len() <= LONGEST { text.to_owned() } else { text.chars().take(LONGEST).collect() }
 }

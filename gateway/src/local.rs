@@ -1,6 +1,6 @@
 //! Answers that need no pod: health, server and model metadata.
 
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use prost::Message;
 use spillway_core::inference::{ModelMetadata, ServerMetadata, json};
 use spillway_core::resource::Action;
@@ -67,7 +67,7 @@ fn is_model_ready(asking: &Asking, exchange: &mut Exchange, model: &str, version
 /// The small gRPC methods.
 pub async fn grpc(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     asking: &Asking,
     method: GrpcMethod,

@@ -23,11 +23,11 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::HeaderValue;
 use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use spillway_core::deadline::allowed;
 use spillway_core::policy::{authorize_some, principal};
 use spillway_core::resilience::Outcome;
@@ -41,7 +41,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::admission::Guest;
-use crate::answer::{ERROR, Written, head, ok_trailers, status_trailers, text, write_body};
+use crate::answer::{ERROR, Written, head, headers, ok_trailers, status_trailers, text, write_body};
 use crate::downstream::connection::{WRITE_TIME, caller};
 use crate::edge::Asking;
 use crate::errors::Refusal;
@@ -68,7 +68,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Serves a stream and writes its end. An error is returned only while nothing was written.
 pub async fn serve(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     asking: Asking,
     fleets: &ArcSwap<Fleet>,
@@ -135,7 +135,7 @@ enum Event {
 }
 
 impl Stream<'_> {
-    async fn run(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Refusal> {
+    async fn run(&mut self, session: &mut ServerSession, exchange: &mut Exchange) -> Result<(), Refusal> {
         while let Some(first) = self.first(session, exchange).await? {
             if let Some(taken) = self.open(session, exchange, first).await? {
                 if matches!(exchange.visit, Visit::Forwarded(_)) {
@@ -149,7 +149,12 @@ impl Stream<'_> {
     }
 
     /// Passes on requests and answers, to the end of both.
-    async fn relay(&mut self, session: &mut Session, exchange: &mut Exchange, taken: Taken) -> Result<(), Refusal> {
+    async fn relay(
+        &mut self,
+        session: &mut ServerSession,
+        exchange: &mut Exchange,
+        taken: Taken,
+    ) -> Result<(), Refusal> {
         let Taken { sender, head, mut body } = taken;
         let (mut sender, mut waiting, mut client_ended) = (Some(sender), None, false);
         let mut answers = Frames::new(self.shared.memory.clone());
@@ -249,7 +254,11 @@ impl Stream<'_> {
 
     /// Reads the first request that is valid, which says what pod gets the stream. `None`: the client
     /// ended before it.
-    async fn first(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<Option<Checked>, Refusal> {
+    async fn first(
+        &mut self,
+        session: &mut ServerSession,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Checked>, Refusal> {
         loop {
             if let Some(checked) = self.take(session, exchange).await? {
                 return Ok(Some(checked));
@@ -262,7 +271,7 @@ impl Stream<'_> {
     }
 
     /// The next whole and valid request that has arrived. Others are answered here.
-    async fn take(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<Option<Checked>, Refusal> {
+    async fn take(&mut self, session: &mut ServerSession, exchange: &mut Exchange) -> Result<Option<Checked>, Refusal> {
         let limits = self.shared.limits.request;
         while let Some(frame) = self.frames.next(limits.body)? {
             let request = match oip::decode_message(message(&frame)?, &limits) {
@@ -333,7 +342,7 @@ impl Stream<'_> {
     }
 
     /// Certificates end, tenants and policies are revoked, models and pods move while a stream lasts.
-    fn judge_anew(&mut self, session: &Session, exchange: &Exchange) -> Result<(), Refusal> {
+    fn judge_anew(&mut self, session: &ServerSession, exchange: &Exchange) -> Result<(), Refusal> {
         let caller = caller(session).ok_or(Refusal::Untrusted(PeerError::NoCertificate))?;
         let trusted = self.shared.workload.still_trusted(&caller.peer, SystemTime::now());
         trusted.map_err(Refusal::Untrusted)?;
@@ -375,7 +384,7 @@ impl Stream<'_> {
     /// somebody else, a stream that nobody has is refused.
     async fn tell(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         exchange: &mut Exchange,
         id: String,
         refusal: Refusal,
@@ -389,7 +398,7 @@ impl Stream<'_> {
     /// Tells the client about one of its requests; the stream goes on.
     async fn answer_invalid(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         exchange: &mut Exchange,
         id: String,
         refusal: &Refusal,
@@ -402,35 +411,40 @@ impl Stream<'_> {
         self.write(session, exchange, frame(&answer)).await
     }
 
-    async fn write(&mut self, session: &mut Session, exchange: &mut Exchange, frame: Bytes) -> Result<(), Refusal> {
+    async fn write(
+        &mut self,
+        session: &mut ServerSession,
+        exchange: &mut Exchange,
+        frame: Bytes,
+    ) -> Result<(), Refusal> {
         self.write_head(session, exchange).await.map_err(|_| Refusal::Cancelled)?;
         exchange.sent += frame.len();
         let began = Instant::now();
-        let written = write_body(&mut session.downstream_session, frame, false).await;
+        let written = write_body(session, frame, false).await;
         // While the client took its time, nobody listened to the pod.
         self.quiet_until = (self.quiet_until + began.elapsed()).min(self.until);
         written.map_err(|_| Refusal::Cancelled)
     }
 
-    async fn write_head(&mut self, session: &mut Session, exchange: &Exchange) -> Written {
+    async fn write_head(&mut self, session: &mut ServerSession, exchange: &Exchange) -> Written {
         if std::mem::replace(&mut self.answered, true) {
             return Ok(());
         }
-        let mut head = head(200, exchange)?;
-        head.insert_header(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))?;
-        session.downstream_session.set_write_timeout(Some(WRITE_TIME));
-        session.downstream_session.write_response_header(Box::new(head)).await
+        let mut headers = headers(exchange);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        session.set_write_timeout(Some(WRITE_TIME));
+        session.write_response_header(head(StatusCode::OK, headers)).await
     }
 
-    async fn end(&mut self, session: &mut Session, exchange: &mut Exchange) -> Written {
+    async fn end(&mut self, session: &mut ServerSession, exchange: &mut Exchange) -> Written {
         self.write_head(session, exchange).await?;
-        session.downstream_session.write_response_trailers(ok_trailers()).await?;
+        session.write_response_trailers(ok_trailers()).await?;
         exchange.succeed();
         Ok(())
     }
 
     /// Ends a stream whose answer has begun.
-    async fn fail(&mut self, session: &mut Session, exchange: &mut Exchange, refusal: &Refusal) -> Written {
+    async fn fail(&mut self, session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> Written {
         let answer = exchange.refuse(refusal);
         if matches!(refusal, Refusal::Cancelled) {
             return Ok(());
@@ -444,7 +458,7 @@ impl Stream<'_> {
         if let Ok(code) = HeaderValue::from_str(&answer.code) {
             trailers.insert(ERROR, code);
         }
-        session.downstream_session.write_response_trailers(trailers).await
+        session.write_response_trailers(trailers).await
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
@@ -58,7 +59,7 @@ pub struct Caller {
 }
 
 /// Finds the caller of a request.
-pub fn caller(session: &pingora_proxy::Session) -> Option<&Arc<Caller>> {
+pub fn caller(session: &ServerSession) -> Option<&Arc<Caller>> {
     session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
 }
 
@@ -308,8 +309,10 @@ impl AsyncWrite for Connection {
         self.watch_stall(cx, outcome)
     }
 
+    /// h2 asks once, before anything was read, whether to keep payloads from 256 bytes on apart, each with a write of its
+    /// own, or only those from 1 KiB on. Later it asks whether what is apart can go out with its head.
     fn is_write_vectored(&self) -> bool {
-        true
+        !self.http2 || self.frames.has_begun()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,32 +7,36 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use h2::Reason;
-use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
+use pingora_core::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
 use pingora_core::protocols::{Digest, Stream};
 use pingora_core::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
 use tokio::time::{Instant, sleep};
 
 use crate::downstream::connection::{Connection, IDLE_TIME};
+use crate::downstream::framing::MAX_HEAD;
 use crate::edge::Edge;
 use crate::errors::HeadFault;
 use crate::exchange::Exchange;
 use crate::shared::Shared;
 
+/// Streams of one connection at a time.
+const STREAMS: u32 = 100;
+/// What a stream, and a connection, may send before it is read.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What a stream's answer may have waiting for a slow reader.
+const SEND_BUFFER: usize = 32 << 10;
+/// Streams that the client reset while we had not looked at them (CVE-2023-44487), those that we
+/// remember to have reset, and those that it made us reset (CVE-2025-8671): beyond it, GOAWAY.
+const RESETS: usize = 20;
+const LOCAL_RESETS: usize = 256;
 /// Requests of one connection that Pingora refused for meaning two things.
 const MOST_AMBIGUOUS: u32 = 32;
 
 /// Serves a connection until it ends, or until it is empty after `stopping` says so.
-pub async fn serve(
-    app: &Arc<HttpProxy<Edge>>,
-    shared: &Arc<Shared>,
-    connection: Connection,
-    mut stopping: ShutdownWatch,
-) {
-    let caller = connection.caller().clone();
-    let shutdown = stopping.clone();
+pub async fn serve(edge: &Arc<Edge>, connection: Connection, mut stopping: ShutdownWatch) {
+    let (shared, caller) = (&edge.shared, connection.caller().clone());
     let stream: Stream = Box::new(connection);
     let digest = Arc::new(Digest {
         ssl_digest: stream.get_ssl_digest(),
@@ -40,7 +44,7 @@ pub async fn serve(
         proxy_digest: stream.get_proxy_digest(),
         socket_digest: stream.get_socket_digest(),
     });
-    let mut h2 = match handshake(stream, app.h2_options()).await {
+    let mut h2 = match handshake(stream, Some(options())).await {
         Ok(h2) => h2,
         Err(error) => return count_end(shared, &error),
     };
@@ -77,11 +81,15 @@ pub async fn serve(
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
                 was_used = true;
-                let (app, shutdown, open) = (app.clone(), shutdown.clone(), open.clone());
-                tokio::spawn(async move {
-                    app.process_new_http(ServerSession::new_http2(session), &shutdown).await;
+                let (edge, open) = (edge.clone(), open.clone());
+                // On the heap before it is spawned: a task that is thousands of bytes is moved more than once.
+                tokio::spawn(Box::pin(async move {
+                    let mut session = ServerSession::new_http2(session);
+                    edge.answer(&mut session).await;
+                    // It fails where the client is gone, which the record says.
+                    let _ = session.finish().await;
                     drop(open);
-                });
+                }));
             }
             Ok(Some(H2Accept::Rejected)) => {
                 Exchange::record_fault(shared, &caller, HeadFault::Ambiguous);
@@ -98,6 +106,20 @@ pub async fn serve(
             Err(error) => return count_end(shared, &error),
         }
     }
+}
+
+fn options() -> H2Options {
+    let mut options = default_h2_options();
+    options
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESETS)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS));
+    options
 }
 
 /// Counts why h2 gave a connection up, if that was the peer's doing. That a peer is gone is no news.

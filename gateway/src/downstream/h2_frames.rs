@@ -93,6 +93,11 @@ impl FrameWatch {
         !self.started || self.filled > 0 || self.in_block || self.continues
     }
 
+    /// Whether anything came.
+    pub fn has_begun(&self) -> bool {
+        self.started || self.skip != PREFACE
+    }
+
     /// Whether more came than a client has use for. Stays so.
     pub fn is_flood(&self) -> bool {
         self.flood

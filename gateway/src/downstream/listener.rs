@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pingora_core::apps::HttpServerApp;
+use pingora_core::ErrorType;
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, Type};
 use spillway_runtime::drain::Drain;
 use spillway_runtime::telemetry::Chain;
@@ -59,7 +59,7 @@ pub fn bind(address: SocketAddr, threads: usize) -> std::io::Result<Vec<StdListe
 /// What one worker thread accepts with.
 pub struct Door {
     pub shared: Arc<Shared>,
-    pub app: Arc<HttpProxy<Edge>>,
+    pub edge: Arc<Edge>,
     pub workload: Arc<Workload>,
     pub drain: Drain,
     /// Of all threads.
@@ -128,7 +128,7 @@ impl Door {
         let (stop, stopping) = watch::channel(false);
         let serve = async {
             if connection.is_http2() {
-                h2_connection::serve(&self.app, &self.shared, connection, stopping).await;
+                h2_connection::serve(&self.edge, connection, stopping).await;
             } else {
                 self.converse_http1(connection, stopping).await;
             }
@@ -179,14 +179,35 @@ impl Door {
                     return connection.refuse(fault).await;
                 }
             }
-            let session = ServerSession::new_http1(Box::new(connection));
-            let Some(reused) = self.app.process_new_http(session, &stopping).await else { return };
-            let (stream, _) = reused.consume();
+            let Some(stream) = self.answer_http1(connection, &stopping).await else { return };
             let Ok(back) = stream.into_any().downcast::<Connection>() else { return };
             connection = *back;
             if !connection.is_between_requests() {
                 return;
             }
         }
+    }
+
+    /// Has a request answered whose head was checked. Gives the connection back if it may bring another.
+    async fn answer_http1(&self, connection: Connection, stopping: &ShutdownWatch) -> Option<Stream> {
+        let mut session = ServerSession::new_http1(Box::new(connection));
+        match session.read_request().await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => {
+                if error.etype == ErrorType::InvalidHTTPHeader {
+                    // The client may be gone already.
+                    let _ = session.respond_error(400).await;
+                }
+                session.shutdown().await;
+                return None;
+            }
+        }
+        if *stopping.borrow() {
+            session.set_keepalive(None);
+        }
+        self.edge.answer(&mut session).await;
+        // It was given this request's bytes alone, so that it has read nothing beyond them.
+        session.finish().await.ok()?.map(|reusable| reusable.into_parts().0)
     }
 }

@@ -4,7 +4,7 @@
 //! stored answer, no level of degradation, no other region. No tenant's limits are asked, and no client's figures
 //! count it.
 
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use spillway_core::deadline::{Asked, allowed, parse_timeout_parameter};
 use spillway_core::resource::Tier;
 use spillway_proto::inference::ServerReadyResponse;
@@ -27,7 +27,7 @@ use crate::shared::Shared;
 /// Without a model to ask: whether a pod of the region answers its health checks.
 pub async fn ready(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     head: &Head,
 ) -> Result<Reply, Refusal> {
@@ -40,7 +40,7 @@ pub async fn ready(
 
 pub async fn serve(
     shared: &Shared,
-    session: &mut Session,
+    session: &mut ServerSession,
     exchange: &mut Exchange,
     head: &Head,
     fleet: &Fleet,

@@ -20,7 +20,7 @@ use spillway_runtime::telemetry::TraceParent;
 use spillway_runtime::upstream::{OipBody, OipSender, UpstreamBody, UpstreamError};
 use tonic::Code;
 
-use crate::answer::{ERROR, GRPC_MESSAGE, GRPC_STATUS, SERVER_TIMING, percent_decoded};
+use crate::answer::{ERROR, GRPC_MESSAGE, GRPC_STATUS, SERVER_TIMING, percent_decoded, unindexed};
 use crate::errors::sidecar_code;
 use crate::exchange::Exchange;
 use crate::pods::fleet::PodLink;
@@ -132,10 +132,10 @@ pub fn oip_request(
     headers.insert(TE, TRAILERS);
     let timeout = left.map(|left| HeaderValue::from_maybe_shared(Bytes::from(format_grpc_timeout(left))));
     if let Some(Ok(timeout)) = timeout {
-        headers.insert(GRPC_TIMEOUT, timeout);
+        headers.insert(GRPC_TIMEOUT, unindexed(timeout));
     }
     if let Some(id) = &exchange.request_id {
-        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(REQUEST_ID, unindexed(id.clone()));
     }
     trace.write(headers);
     request

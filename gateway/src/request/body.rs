@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout_at};
 
 use crate::downstream::connection::caller;
@@ -28,7 +28,12 @@ const TOTAL: Duration = Duration::from_secs(60);
 pub const FRAME_HEADER: usize = 5;
 
 /// Reads the body of a request, of at most `limit` bytes, which the exchange keeps count of.
-pub async fn read(session: &mut Session, exchange: &mut Exchange, head: &Head, limit: usize) -> Result<Bytes, Refusal> {
+pub async fn read(
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+    head: &Head,
+    limit: usize,
+) -> Result<Bytes, Refusal> {
     if head.content_length.is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge { limit });
     }
@@ -42,7 +47,7 @@ pub async fn read(session: &mut Session, exchange: &mut Exchange, head: &Head, l
         let received = (whole.len() + pieces.len()) as u64;
         let earned = Duration::from_millis(received * 1_000 / MINIMUM_RATE);
         let until = began + (GRACE + earned).min(TOTAL);
-        let piece = match timeout_at(until, session.downstream_session.read_request_body()).await {
+        let piece = match timeout_at(until, session.read_request_body()).await {
             Err(_) => return Err(Refusal::BodyTooSlow),
             Ok(Err(_)) => return Err(broken(session)),
             Ok(Ok(None)) => break,
@@ -67,9 +72,9 @@ pub async fn read(session: &mut Session, exchange: &mut Exchange, head: &Head, l
 }
 
 /// The next bytes of a client's stream; while they are not wanted, only whether it is still there.
-pub async fn from_client(session: &mut Session, wanted: bool) -> Result<Option<Bytes>, Refusal> {
+pub async fn from_client(session: &mut ServerSession, wanted: bool) -> Result<Option<Bytes>, Refusal> {
     if wanted {
-        return session.downstream_session.read_request_body().await.map_err(|_| Refusal::Cancelled);
+        return session.read_request_body().await.map_err(|_| Refusal::Cancelled);
     }
     gone(session).await;
     Err(Refusal::Cancelled)
@@ -77,13 +82,13 @@ pub async fn from_client(session: &mut Session, wanted: bool) -> Result<Option<B
 
 /// Takes in what is left of a body that nobody wants, if that is little. Over HTTP/2 a refusal is
 /// followed by a reset where the body has not ended, and some clients (curl 7.88) then drop the answer.
-pub async fn discard(session: &mut Session) {
+pub async fn discard(session: &mut ServerSession) {
     const MOST: usize = 64 << 10;
     const LONGEST: Duration = Duration::from_millis(250);
     let until = Instant::now() + LONGEST;
     let mut taken = 0;
     while taken <= MOST && session.as_http2().is_some() {
-        match timeout_at(until, session.downstream_session.read_request_body()).await {
+        match timeout_at(until, session.read_request_body()).await {
             Ok(Ok(Some(piece))) => taken += piece.len(),
             _ => return,
         }
@@ -91,7 +96,7 @@ pub async fn discard(session: &mut Session) {
 }
 
 /// Why a body could not be read: the framing was wrong, or the client is gone.
-fn broken(session: &Session) -> Refusal {
+fn broken(session: &ServerSession) -> Refusal {
     match caller(session).and_then(|caller| caller.fault.get()) {
         Some(fault) => Refusal::Head(*fault),
         None => Refusal::Cancelled,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Response};
-use pingora_proxy::Session;
+use pingora_core::protocols::http::ServerSession;
 use spillway_core::cache::control::Wish;
 use spillway_core::deadline::{SHORTEST_USEFUL, allowed};
 use spillway_core::inference::Entities;
@@ -76,7 +76,7 @@ impl Stream<'_> {
     /// Finds somebody for the stream, who gets its first request. `None`: that was refused, as the client was told.
     pub(super) async fn open(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         exchange: &mut Exchange,
         first: Checked,
     ) -> Result<Option<Taken>, Refusal> {
@@ -116,7 +116,7 @@ impl Stream<'_> {
     /// Has a pod take it.
     async fn stay(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         exchange: &mut Exchange,
         first: &Checked,
         lane: &Arc<Lane>,
@@ -185,7 +185,7 @@ impl Stream<'_> {
     /// Has another region take it.
     async fn go_abroad(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         exchange: &mut Exchange,
         first: &Checked,
         cause: Cause,

@@ -1,24 +1,30 @@
-//! What a call sends: a few segments that are known, or messages that come one by one.
+//! What a call sends and what comes back.
+//!
+//! The rule: segments that are known go to h2 as they are, uncopied and at once: it holds them until the peer's window
+//! has room. A streamed body is pumped by a task of its own, piece by piece, each when there is room for it.
 
-use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use h2::{Reason, RecvStream, SendStream};
+use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
+
+use super::{InFlight, UpstreamError};
 
 /// Messages that may wait for the connection in a streamed call.
 const QUEUE: usize = 4;
 
-/// The body of a request. Segments go out as they are, uncopied.
+/// The body of a request.
 #[derive(Debug)]
 pub struct OipBody(Source);
 
 #[derive(Debug)]
 enum Source {
-    Segments { left: VecDeque<Bytes>, length: u64 },
-    Stream(Option<mpsc::Receiver<Piece>>),
+    Segments(Vec<Bytes>),
+    Stream(mpsc::Receiver<Piece>),
 }
 
 #[derive(Debug)]
@@ -29,21 +35,39 @@ enum Piece {
 
 impl OipBody {
     pub fn empty() -> Self {
-        Self(Source::Segments { left: VecDeque::new(), length: 0 })
+        Self(Source::Segments(Vec::new()))
     }
 
     /// A body whose end is known: its last segment ends the stream.
     pub fn segments(segments: impl Into<Vec<Bytes>>) -> Self {
         let mut segments: Vec<Bytes> = segments.into();
         segments.retain(|segment| !segment.is_empty());
-        let length = segments.iter().map(|segment| segment.len() as u64).sum();
-        Self(Source::Segments { left: segments.into(), length })
+        Self(Source::Segments(segments))
     }
 
     /// A body that is sent while the answer comes.
     pub fn stream() -> (OipSender, Self) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (OipSender(sender), Self(Source::Stream(Some(receiver))))
+        (OipSender(sender), Self(Source::Stream(receiver)))
+    }
+
+    /// Whether the head is all that there is to send.
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(&self.0, Source::Segments(segments) if segments.is_empty())
+    }
+
+    /// Sends all of it, after a head that did not end the stream.
+    pub(super) fn send(self, mut to: SendStream<Bytes>) -> Result<(), h2::Error> {
+        match self.0 {
+            Source::Segments(segments) => {
+                let last = segments.len().saturating_sub(1);
+                segments.into_iter().enumerate().try_for_each(|(index, segment)| to.send_data(segment, index == last))
+            }
+            Source::Stream(pieces) => {
+                tokio::spawn(pump(pieces, to));
+                Ok(())
+            }
+        }
     }
 }
 
@@ -74,76 +98,73 @@ impl OipSender {
     }
 }
 
-impl Body for OipBody {
-    type Data = Bytes;
-    type Error = Aborted;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
-        match &mut self.0 {
-            Source::Segments { left, length } => {
-                let segment = left.pop_front();
-                *length -= segment.as_ref().map_or(0, |segment| segment.len() as u64);
-                Poll::Ready(segment.map(|segment| Ok(Frame::data(segment))))
-            }
-            Source::Stream(source) => {
-                let Some(receiver) = source else { return Poll::Ready(None) };
-                let piece = std::task::ready!(receiver.poll_recv(context));
-                if !matches!(piece, Some(Piece::Data(_))) {
-                    *source = None;
-                }
-                Poll::Ready(match piece {
-                    Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-                    Some(Piece::End) => None,
-                    None => Some(Err(Aborted)),
-                })
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.0 {
-            Source::Segments { left, .. } => left.is_empty(),
-            Source::Stream(source) => source.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Source::Segments { length, .. } => SizeHint::with_exact(*length),
-            Source::Stream(Some(_)) => SizeHint::default(),
-            Source::Stream(None) => SizeHint::with_exact(0),
+/// Passes the pieces on until the last, or until the stream ends. Whoever sends them learns of the end by the channel.
+async fn pump(mut pieces: mpsc::Receiver<Piece>, mut to: SendStream<Bytes>) {
+    loop {
+        let piece = tokio::select! {
+            biased;
+            _ = poll_fn(|context| to.poll_reset(context)) => return,
+            piece = pieces.recv() => piece,
+        };
+        // What fails here has ended the stream.
+        let sent = match piece {
+            Some(Piece::Data(data)) => send_piece(data, &mut to).await,
+            Some(Piece::End) => return drop(to.send_data(Bytes::new(), true)),
+            None => return to.send_reset(Reason::CANCEL),
+        };
+        if sent.is_err() {
+            return;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http_body_util::BodyExt;
+async fn send_piece(mut data: Bytes, to: &mut SendStream<Bytes>) -> Result<(), Aborted> {
+    while !data.is_empty() {
+        to.reserve_capacity(data.len());
+        let room = match poll_fn(|context| to.poll_capacity(context)).await {
+            Some(Ok(room)) => room.min(data.len()),
+            Some(Err(_)) | None => return Err(Aborted),
+        };
+        to.send_data(data.split_to(room), false).map_err(|_| Aborted)?;
+    }
+    Ok(())
+}
 
-    #[tokio::test]
-    async fn segments_go_out_as_they_are_and_the_last_one_ends() {
-        let segments = [Bytes::from_static(b"head"), Bytes::new(), Bytes::from_static(b"tensor")];
-        let addresses = [segments[0].as_ptr(), segments[2].as_ptr()];
-        let mut body = OipBody::segments(segments);
-        assert_eq!(body.size_hint().exact(), Some(10));
-        for address in addresses {
-            assert!(!body.is_end_stream());
-            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().as_ptr(), address);
+/// The body of an answer. The call counts as in flight until it is dropped.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    stream: RecvStream,
+    data_ended: bool,
+    _counted: InFlight,
+}
+
+impl UpstreamBody {
+    pub(super) fn new(stream: RecvStream, counted: InFlight) -> Self {
+        Self { stream, data_ended: false, _counted: counted }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        if !self.data_ended {
+            if let Some(data) = ready!(self.stream.poll_data(context)) {
+                let taken =
+                    data.and_then(|data| self.stream.flow_control().release_capacity(data.len()).map(|()| data));
+                return Poll::Ready(Some(taken.map(Frame::data).map_err(UpstreamError::of)));
+            }
+            self.data_ended = true;
         }
-        assert!(body.is_end_stream() && OipBody::empty().is_end_stream());
-        assert_eq!(body.size_hint().exact(), Some(0));
+        let trailers = ready!(self.stream.poll_trailers(context)).map_err(UpstreamError::of);
+        Poll::Ready(trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
     }
 
-    #[tokio::test]
-    async fn a_stream_ends_only_when_finished() {
-        let (sender, body) = OipBody::stream();
-        sender.send(Bytes::from_static(b"one")).await.unwrap();
-        sender.finish().await.unwrap();
-        assert_eq!(body.collect().await.unwrap().to_bytes(), "one");
-        let (sender, body) = OipBody::stream();
-        sender.send(Bytes::from_static(b"half")).await.unwrap();
-        drop(sender);
-        assert_eq!(body.collect().await.unwrap_err(), Aborted);
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
     }
 }

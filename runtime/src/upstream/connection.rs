@@ -1,25 +1,29 @@
 //! One place for a connection: at most one is ready, at most one connect is under way.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::Ping;
+use h2::client::{Connection, SendRequest};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::body::OipBody;
 use super::error::{ConnectError, UpstreamError};
-use super::{Inner, Ordering};
+use super::{Inner, Ordering, UpstreamSettings};
 
-pub(super) type Sender = http2::SendRequest<OipBody>;
+pub(super) type Sender = SendRequest<Bytes>;
+
+/// Calls that may be begun before the server has said how many it takes at a time.
+const FIRST_CALLS: usize = 100;
 
 #[derive(Debug, Default)]
 pub(super) struct Slot(Mutex<State>);
@@ -48,10 +52,18 @@ struct Resting {
     error: Arc<ConnectError>,
 }
 
+impl Ready {
+    /// Whether calls can be begun: it is open, and the server has not said that it goes away. Asks no peer and never
+    /// waits, since this sender itself begins none.
+    fn is_open(&mut self) -> bool {
+        matches!(self.sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+    }
+}
+
 impl Slot {
     pub(super) fn is_resting(&self) -> bool {
-        let state = self.0.lock();
-        let is_ready = state.ready.as_ref().is_some_and(|ready| !ready.sender.is_closed());
+        let mut state = self.0.lock();
+        let is_ready = state.ready.as_mut().is_some_and(Ready::is_open);
         !is_ready && state.resting.as_ref().is_some_and(|resting| Instant::now() < resting.until)
     }
 
@@ -75,9 +87,9 @@ impl Inner {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len();
         let mut connecting = {
             let mut state = self.slots[index].0.lock();
-            if let Some(Ready { sender, generation, .. }) = &state.ready {
-                if *generation == self.workload.generation() && !sender.is_closed() {
-                    return Ok(sender.clone());
+            if let Some(ready) = &mut state.ready {
+                if ready.generation == self.workload.generation() && ready.is_open() {
+                    return Ok(ready.sender.clone());
                 }
                 // Its streams go on to their ends; the connection closes with the last of them.
                 state.ready = None;
@@ -104,9 +116,8 @@ impl Inner {
     }
 
     async fn fill(self: Arc<Self>, index: usize, done: watch::Sender<Option<Connected>>) {
-        let connected = tokio::time::timeout(self.settings.connect_timeout, self.connect())
-            .await
-            .unwrap_or(Err(ConnectError::Timeout));
+        let connected =
+            timeout(self.settings.connect_timeout, self.connect()).await.unwrap_or(Err(ConnectError::Timeout));
         let mut state = self.slots[index].0.lock();
         state.connecting = None;
         let connected = match connected {
@@ -146,21 +157,19 @@ impl Inner {
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(ConnectError::Protocol);
         }
-        let (stream, heard) = FirstRead::of(stream);
-        let settings = &self.settings;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .adaptive_window(false)
-            .initial_stream_window_size(settings.stream_window)
+        let heard = Arc::new(AtomicBool::new(false));
+        let (stream, said) = Listened::of(stream, heard.clone());
+        let settings = self.settings.clone();
+        let (sender, connection) = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_max_send_streams(FIRST_CALLS)
+            .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window)
             .max_frame_size(64 << 10)
             .max_header_list_size(32 << 10)
             // Many calls may be cancelled at once; h2 must remember them to ignore their late frames.
             .max_concurrent_reset_streams(1_024)
-            .keep_alive_interval(settings.ping_every)
-            .keep_alive_timeout(settings.ping_timeout)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(stream))
+            .handshake(stream)
             .await
             .map_err(ConnectError::Http)?;
         let address = self.address;
@@ -168,14 +177,14 @@ impl Inner {
         // It ends when the last sender and stream are gone, when the peer closes, or when a ping stays
         // unanswered.
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = drive(connection, &heard, &settings).await {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
             drop(open);
         });
         // A call that is sent before the server has accepted our certificate would be lost with a
         // refusal, and nobody could say whether it was seen.
-        heard.await.map_err(|_| ConnectError::Closed)?;
+        said.await.map_err(|_| ConnectError::Closed)?;
         Ok((sender, generation, ended))
     }
 
@@ -187,21 +196,64 @@ impl Inner {
     }
 }
 
-/// A stream that tells when its peer has said something.
-#[derive(Debug)]
-struct FirstRead<S> {
-    stream: S,
-    told: Option<oneshot::Sender<()>>,
+/// Why a connection was given up.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Http(#[from] h2::Error),
+    #[error("a ping was not answered")]
+    Silent,
 }
 
-impl<S> FirstRead<S> {
-    fn of(stream: S) -> (Self, oneshot::Receiver<()>) {
-        let (told, heard) = oneshot::channel();
-        (Self { stream, told: Some(told) }, heard)
+/// Runs a connection to its end. A peer that says nothing for a while is pinged, and given up if it does not answer.
+async fn drive<S>(
+    connection: Connection<S, Bytes>,
+    heard: &AtomicBool,
+    settings: &UpstreamSettings,
+) -> Result<(), Ended>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connection = pin!(connection);
+    // Nobody else has taken it.
+    let Some(mut pings) = connection.ping_pong() else { return Ok(connection.await?) };
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Ok(ended?),
+            () = sleep(settings.ping_every) => {}
+        }
+        if heard.swap(false, Ordering::Relaxed) {
+            continue;
+        }
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Ok(ended?),
+            answered = timeout(settings.ping_timeout, pings.ping(Ping::opaque())) => {
+                answered.map_err(|_| Ended::Silent)??;
+            }
+        }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for FirstRead<S> {
+/// A stream that notes when its peer says something.
+#[derive(Debug)]
+struct Listened<S> {
+    stream: S,
+    /// Something came; whoever wants to know clears it.
+    heard: Arc<AtomicBool>,
+    /// For the first time.
+    first: Option<oneshot::Sender<()>>,
+}
+
+impl<S> Listened<S> {
+    fn of(stream: S, heard: Arc<AtomicBool>) -> (Self, oneshot::Receiver<()>) {
+        let (first, said) = oneshot::channel();
+        (Self { stream, heard, first: Some(first) }, said)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Listened<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -209,17 +261,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for FirstRead<S> {
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if buffer.filled().len() > before
-            && let Some(told) = self.told.take()
-        {
-            // Who has given up needs not be told.
-            let _ = told.send(());
+        if buffer.filled().len() > before {
+            self.heard.store(true, Ordering::Relaxed);
+            if let Some(first) = self.first.take() {
+                // Who has given up needs not be told.
+                let _ = first.send(());
+            }
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for FirstRead<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Listened<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -232,8 +285,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FirstRead<S> {
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
+    /// h2 asks once, before anything was read, whether to keep payloads from 256 bytes on apart, each with a write of its
+    /// own, or only those from 1 KiB on. Later it asks whether what is apart can go out with its head.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.first.is_none() && self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {

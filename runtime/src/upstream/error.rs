@@ -1,9 +1,8 @@
 //! What can go wrong on the way to a server, told by whether the server may have seen the call.
 
-use std::error::Error;
 use std::sync::Arc;
 
-use crate::telemetry::Chain;
+use h2::Reason;
 
 /// No connection came to be. The server's or the link's fault. Its text stands by itself in a log line's field,
 /// so it holds the cause, which is no source.
@@ -17,8 +16,8 @@ pub enum ConnectError {
     Tls(std::io::Error),
     #[error("the server does not speak h2")]
     Protocol,
-    #[error("the h2 preface failed: {}", Chain(.0))]
-    Http(hyper::Error),
+    #[error("the h2 preface failed: {0}")]
+    Http(h2::Error),
     /// Most likely our certificate was refused: in TLS 1.3 the server says so after the handshake.
     #[error("the server closed the connection before it said anything")]
     Closed,
@@ -56,7 +55,7 @@ pub enum UpstreamError {
     Deadline { sent: bool },
     /// The server reset the stream, or the connection broke.
     #[error("the call was lost")]
-    Lost(#[source] hyper::Error),
+    Lost(#[source] h2::Error),
 }
 
 impl UpstreamError {
@@ -79,20 +78,13 @@ impl UpstreamError {
         }
     }
 
-    pub(super) fn of(error: hyper::Error) -> Self {
-        let mut source = error.source();
-        while let Some(inner) = source {
-            if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-                // REFUSED_STREAM, and a graceful GOAWAY for a stream above its last one, promise that
-                // nothing was processed (RFC 9113, sections 6.8 and 8.7).
-                let reason = h2.reason();
-                let graceful = h2.is_go_away() && h2.is_remote() && reason == Some(h2::Reason::NO_ERROR);
-                if graceful || (h2.is_remote() && reason == Some(h2::Reason::REFUSED_STREAM)) {
-                    return Self::Refused;
-                }
-            }
-            source = inner.source();
-        }
-        Self::Lost(error)
+    pub(super) fn of(error: h2::Error) -> Self {
+        // REFUSED_STREAM, and a graceful GOAWAY for a stream above its last one, promise that nothing was processed
+        // (RFC 9113, sections 6.8 and 8.7).
+        let refused = match error.reason() {
+            Some(Reason::NO_ERROR) => error.is_go_away(),
+            reason => reason == Some(Reason::REFUSED_STREAM),
+        };
+        if refused && error.is_remote() { Self::Refused } else { Self::Lost(error) }
     }
 }

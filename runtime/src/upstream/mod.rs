@@ -1,8 +1,8 @@
 //! The way to one server: a few mTLS h2 connections, many calls on each.
 //!
 //! The rule: an error says whether the server may have seen the call, so that the one retry layer above
-//! can judge. There is no retry here, except that a call that a closing connection hands back unsent
-//! goes to its successor. Dropping a call resets its stream.
+//! can judge. There is no retry here: a connection is looked at before each call, and one that closes gets no
+//! more of them. Dropping a call resets its stream.
 //!
 //! ```text
 //! none --call--> connecting --handshake--> ready --closed, GOAWAY, new generation--> none
@@ -14,25 +14,22 @@ mod connection;
 mod error;
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use h2::client::ResponseFuture;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use spillway_core::identity::ExpectedPeer;
 use tokio::time::Instant;
 
-pub use body::{Aborted, OipBody, OipSender};
+pub use body::{Aborted, OipBody, OipSender, UpstreamBody};
 pub use error::{ConnectError, UpstreamError};
 
 use crate::telemetry::Metrics;
@@ -180,7 +177,7 @@ impl Upstream {
     pub async fn call(&self, request: Request<OipBody>) -> Result<Response<UpstreamBody>, UpstreamError> {
         let (sender, request) = (self.0.sender(), self.0.complete(request));
         let counted = self.hold();
-        self.0.send(sender.await?, request, counted, None).await
+        Inner::send(sender.await?, request, counted, None).await
     }
 
     /// Like [`Upstream::call`], until a deadline. The deadline bounds the head of the answer, not its
@@ -194,7 +191,7 @@ impl Upstream {
         let request = self.0.complete(request);
         let counted = self.hold();
         let sender = within(Some(deadline), false, self.0.sender()).await?;
-        self.0.send(sender, request, counted, Some(deadline)).await
+        Inner::send(sender, request, counted, Some(deadline)).await
     }
 
     /// Connects if there is no connection: for a health check or to be warm before the first call.
@@ -223,29 +220,26 @@ impl Upstream {
 
 impl Inner {
     async fn send(
-        self: &Arc<Self>,
-        mut sender: connection::Sender,
-        mut request: Request<OipBody>,
+        sender: connection::Sender,
+        request: Request<OipBody>,
         counted: InFlight,
         deadline: Option<Instant>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        let mut handed_back = false;
-        loop {
-            let mut failed = match within(deadline, true, async { Ok(sender.try_send_request(request).await) }).await? {
-                Ok(response) => return Ok(response.map(|body| UpstreamBody { body, _counted: counted })),
-                Err(failed) => failed,
-            };
-            // The connection closed between our look at it and the call: nothing was sent.
-            match failed.take_message() {
-                Some(unsent) if !handed_back => {
-                    request = unsent;
-                    handed_back = true;
-                    sender = within(deadline, false, self.sender()).await?;
-                }
-                Some(_) => return Err(UpstreamError::Refused),
-                None => return Err(UpstreamError::of(failed.into_error())),
-            }
+        let answered = Self::begin(sender, request)?;
+        let answered = async { answered.await.map_err(UpstreamError::of) };
+        let response = within(deadline, true, answered).await?;
+        Ok(response.map(|stream| UpstreamBody::new(stream, counted)))
+    }
+
+    /// Hands a call to the connection. If that has just closed, nothing was sent.
+    fn begin(mut sender: connection::Sender, request: Request<OipBody>) -> Result<ResponseFuture, UpstreamError> {
+        let (head, body) = request.into_parts();
+        let sent = sender.send_request(Request::from_parts(head, ()), body.is_empty());
+        let (answered, stream) = sent.map_err(|_| UpstreamError::Refused)?;
+        if !body.is_empty() {
+            body.send(stream).map_err(UpstreamError::of)?;
         }
+        Ok(answered)
     }
 
     fn complete(&self, mut request: Request<OipBody>) -> Request<OipBody> {
@@ -282,33 +276,6 @@ pub struct InFlight(Arc<Inner>);
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The body of an answer. The call counts as in flight until it is dropped.
-#[derive(Debug)]
-pub struct UpstreamBody {
-    body: Incoming,
-    _counted: InFlight,
-}
-
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = UpstreamError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
-        Pin::new(&mut self.body).poll_frame(context).map_err(UpstreamError::of)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
