@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::sync::atomic::AtomicBool;
 
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
@@ -147,6 +149,30 @@ async fn large_bodies_in_segments_come_back_whole() {
     let expected = segments.concat();
     let response = upstream.call(request("/echo", OipBody::segments(segments))).await.unwrap();
     assert!(text(response).await == expected);
+}
+
+#[tokio::test]
+async fn a_call_of_nothing_ends_with_its_head() {
+    let (_domain, server, upstream) = pair().await;
+    for body in [OipBody::empty(), OipBody::segments([Bytes::new()])] {
+        assert_eq!(text(upstream.call(request("/echo", body)).await.unwrap()).await, "");
+    }
+    assert!(!server.seen.broken.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn a_server_that_ends_a_streamed_call_is_told_to_its_sender() {
+    let (_domain, server, upstream) = pair().await;
+    let (sender, body) = OipBody::stream();
+    let call = tokio::spawn({
+        let upstream = upstream.clone();
+        async move { upstream.call(request("/hang", body)).await.map(drop) }
+    });
+    eventually("the server has the call", || server.seen.calls.load(Ordering::SeqCst) == 1).await;
+    server.task.abort();
+    assert!(call.await.unwrap().is_err());
+    let told = async { while sender.send(Bytes::from_static(b"more")).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(5), told).await.unwrap();
 }
 
 #[tokio::test]
