@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use spillway_figures::Goal;
 
 use super::entities::{Entities, LookedUp};
@@ -162,17 +162,22 @@ fn millis(time: Duration) -> f64 {
 }
 
 /// The sentence that says whether a cost is flat, and its figure.
-pub(super) fn flatness(name: &str, each: &str, points: &[(f64, Median)]) -> Result<String> {
-    let values = || points.iter().map(|(_, median)| median.value);
-    let (most, least) = (values().fold(f64::MIN, f64::max), values().fold(f64::MAX, f64::min));
-    anyhow::ensure!(least > 0.0 && most.is_finite(), "{name} has no cost that could grow");
-    let (ratio, goal) = (most / least, Goal::AtMost(FLAT));
+fn flatness(name: &str, each: &str, points: &[(f64, Median)]) -> Result<String> {
+    let ratio = ratio(points).with_context(|| format!("{name} has no cost that could grow"))?;
+    let goal = Goal::AtMost(FLAT);
     figure(&format!("speed.growth.{name}.ratio"), ratio, "ratio", goal);
     let what = if goal.holds(ratio) { "Flat" } else { "Not flat" };
     Ok(format!(
         "\n{what}: {each}, the dearest size costs **{ratio:.2}** x the cheapest; goal at most {FLAT}: {}.",
         verdict(ratio, goal)
     ))
+}
+
+/// The dearest to the cheapest; none where nothing was measured.
+fn ratio(points: &[(f64, Median)]) -> Option<f64> {
+    let values = || points.iter().map(|(_, median)| median.value);
+    let (most, least) = (values().reduce(f64::max)?, values().reduce(f64::min)?);
+    (least > 0.0).then(|| most / least)
 }
 
 fn setup(what: What) -> &'static str {
@@ -198,12 +203,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flat_is_what_costs_a_quarter_more_at_most() {
-        let points = |costs: &[f64]| costs.iter().map(|cost| (1.0, median(&[*cost]))).collect::<Vec<_>>();
-        let said = |costs: &[f64]| flatness("models", "a call", &points(costs)).unwrap();
-        assert!(said(&[40.0, 50.0, 45.0]).starts_with("\nFlat: a call, the dearest size costs **1.25** x"));
-        assert!(said(&[50.0, 39.0]).starts_with("\nNot flat") && said(&[50.0, 39.0]).ends_with("**missed**."));
-        assert!(flatness("models", "a call", &[]).is_err());
-        assert!(flatness("models", "a call", &points(&[0.0, 1.0])).is_err());
+    fn the_ratio_is_of_the_dearest_to_the_cheapest() {
+        let of = |costs: &[f64]| ratio(&costs.iter().map(|cost| (1.0, median(&[*cost]))).collect::<Vec<_>>());
+        assert_eq!([of(&[40.0, 50.0, 45.0]), of(&[50.0, 40.0]), of(&[7.0])], [Some(1.25), Some(1.25), Some(1.0)]);
+        assert_eq!([of(&[]), of(&[0.0, 1.0])], [None, None], "nothing was measured");
     }
 }

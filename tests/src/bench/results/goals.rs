@@ -18,7 +18,7 @@ const MARKS: [&str; 2] = ["<!-- bench -->\n", "<!-- /bench -->"];
 
 /// The goals in the README, in its order: the figure, and what it says. A figure with a goal that is not
 /// here stands in RESULTS.md alone, under its name.
-const TITLES: [(&str, &str); 33] = [
+const TITLES: [(&str, &str); 37] = [
     ("speed.grpc.cpu_ratio_envoy", "unary gRPC to mTLS h2: CPU per call, to Envoy's"),
     ("speed.h2.cpu_ratio_envoy", "REST over h2 to mTLS h2: the same"),
     ("speed.h1.cpu_ratio_envoy", "REST over HTTP/1.1 to mTLS h2: the same"),
@@ -50,9 +50,13 @@ const TITLES: [(&str, &str); 33] = [
     ("speed.path.miss.p99_ms", "the same: p99"),
     ("speed.tensor.cpu_ratio_envoy", "tensor of 1 MiB through both hops: CPU, to two Envoys"),
     ("speed.growth.models.ratio", "CPU per call with 1 to 10,000 models: the dearest to the cheapest"),
-    ("speed.growth.pods.ratio", "with 4 to 1,000 pods"),
+    ("speed.growth.models.alone.ratio", "the same, one call at a time"),
+    ("speed.growth.pods.ratio", "the same with 4 to 1,000 pods"),
+    ("speed.growth.pods.alone.ratio", "the same, one call at a time"),
     ("speed.growth.tenants.ratio", "with 1 to 100,000 tenants"),
+    ("speed.growth.tenants.alone.ratio", "the same, one call at a time"),
     ("speed.growth.policies.ratio", "with 10 to 10,000 policies"),
+    ("speed.growth.policies.alone.ratio", "the same, one call at a time"),
     ("speed.growth.entities_l1.ratio", "CPU of a feature look-up in memory with 10,000 to 10,000,000 entities"),
     ("speed.growth.entities_l2.ratio", "of one in Redis"),
 ];
