@@ -38,6 +38,8 @@ use crate::service::text;
 
 /// Gateways of one region keep a few connections each.
 const CONNECTIONS: usize = 1_024;
+/// A large tensor in few frames: at h2's own 16 KiB each costs its reader and its writer a call of the kernel.
+const FRAME: u32 = 64 << 10;
 /// Calls at once on one connection; more wait at the gateway.
 const STREAMS: u32 = 1_024;
 const HEADER_LIST: u32 = 16 << 10;
@@ -143,6 +145,7 @@ impl Guard {
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEADER_LIST)
+            .max_frame_size(FRAME)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)

@@ -22,6 +22,8 @@ use crate::shared::Shared;
 
 /// Streams of one connection at a time.
 const STREAMS: u32 = 100;
+/// A large tensor in few frames: at h2's own 16 KiB each costs its reader and its writer a call of the kernel.
+const FRAME: u32 = 64 << 10;
 /// What a stream, and a connection, may send before it is read.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -113,6 +115,7 @@ fn options() -> H2Options {
     options
         .max_header_list_size(MAX_HEAD as u32)
         .max_concurrent_streams(STREAMS)
+        .max_frame_size(FRAME)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)

@@ -15,7 +15,7 @@ use crate::downstream::connection::caller;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::gone;
-use crate::request::head::Head;
+use crate::request::head::{Content, Head};
 use crate::request::memory::{Memory, counted};
 
 /// A body may take this long whatever its size.
@@ -61,14 +61,22 @@ pub async fn read(
             whole = piece;
         } else {
             if pieces.is_empty() {
-                // The declared length was checked above; without one, memory grows with what arrives.
-                pieces.reserve(head.content_length.unwrap_or(whole.len() + piece.len()));
+                // A declared length within the limit is believed; without one, memory grows with what arrives.
+                let declared =
+                    head.content_length.or_else(|| grpc_length(head, &whole).filter(|length| *length <= limit));
+                pieces.reserve(declared.unwrap_or(whole.len() + piece.len()));
                 pieces.extend_from_slice(&std::mem::take(&mut whole));
             }
             pieces.extend_from_slice(&piece);
         }
     }
     Ok(if pieces.is_empty() { whole } else { pieces.freeze() })
+}
+
+/// What the first bytes of a gRPC request say of its length, where it is one message.
+fn grpc_length(head: &Head, first: &[u8]) -> Option<usize> {
+    let (_, length) = frame_header(first).filter(|_| head.content == Content::Grpc)?;
+    Some(length.saturating_add(FRAME_HEADER))
 }
 
 /// The next bytes of a client's stream; while they are not wanted, only whether it is still there.
