@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::{Foreground, Proxy, Running, Setting, free_address, said};
+use super::{Foreground, Proxy, READY_WITHIN, Running, Setting, free_address, said};
 
 pub(super) fn start(setting: &Setting, folder: PathBuf) -> Result<Proxy> {
     ensure!(setting.threads == 1, "nginx is measured with one worker");
@@ -32,13 +33,19 @@ fn fingerprint(certificate: &Path) -> Result<String> {
     Ok(bytes.replace(':', "").to_lowercase())
 }
 
-/// The master's one child.
+/// The master's one child, which it starts after it listens.
 fn worker(master: u32) -> Result<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
-    let mut ids = children.split_whitespace();
-    let id = ids.next().context("nginx has no worker")?.parse()?;
-    ensure!(ids.next().is_none(), "nginx has more than one worker");
-    Ok(id)
+    let end = Instant::now() + READY_WITHIN;
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
+        let ids: Vec<u32> = children.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        match ids[..] {
+            [worker] => return Ok(worker),
+            [] => ensure!(Instant::now() < end, "nginx has no worker"),
+            _ => bail!("nginx has more than one worker"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The version that the binary names: `nginx version: nginx/1.22.1`.
