@@ -56,8 +56,23 @@ impl Identities {
 
     /// The same with certain key exchange groups only.
     pub fn client_with(&self, groups: Vec<&'static dyn SupportedKxGroup>) -> Result<ClientConfig> {
-        let provider = CryptoProvider { kx_groups: groups, ..(*provider()).clone() };
-        self.dialling_as("client", Arc::new(provider))
+        self.dialling_as("client", provider_with(groups))
+    }
+
+    /// The same with a key and a certificate that nobody has seen. The authority is [`Self::authority`].
+    pub fn newcomer_with(
+        &self,
+        authority: &Authority,
+        groups: Vec<&'static dyn SupportedKxGroup>,
+    ) -> Result<ClientConfig> {
+        let leaf = authority.issue(&LeafRequest::new(SpiffeId::parse(CLIENT)?, LIFE).dialled_locally())?;
+        let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes()).collect::<Result<_, _>>()?;
+        self.dialling_with((chain, PrivateKeyDer::from_pem_slice(leaf.key.as_bytes())?), provider_with(groups))
+    }
+
+    /// Who issued all certificates of the bench.
+    pub fn authority(&self) -> Result<Authority> {
+        Ok(Authority::load(&self.folder)?)
     }
 
     /// What a client dials with that every proxy must refuse.
@@ -66,7 +81,10 @@ impl Identities {
     }
 
     fn dialling_as(&self, name: &str, provider: Arc<CryptoProvider>) -> Result<ClientConfig> {
-        let (chain, key) = self.leaf(name)?;
+        self.dialling_with(self.leaf(name)?, provider)
+    }
+
+    fn dialling_with(&self, (chain, key): Leaf, provider: Arc<CryptoProvider>) -> Result<ClientConfig> {
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(self.roots()?)
@@ -94,11 +112,18 @@ impl Identities {
         Ok(roots)
     }
 
-    fn leaf(&self, name: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    fn leaf(&self, name: &str) -> Result<Leaf> {
         let chain =
             CertificateDer::pem_file_iter(self.folder.join(format!("{name}.crt")))?.collect::<Result<_, _>>()?;
         Ok((chain, PrivateKeyDer::from_pem_file(self.folder.join(format!("{name}.key")))?))
     }
+}
+
+/// A chain, and the key of its first certificate.
+type Leaf = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn provider_with(groups: Vec<&'static dyn SupportedKxGroup>) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { kx_groups: groups, ..(*provider()).clone() })
 }
 
 /// One cipher suite on both hops: left alone, rustls and BoringSSL choose different ones, and the

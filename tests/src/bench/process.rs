@@ -112,9 +112,17 @@ pub fn threads(pid: u32) -> Result<BTreeMap<u32, Duration>> {
 
 /// Resident memory of a process, bytes.
 pub fn resident(pid: u32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// What of it belongs to no file, bytes: the rest are pages of the binary that the kernel may drop.
+pub fn anonymous(pid: u32) -> Result<u64> {
+    memory(pid, "RssAnon:")
+}
+
+fn memory(pid: u32, label: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let kib = status.lines().find_map(|line| line.strip_prefix(label)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     Ok(kib.context("the process has no memory")? * 1024)
 }
 
@@ -159,6 +167,7 @@ mod tests {
         }
         assert!(cpu(own).unwrap() > before);
         assert!(resident(own).unwrap() > 100_000);
+        assert!((1..=resident(own).unwrap()).contains(&anonymous(own).unwrap()));
     }
 
     #[test]

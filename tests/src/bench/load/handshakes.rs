@@ -2,7 +2,8 @@
 //!
 //! The rule: a handshake counts when it is of the kind and the key exchange that was asked for and the server
 //! has answered an HTTP/2 PING over it: only then has it verified the client. Before anything is counted, each
-//! worker makes one checked call over a connection of that kind, so that the identity is there, too.
+//! worker makes one checked call over a connection of that kind, so that the identity is there, too; newcomers
+//! make none, since nginx knows clients by their certificates' fingerprints alone.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use rustls::crypto::aws_lc_rs::kx_group::{X25519, X25519MLKEM768};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, HandshakeKind};
 use serde::{Deserialize, Serialize};
+use spillway_runtime::authority::Authority;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
@@ -40,7 +42,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
+    /// The same client each time, without a ticket: what is known of its certificate may be used.
     Full,
+    /// Each time a client with a key and a certificate that the proxy has not seen.
+    Newcomer,
+    /// The same client each time, with a ticket of the connection before.
     Resumed,
 }
 
@@ -104,12 +110,7 @@ pub async fn run(job: &Handshakes) -> Result<Found> {
     let counts = Rc::new(Counts::default());
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..WORKERS {
-        let mut config = identities.client_with(job.exchange.groups())?;
-        config.resumption = match job.kind {
-            Kind::Full => Resumption::disabled(),
-            Kind::Resumed => Resumption::in_memory_sessions(TICKETS),
-        };
-        let worker = Worker::new(job, config, counts.clone());
+        let worker = Worker::new(job, &identities, counts.clone())?;
         workers.spawn_local(worker.connect_for_ever());
     }
     let mut failed = async || match workers.join_next().await {
@@ -166,14 +167,41 @@ struct Worker {
     address: SocketAddr,
     kind: Kind,
     exchange: Exchange,
-    connector: TlsConnector,
+    client: Client,
     counts: Rc<Counts>,
 }
 
+/// Who connects.
+enum Client {
+    Same(Arc<ClientConfig>),
+    Newcomers { identities: Identities, authority: Box<Authority> },
+}
+
 impl Worker {
-    fn new(job: &Handshakes, config: ClientConfig, counts: Rc<Counts>) -> Self {
+    fn new(job: &Handshakes, identities: &Identities, counts: Rc<Counts>) -> Result<Self> {
         let Handshakes { address, kind, exchange, .. } = *job;
-        Self { address, kind, exchange, connector: TlsConnector::from(Arc::new(config)), counts }
+        let same = |resumption| {
+            let mut config = identities.client_with(exchange.groups())?;
+            config.resumption = resumption;
+            anyhow::Ok(Client::Same(Arc::new(config)))
+        };
+        let client = match kind {
+            Kind::Full => same(Resumption::disabled())?,
+            Kind::Resumed => same(Resumption::in_memory_sessions(TICKETS))?,
+            Kind::Newcomer => {
+                Client::Newcomers { identities: identities.clone(), authority: Box::new(identities.authority()?) }
+            }
+        };
+        Ok(Self { address, kind, exchange, client, counts })
+    }
+
+    fn connector(&self) -> Result<TlsConnector> {
+        Ok(TlsConnector::from(match &self.client {
+            Client::Same(config) => config.clone(),
+            Client::Newcomers { identities, authority } => {
+                Arc::new(identities.newcomer_with(authority, self.exchange.groups())?)
+            }
+        }))
     }
 
     async fn connect_for_ever(self) -> Result<()> {
@@ -181,7 +209,9 @@ impl Worker {
             // Brings the first tickets.
             self.call(HandshakeKind::Full).await.context("the first full handshake")?;
         }
-        self.call(self.expected()).await?;
+        if self.kind != Kind::Newcomer {
+            self.call(self.expected()).await?;
+        }
         self.counts.ready.set(self.counts.ready.get() + 1);
         self.counts.became_ready.notify_one();
         loop {
@@ -195,7 +225,7 @@ impl Worker {
 
     fn expected(&self) -> HandshakeKind {
         match self.kind {
-            Kind::Full => HandshakeKind::Full,
+            Kind::Full | Kind::Newcomer => HandshakeKind::Full,
             Kind::Resumed => HandshakeKind::Resumed,
         }
     }
@@ -226,9 +256,10 @@ impl Worker {
     }
 
     async fn open(&self, expected: HandshakeKind) -> Result<Opened> {
+        let connector = self.connector()?;
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let stream = self.connector.connect(ServerName::try_from("localhost")?, stream).await.context("no TLS")?;
+        let stream = connector.connect(ServerName::try_from("localhost")?, stream).await.context("no TLS")?;
         let tls = stream.get_ref().1;
         let kind = tls.handshake_kind();
         ensure!(

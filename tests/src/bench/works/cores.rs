@@ -1,10 +1,8 @@
 //! What a second core brings: the gateway with one worker thread, and with two.
 //!
-//! With enough cores, each side has its own and calls per second are compared. Else gateway, upstream and load
-//! share the two that there are, in both variants, and what is compared is what two cores could carry: twice one
-//! core's time over the CPU of a call with two threads, to one core's time over that with one thread. That shows
-//! what the threads cost each other (locks, shared lines of cache, their place on one core after the other); it
-//! cannot show what two cores of the machine cost each other.
+//! With enough cores each side has its own. Else all share: gateway, upstream and load run on one core, the gateway
+//! with one thread, then on two, the gateway with two. Calls per second then say what a second core brings to the
+//! three together, and the gateway's CPU per call what its threads cost each other.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use spillway_figures::Goal;
 
+use super::turns::ratio;
 use crate::bench::load::part::Job;
 use crate::bench::load::{Load, Window};
 use crate::bench::message::Protocol;
@@ -61,7 +60,7 @@ impl Extent {
 enum Layout {
     /// Gateway, upstream and each process of the load on cores of their own.
     Apart { gateway: Vec<usize>, upstream: usize, load: Vec<usize> },
-    /// All on the same two cores.
+    /// All on the same cores, as many as the gateway has threads.
     Shared(Vec<usize>),
 }
 
@@ -80,22 +79,22 @@ impl Layout {
     fn gateway(&self, threads: usize) -> Vec<usize> {
         match self {
             Self::Apart { gateway, .. } => gateway.iter().copied().take(threads).collect(),
-            Self::Shared(cores) => cores.clone(),
+            Self::Shared(cores) => cores.iter().copied().take(threads).collect(),
         }
     }
 
-    fn upstream(&self) -> Vec<usize> {
+    fn upstream(&self, threads: usize) -> Vec<usize> {
         match self {
             Self::Apart { upstream, .. } => vec![*upstream],
-            Self::Shared(cores) => cores.clone(),
+            Self::Shared(_) => self.gateway(threads),
         }
     }
 
     /// Of each process of the load.
-    fn load(&self) -> Vec<Vec<usize>> {
+    fn load(&self, threads: usize) -> Vec<Vec<usize>> {
         match self {
             Self::Apart { load, .. } => load.iter().map(|core| vec![*core]).collect(),
-            Self::Shared(cores) => vec![cores.clone()],
+            Self::Shared(_) => vec![self.gateway(threads)],
         }
     }
 }
@@ -115,7 +114,6 @@ struct Turn {
 pub fn run(extent: &Extent, spillway: &Path, results: &mut Results) -> Result<()> {
     let layout = Layout::of(&process::cores()?)?;
     let stand = Stand::build(spillway)?;
-    process::bind(stand.upstream.id(), &layout.upstream())?;
     let mut turns: [Vec<Turn>; THREADS.len()] = Default::default();
     for repetition in 0..extent.repetitions {
         // Who begins changes.
@@ -133,11 +131,12 @@ pub fn run(extent: &Extent, spillway: &Path, results: &mut Results) -> Result<()
 }
 
 fn turn(stand: &Stand, layout: &Layout, threads: usize, extent: &Extent) -> Result<Turn> {
+    process::bind(stand.upstream.id(), &layout.upstream(threads))?;
     let cores = layout.gateway(threads);
     let setting = Setting { threads, cores: cores.clone(), ..stand.setting.clone() };
     let proxy = Proxy::start(Kind::Spillway, &setting)?;
     let before = process::threads(proxy.pid)?;
-    let windows = load(stand, layout, &proxy, &cores, extent)?;
+    let windows = load(stand, &layout.load(threads), &proxy, &cores, extent)?;
     let after = process::threads(proxy.pid)?;
     let work: Vec<Duration> =
         after.iter().map(|(thread, cpu)| cpu.saturating_sub(before.get(thread).copied().unwrap_or_default())).collect();
@@ -161,8 +160,7 @@ fn turn(stand: &Stand, layout: &Layout, threads: usize, extent: &Extent) -> Resu
 }
 
 /// All processes of the load at once.
-fn load(stand: &Stand, layout: &Layout, proxy: &Proxy, cores: &[usize], extent: &Extent) -> Result<Vec<Window>> {
-    let parts = layout.load();
+fn load(stand: &Stand, parts: &[Vec<usize>], proxy: &Proxy, cores: &[usize], extent: &Extent) -> Result<Vec<Window>> {
     std::thread::scope(|scope| {
         let running: Vec<_> = parts
             .iter()
@@ -195,15 +193,17 @@ fn report(extent: &Extent, layout: &Layout, turns: &[Vec<Turn>; THREADS.len()], 
             "Each worker thread has a core of its own, and so have the upstream and the load, which runs on {}.",
             load.len()
         ),
-        Layout::Shared(_) => "This machine has too few cores to give load and upstream their own: all three share two, with one thread and with two.\n\
-             Compared is what so many cores could carry, cores over CPU per call; calls/s are those of all three together."
-            .to_owned(),
+        Layout::Shared(_) => {
+            "This machine has too few cores to give load and upstream their own: all three share one core,\n\
+             then two, so that calls/s are what a second core brings to all three together."
+                .to_owned()
+        }
     };
     let mut text = format!(
         "## One worker thread and two\n\n\
          The small unary gRPC call, closed loop: {CONNECTIONS} connections, {STREAMS} calls in flight on each; {} turns of {} s each, interleaved. {how}\n\
          Median [95 % interval].\n\n\
-         | threads | CPU µs/call | could carry, calls/s | calls/s | cores used | the busiest thread's part |\n|---|---|---|---|---|---|\n",
+         | threads | calls/s | CPU of the gateway µs/call | cores that it used | the busiest thread's part |\n|---|---|---|---|---|\n",
         extent.repetitions,
         extent.measure.as_secs_f64(),
     );
@@ -216,29 +216,23 @@ fn report(extent: &Extent, layout: &Layout, turns: &[Vec<Turn>; THREADS.len()], 
         results.sample("cores", &subject, "calls", "1/s", &rate);
         writeln!(
             text,
-            "| {threads} | {} | {:.0} | {:.0} | {:.2} | {:.0} % |",
+            "| {threads} | {:.0} | {} | {:.2} | {:.0} % |",
+            median(&rate),
             median(&cpu),
-            carried(*threads, median(&cpu).value),
-            median(&rate).value,
             median(&of(turns, &|turn| turn.used)).value,
             median(&of(turns, &|turn| turn.busiest)).value * 100.0,
         )?;
     }
-    let throughput = |threads: usize, turn: &Turn| match layout {
-        Layout::Apart { .. } => turn.per_second,
-        Layout::Shared(_) => carried(threads, turn.cpu_us),
-    };
     let [one, two] = turns;
-    let ratios: Vec<f64> =
-        one.iter().zip(two).map(|(one, two)| throughput(THREADS[1], two) / throughput(THREADS[0], one)).collect();
-    let ratio = median(&ratios);
-    let what = match layout {
-        Layout::Apart { .. } => "calls/s",
-        Layout::Shared(_) => "what the cores could carry",
-    };
-    results.sample("cores", "2 threads to 1", what, "ratio", &ratios);
-    write!(text, "\nTwo threads to one, {what}: **{ratio}**; goal at least 1.8: {}.", verdict(ratio.value, GOAL))?;
-    figure("speed.cores.ratio", ratio.value, "ratio", GOAL);
+    let calls = ratio(&of(two, &|turn| turn.per_second), &of(one, &|turn| turn.per_second));
+    let cpu = ratio(&of(two, &|turn| turn.cpu_us), &of(one, &|turn| turn.cpu_us));
+    write!(
+        text,
+        "\nTwo threads to one, calls/s: **{calls}**; goal at least 1.8: {}. CPU of the gateway per call: {cpu}.",
+        verdict(calls.value, GOAL)
+    )?;
+    figure("speed.cores.ratio", calls.value, "ratio", GOAL);
+    figure("speed.cores.cpu_ratio", cpu.value, "ratio", Goal::None);
     let idle = THREADS
         .iter()
         .zip(turns)
@@ -250,22 +244,17 @@ fn report(extent: &Extent, layout: &Layout, turns: &[Vec<Turn>; THREADS.len()], 
     Ok(())
 }
 
-/// Calls a second that so many cores could carry at this CPU a call, µs.
-fn carried(cores: usize, cpu_us: f64) -> f64 {
-    cores as f64 * 1e6 / cpu_us
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn with_few_cores_all_share_two() {
+    fn with_few_cores_all_share() {
         assert!(Layout::of(&[0]).is_err());
         for cores in [vec![0, 1], vec![0, 1, 2, 3, 4]] {
             let layout = Layout::of(&cores).unwrap();
-            assert_eq!([layout.gateway(1), layout.gateway(2), layout.upstream()], [[0, 1]; 3].map(Vec::from));
-            assert_eq!(layout.load(), [[0, 1]]);
+            assert_eq!([layout.gateway(1), layout.upstream(1), layout.load(1).concat()], [[0]; 3].map(Vec::from));
+            assert_eq!([layout.gateway(2), layout.upstream(2), layout.load(2).concat()], [[0, 1]; 3].map(Vec::from));
         }
     }
 
@@ -273,11 +262,9 @@ mod tests {
     fn with_many_nobody_shares() {
         let layout = Layout::of(&[2, 3, 4, 5, 6, 7]).unwrap();
         assert_eq!((layout.gateway(1), layout.gateway(2)), (vec![2], vec![2, 3]));
-        assert_eq!((layout.upstream(), layout.load()), (vec![4], vec![vec![5], vec![6], vec![7]]));
-    }
-
-    #[test]
-    fn two_cores_carry_twice_at_the_same_cost() {
-        assert_eq!((carried(1, 50.0), carried(2, 50.0), carried(2, 62.5)), (20_000.0, 40_000.0, 32_000.0));
+        for threads in THREADS {
+            assert_eq!(layout.upstream(threads), [4]);
+            assert_eq!(layout.load(threads), [[5], [6], [7]]);
+        }
     }
 }

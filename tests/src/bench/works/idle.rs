@@ -59,10 +59,18 @@ pub fn run(extent: &Extent, spillway: &Path, results: &mut Results) -> Result<()
     report(extent, &processes, &turns, results)
 }
 
-/// Resident memory of an idle gateway and an idle sidecar, bytes.
+/// An idle gateway and an idle sidecar.
 struct Processes {
-    gateway: u64,
-    sidecar: u64,
+    gateway: Size,
+    sidecar: Size,
+}
+
+/// Memory of a process, bytes.
+#[derive(Clone, Copy)]
+struct Size {
+    resident: u64,
+    /// What of it belongs to no file.
+    anonymous: u64,
 }
 
 fn processes(extent: &Extent) -> Result<Processes> {
@@ -73,13 +81,15 @@ fn processes(extent: &Extent) -> Result<Processes> {
         region.start().await;
         tokio::time::sleep(extent.settle).await;
     });
-    let resident =
-        |process: &crate::harness::process::Process| process::resident(process.pid().as_raw().unsigned_abs());
-    let found = Processes {
-        gateway: resident(region.gateway())?,
-        sidecar: resident(region.sidecars.first().context("there is no sidecar")?)?,
+    let size = |process: &crate::harness::process::Process| {
+        let pid = process.pid().as_raw().unsigned_abs();
+        anyhow::Ok(Size { resident: process::resident(pid)?, anonymous: process::anonymous(pid)? })
     };
-    println!("idle: gateway {:.1} MiB, sidecar {:.1} MiB", mib(found.gateway), mib(found.sidecar));
+    let found = Processes {
+        gateway: size(region.gateway())?,
+        sidecar: size(region.sidecars.first().context("there is no sidecar")?)?,
+    };
+    println!("idle: gateway {:.1} MiB, sidecar {:.1} MiB", mib(found.gateway.resident), mib(found.sidecar.resident));
     Ok(found)
 }
 
@@ -125,17 +135,18 @@ fn report(extent: &Extent, processes: &[Processes], turns: &[(Kind, Vec<Found>)]
         "## Idle memory\n\n\
          Resident memory (VmRSS), {repetitions} starts each. Gateway and sidecar: a region with one pod, {} s after all was ready; embedded defaults (worker\n\
          threads one a core, SQLite, the ONNX model of `spillway dev` loaded, its 2,500 rows of features written). Median [95 % interval].\n\n\
-         | idle process | MiB | goal at most | |\n|---|---|---|---|\n",
+         | idle process | MiB | of it in no file, MiB | goal at most | |\n|---|---|---|---|---|\n",
         settle.as_secs_f64(),
     );
-    let own: [(&str, fn(&Processes) -> u64); 2] =
+    let own: [(&str, fn(&Processes) -> Size); 2] =
         [("gateway", |found| found.gateway), ("sidecar", |found| found.sidecar)];
-    for (name, bytes) in own {
-        let sizes: Vec<f64> = processes.iter().map(|found| mib(bytes(found))).collect();
+    for (name, of) in own {
+        let sizes = values(processes, |found| mib(of(found).resident));
         let size = median(&sizes);
+        let anonymous = median(&values(processes, |found| mib(of(found).anonymous)));
         results.sample("idle", name, "RSS", "MiB", &sizes);
         figure(&format!("speed.idle.{name}_rss_mib"), size.value, "MiB", PROCESS);
-        writeln!(text, "| {name} | {size:.1} | 30 | {} |", verdict(size.value, PROCESS))?;
+        writeln!(text, "| {name} | {size:.1} | {anonymous:.1} | 30 | {} |", verdict(size.value, PROCESS))?;
     }
     write!(
         text,

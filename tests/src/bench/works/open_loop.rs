@@ -48,8 +48,8 @@ impl Default for Extent {
             repetitions: 5,
             others: 2,
             warm_up: Duration::from_millis(500),
-            measure: Duration::from_secs(2),
-            capacity: Duration::from_secs(2),
+            measure: Duration::from_millis(1_500),
+            capacity: Duration::from_millis(1_500),
         }
     }
 }
@@ -191,7 +191,7 @@ fn report(
             for (name, value) in QUANTITIES {
                 results.sample(
                     &samples,
-                    &name,
+                    name,
                     &format!("{name} at {percent:.0} %"),
                     "us",
                     &at_share(turns, at, value),
@@ -250,8 +250,11 @@ fn title(protocol: Protocol) -> &'static str {
     }
 }
 
+/// What a figure is called, and how it is taken from a turn.
+type Quantity = (&'static str, fn(&Found) -> f64);
+
 /// What is kept of each turn.
-const QUANTITIES: [(&str, fn(&Found) -> f64); 4] = [
+const QUANTITIES: [Quantity; 4] = [
     ("p50", |found| found.p50_us),
     ("p90", |found| found.p90_us),
     ("p99", |found| found.p99_us),
