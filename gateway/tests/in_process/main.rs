@@ -1,5 +1,6 @@
 //! A gateway in this process, with real sockets and TLS. One binary, so that it is linked once.
 
+mod allocations;
 mod audit;
 mod bounds;
 mod control;
@@ -17,3 +18,7 @@ mod spillover;
 mod streams;
 mod support;
 mod threats;
+
+/// Counts, for [`allocations`].
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
