@@ -72,6 +72,17 @@ impl Ended {
         Verdict { outcome, failure }
     }
 
+    /// The same, when the time is over: a pod that gives the call up by itself has met the deadline that it was told,
+    /// a moment before us. tonic's servers say CANCELLED then.
+    pub fn at_deadline(self) -> Self {
+        match self {
+            Self::Said { status: Code::Cancelled, message, .. } => {
+                Self::Said { status: Code::DeadlineExceeded, code: "deadline-exceeded".into(), message }
+            }
+            other => other,
+        }
+    }
+
     /// What the caller gets if nothing better comes.
     pub fn refusal(self) -> Refusal {
         match self {
@@ -113,6 +124,8 @@ mod tests {
             (said(Code::NotFound, "unknown-model"), Outcome::Failure, died),
             (said(Code::PermissionDenied, "not-a-gateway"), Outcome::Failure, died),
             (said(Code::Cancelled, "sidecar-error"), Outcome::Failure, died),
+            (said(Code::Cancelled, "sidecar-error").at_deadline(), Outcome::Timeout, Failure::Deadline),
+            (said(Code::Internal, "sidecar-error").at_deadline(), Outcome::Failure, died),
             (said(Code::Unavailable, "model-overloaded"), Outcome::Overload, Failure::Overload),
             (said(Code::ResourceExhausted, "model-overloaded"), Outcome::Overload, Failure::Overload),
             (said(Code::DeadlineExceeded, "deadline-exceeded"), Outcome::Timeout, Failure::Deadline),

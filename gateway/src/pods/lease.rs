@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use spillway_core::deadline::SHORTEST_USEFUL;
 use spillway_core::resilience::breaker::Permit;
 use spillway_core::resilience::{Outcome, outlier};
 
@@ -65,6 +66,12 @@ impl Lease {
 
     pub fn link(&self) -> &Arc<PodLink> {
         &self.lane.pool.pods[self.index]
+    }
+
+    /// Whether the time is over in which an answer would have been of use.
+    pub fn is_due(&self) -> bool {
+        let Some(under_way) = &self.under_way else { return false };
+        self.lane.recorder.clock.now() + SHORTEST_USEFUL >= under_way.deadline
     }
 
     /// The call ended. How long it took.
