@@ -106,7 +106,11 @@ impl Caller {
 
     /// One call that may be turned away for the load: whether it was answered. What is neither is an error.
     pub async fn call_or_lose(&self, sender: &mut Sender) -> Result<bool> {
-        let answer = self.ask(sender).await?;
+        let answer = match self.ask(sender).await {
+            // A proxy that has begun to answer when the time is over can only end the stream.
+            Err(error) if is_reset(&error) => return Ok(false),
+            answer => answer?,
+        };
         let right = self.is_right(&answer);
         ensure!(right || answer.is_overload(), "a wrong answer: {answer:?}");
         Ok(right)
@@ -237,6 +241,11 @@ fn headers(protocol: Protocol, length: usize) -> HeaderMap {
         headers.insert(header::HOST, HeaderValue::from_static(SERVER));
     }
     headers
+}
+
+/// Whether the stream was ended, and the connection goes on.
+fn is_reset(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_reset))
 }
 
 fn is_ok(head: &HeaderMap) -> bool {

@@ -167,7 +167,7 @@ fn report(
     );
     let mut lines = Vec::new();
     for (kind, turns) in turns {
-        let name = kind.title()?;
+        let peer = kind.title()?;
         let mut points: Vec<(f64, Median)> = Vec::new();
         for (at, share) in SHARES.iter().enumerate() {
             let of = |value: &dyn Fn(&Found) -> f64| median(&at_share(turns, at, value)).value;
@@ -177,7 +177,7 @@ fn report(
             writeln!(
                 text,
                 "| {} | {percent:.0} % | {:.0} | {:.0} | {:.0} | {p99:.0} | {:.0} | {:.2} % | {:.2} % | {:.0} % | {:.0} % |",
-                name,
+                peer,
                 share * least,
                 of(&|found| found.p50_us),
                 of(&|found| found.p90_us),
@@ -191,7 +191,7 @@ fn report(
             for (name, value) in QUANTITIES {
                 results.sample(
                     &samples,
-                    name,
+                    &peer,
                     &format!("{name} at {percent:.0} %"),
                     "us",
                     &at_share(turns, at, value),
@@ -207,18 +207,29 @@ fn report(
             }
             points.push((percent, p99));
         }
-        lines.push(Line { label: name, points });
+        lines.push(Line { label: peer, points });
     }
     if let (Some(ours), Some(theirs)) = (of(turns, Kind::Spillway), of(turns, Kind::Envoy)) {
-        let p99 = |turns: &[Turn]| median(&at_share(turns, JUDGED, |found| found.p99_us)).value;
-        let ratio = p99(ours) / p99(theirs);
-        let verdict = verdict(ratio, GOAL);
-        writeln!(
-            text,
-            "\nRatio of the medians of p99 at {:.0} %, Spillway to Envoy: **{ratio:.2}**; goal at most 1: {verdict}.",
-            SHARES[JUDGED] * 100.0
-        )?;
-        figure(&format!("speed.open_loop.{}.p99_ratio_envoy", protocol.name()), ratio, "ratio", GOAL);
+        let of = |turns: &[Turn], value: fn(&Found) -> f64| median(&at_share(turns, JUDGED, value)).value;
+        let (lost_by_us, lost_by_them) = (of(ours, Found::lost_share), of(theirs, Found::lost_share));
+        let share = SHARES[JUDGED] * 100.0;
+        if lost_by_us.max(lost_by_them) > DOUBTFUL {
+            // Then p99 is what a lost call counts, and not what anybody waited.
+            writeln!(
+                text,
+                "\n**Not compared: of the calls at {share:.0} % Spillway lost {:.1} %, Envoy {:.1} %.**",
+                lost_by_us * 100.0,
+                lost_by_them * 100.0
+            )?;
+        } else {
+            let ratio = of(ours, |found| found.p99_us) / of(theirs, |found| found.p99_us);
+            let verdict = verdict(ratio, GOAL);
+            writeln!(
+                text,
+                "\nRatio of the medians of p99 at {share:.0} %, Spillway to Envoy: **{ratio:.2}**; goal at most 1: {verdict}."
+            )?;
+            figure(&format!("speed.open_loop.{}.p99_ratio_envoy", protocol.name()), ratio, "ratio", GOAL);
+        }
     }
     let late =
         turns.iter().flat_map(|(_, turns)| values(turns, |turn| turn[JUDGED].as_ref().map_or(0.0, Found::late_share)));
@@ -261,5 +272,5 @@ const QUANTITIES: [Quantity; 4] = [
     ("p99.9", |found| found.p999_us),
 ];
 
-/// A share of calls sent late that says more of the load than of the proxy: p99 is one of them.
+/// A share of calls lost or sent late that says more of the load than of the proxy: p99 is one of them.
 const DOUBTFUL: f64 = 0.01;
