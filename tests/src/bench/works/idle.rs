@@ -129,6 +129,9 @@ fn allow_files(count: usize) -> Result<()> {
     Ok(())
 }
 
+/// A process of the product, and what is known of it.
+type Own = (&'static str, fn(&Processes) -> Size);
+
 fn report(extent: &Extent, processes: &[Processes], turns: &[(Kind, Vec<Found>)], results: &mut Results) -> Result<()> {
     let Extent { repetitions, connections, settle } = extent;
     let mut text = format!(
@@ -138,8 +141,7 @@ fn report(extent: &Extent, processes: &[Processes], turns: &[(Kind, Vec<Found>)]
          | idle process | MiB | of it in no file, MiB | goal at most | |\n|---|---|---|---|---|\n",
         settle.as_secs_f64(),
     );
-    let own: [(&str, fn(&Processes) -> Size); 2] =
-        [("gateway", |found| found.gateway), ("sidecar", |found| found.sidecar)];
+    let own: [Own; 2] = [("gateway", |found| found.gateway), ("sidecar", |found| found.sidecar)];
     for (name, of) in own {
         let sizes = values(processes, |found| mib(of(found).resident));
         let size = median(&sizes);
