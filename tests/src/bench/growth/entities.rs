@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
-use spillway_core::resource::{self, FieldValue};
+use spillway_core::resource::FieldValue;
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::{ByteSize, Name};
 use spillway_sidecar::features::{
@@ -20,14 +20,12 @@ use spillway_sidecar::features::{
 use super::callers::mix;
 use super::{Extent, report};
 use crate::bench::results::Results;
+use crate::bench::sidecar::lookup::{FIELDS, GROUP, snapshot};
 use crate::bench::{process, statistics};
 use crate::harness::run_folder::RunFolder;
 use crate::harness::servers::{Redis, Server, redis_cli};
 
 const SIZES: [usize; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
-const GROUP: &str = "site";
-/// Of a row, FP32.
-const FIELDS: usize = 8;
 /// What an entity takes of this machine at most: its row in Redis, in L1, and what allocators lose.
 const BYTES_EACH: u64 = 1_200;
 /// Room for all of them.
@@ -252,15 +250,4 @@ fn available() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
     Ok(line.context("/proc/meminfo does not say what is available")?.trim().parse::<u64>()? * 1024)
-}
-
-fn snapshot() -> Result<Snapshot> {
-    let fields: String = (0..FIELDS).map(|field| format!("    - {{ name: f{field}, datatype: FP32 }}\n")).collect();
-    let text = format!(
-        "apiVersion: spillway/v1\nkind: Region\nmetadata: {{ name: bench }}\nspec: {{ trustDomain: spillway.test }}\n---\n\
-         apiVersion: spillway/v1\nkind: FeatureGroup\nmetadata: {{ name: {GROUP} }}\n\
-         spec:\n  schemaVersion: 1\n  freshFor: 24h\n  retainFor: 30d\n  fields:\n{fields}"
-    );
-    let faults = |faults: Vec<resource::Fault>| anyhow::anyhow!("the bench's resources are wrong: {faults:?}");
-    Snapshot::compile(1, &resource::parse(&text).map_err(faults)?).map_err(faults)
 }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse};
+
+use crate::bench::message::{PREFIX, frame, values};
 
 pub const INPUT: &str = "features";
 pub const OUTPUT: &str = "score";
@@ -16,8 +18,6 @@ pub const OUTPUT: &str = "score";
 pub const COLUMNS: usize = 28;
 /// Columns of the one output row.
 pub const SCORES: usize = 52;
-/// Bytes before a gRPC message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 /// A gRPC message that asks a model about an entity.
 pub fn request(model: &str, entity: &str) -> Bytes {
@@ -65,23 +65,6 @@ pub fn is_answer(body: &[u8], model: &str, entity: &str) -> bool {
             && outputs
             && answer.raw_output_contents == [values(SCORES)]
     })
-}
-
-fn values(count: usize) -> Bytes {
-    let mut raw = BytesMut::with_capacity(count * 4);
-    for at in 0..count {
-        raw.put_f32_le(at as f32 / 8.0);
-    }
-    raw.freeze()
-}
-
-fn frame(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut framed = BytesMut::with_capacity(PREFIX + length);
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    framed.put_slice(&message.encode_to_vec());
-    framed.freeze()
 }
 
 #[cfg(test)]

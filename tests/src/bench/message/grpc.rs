@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderValue;
 use prost::Message;
 use spillway_proto::inference::infer_parameter::ParameterChoice;
@@ -10,12 +10,11 @@ use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::{InferParameter, ModelInferRequest, ModelInferResponse};
 
+use super::framing::{frame, unframed};
 use super::{COLUMNS, DATATYPE, ID, INPUT, MODEL, OUTPUT, SCORES, VERSION, values};
 
 pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 pub const PATH: &str = "/inference.GRPCInferenceService/ModelInfer";
-/// Bytes before each message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 /// The request's body with its gRPC prefix: 172 bytes.
 pub fn request() -> Bytes {
@@ -71,29 +70,6 @@ fn expected() -> ModelInferResponse {
         }],
         raw_output_contents: vec![values(SCORES)],
     }
-}
-
-/// The length that a gRPC prefix announces.
-pub fn length(framed: &[u8]) -> Option<usize> {
-    let prefix: &[u8; PREFIX] = framed.first_chunk()?;
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    if prefix[0] == 0 { usize::try_from(length).ok() } else { None }
-}
-
-/// The one whole message behind its prefix.
-pub fn unframed(framed: &[u8]) -> Option<&[u8]> {
-    let message = framed.get(PREFIX..)?;
-    (length(framed)? == message.len()).then_some(message)
-}
-
-/// A gRPC message: not compressed, its length, itself.
-pub fn frame(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut framed = BytesMut::with_capacity(PREFIX + length);
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    framed.put_slice(&message.encode_to_vec());
-    framed.freeze()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! The rule: an answer passes only if all of its values are right; a proxy may add to it, not take away.
 
+pub mod framing;
 pub mod grpc;
 pub mod rest;
 
@@ -10,7 +11,8 @@ use clap::ValueEnum;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-pub use grpc::{PATH, frame, length, unframed};
+pub use framing::{PREFIX, frame, length, unframed};
+pub use grpc::PATH;
 
 pub const MODEL: &str = "scorer";
 pub const INPUT: &str = "features";
@@ -103,7 +105,8 @@ pub fn numbered(request: &[u8], number: u64) -> Bytes {
     bytes.freeze()
 }
 
-fn values(count: usize) -> Bytes {
+/// FP32 of their own, as raw contents.
+pub fn values(count: usize) -> Bytes {
     let mut raw = BytesMut::with_capacity(count * 4);
     for at in 0..count {
         raw.put_f32_le(at as f32 / 8.0);

@@ -9,10 +9,11 @@ use spillway_figures::Goal;
 use spillway_proto::inference::model_infer_request::InferInputTensor;
 use spillway_proto::inference::{ModelInferRequest, ModelInferResponse};
 
+use crate::bench::message::{frame, unframed};
 use crate::bench::peers::envoy_version;
 use crate::bench::process;
 use crate::bench::results::{Results, figure, verdict};
-use crate::bench::sidecar::callers::{Callers, Window, Work, framed, unframed};
+use crate::bench::sidecar::callers::{Callers, Window, Work};
 use crate::bench::sidecar::envoy::{self, Place};
 use crate::bench::sidecar::ground::{self, Cores};
 use crate::bench::sidecar::model_server::{TENSOR, TENSOR_COLUMNS, TENSOR_INPUT, TENSOR_OUTPUT, checksum};
@@ -103,7 +104,7 @@ fn work() -> Work {
     let tensors: Vec<Bytes> = (0..TENSORS).map(tensor).collect();
     let sums: Vec<u64> = tensors.iter().map(|tensor| checksum(tensor)).collect();
     let bodies = tensors.into_iter().map(|tensor| {
-        framed(&ModelInferRequest {
+        frame(&ModelInferRequest {
             model_name: TENSOR.into(),
             inputs: vec![InferInputTensor {
                 name: TENSOR_INPUT.into(),

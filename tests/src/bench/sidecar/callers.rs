@@ -13,10 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
-use prost::Message;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -28,8 +27,6 @@ use super::Extent;
 use crate::bench::{process, statistics};
 
 const INFER: &str = "https://localhost/inference.GRPCInferenceService/ModelInfer";
-/// Bytes before a gRPC message.
-pub const PREFIX: usize = 5;
 /// Large answers come without waiting for window updates.
 const WINDOW: u32 = 8 << 20;
 /// A call that is sent later than this after its moment counts as late.
@@ -267,29 +264,6 @@ async fn exchange(sender: &mut SendRequest<Bytes>, body: Bytes) -> Result<(Heade
     Ok((said, joined(parts)))
 }
 
-/// A gRPC message: not compressed, its length, itself.
-pub fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut framed = BytesMut::with_capacity(PREFIX + length);
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    framed.put_slice(&message.encode_to_vec());
-    framed.freeze()
-}
-
-/// The length that a gRPC prefix announces.
-pub fn announced(framed: &[u8]) -> Option<usize> {
-    let prefix = framed.first_chunk::<PREFIX>()?;
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    if prefix[0] == 0 { usize::try_from(length).ok() } else { None }
-}
-
-/// The message in a whole frame that is not compressed.
-pub fn unframed(framed: &[u8]) -> Option<&[u8]> {
-    let message = framed.get(PREFIX..)?;
-    (announced(framed) == Some(message.len())).then_some(message)
-}
-
 fn joined(mut parts: Vec<Bytes>) -> Bytes {
     if parts.len() == 1 {
         return parts.remove(0);
@@ -363,14 +337,6 @@ mod tests {
         let parts =
             |texts: &[&'static str]| joined(texts.iter().map(|text| Bytes::from_static(text.as_bytes())).collect());
         assert_eq!((parts(&[]), parts(&["a"]), parts(&["a", "bc", "d"])), ("".into(), "a".into(), "abcd".into()));
-    }
-
-    #[test]
-    fn only_a_whole_frame_is_unframed() {
-        assert_eq!(unframed(&[0, 0, 0, 0, 2, 8, 1]), Some(&[8, 1][..]));
-        for wrong in [&[0, 0, 0, 0, 2, 8][..], &[1, 0, 0, 0, 2, 8, 1], &[0, 0, 0, 0], &[]] {
-            assert_eq!(unframed(wrong), None, "{wrong:?}");
-        }
     }
 
     #[tokio::test]

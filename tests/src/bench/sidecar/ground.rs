@@ -16,7 +16,7 @@ use rustls::{ClientConfig, RootCertStore};
 use spillway_proto::inference::ModelInferResponse;
 use spillway_runtime::tls::IdentitySettings;
 
-use super::callers::{framed, unframed};
+use crate::bench::message::{frame, unframed};
 use crate::bench::process::{self, Process};
 use crate::harness::inference::{Asked, Case, TOLERANCE, message};
 use crate::harness::region::Region;
@@ -87,12 +87,12 @@ pub fn dial_as(identity: &IdentitySettings) -> Result<Arc<ClientConfig>> {
 
 /// A call for each case, by the entity whose features are known.
 pub fn by_entity(cases: &[Case]) -> Vec<Bytes> {
-    cases.iter().map(|case| framed(&message(&Asked::Entity(&case.entity)))).collect()
+    cases.iter().map(|case| frame(&message(&Asked::Entity(&case.entity)))).collect()
 }
 
 /// A call for each case, with the client's own features.
 pub fn by_features(cases: &[Case]) -> Vec<Bytes> {
-    cases.iter().map(|case| framed(&message(&Asked::RawFeatures(std::slice::from_ref(case))))).collect()
+    cases.iter().map(|case| frame(&message(&Asked::RawFeatures(std::slice::from_ref(case))))).collect()
 }
 
 /// Whether an answer is the score of this case.
@@ -143,7 +143,7 @@ mod tests {
                 shape: vec![1, 1],
                 ..Default::default()
             };
-            framed(&ModelInferResponse {
+            frame(&ModelInferResponse {
                 outputs: vec![output],
                 raw_output_contents: vec![raw.freeze()],
                 ..Default::default()
@@ -151,7 +151,7 @@ mod tests {
         };
         assert!(check_score(&answer(case.score), &case).is_ok());
         assert!(check_score(&answer(case.score + 1e-3), &case).is_err());
-        assert!(check_score(&framed(&ModelInferResponse::default()), &case).is_err());
+        assert!(check_score(&frame(&ModelInferResponse::default()), &case).is_err());
         assert!(check_score(b"", &case).is_err());
     }
 }

@@ -36,7 +36,7 @@ pub const FIELDS: usize = 8;
 pub const ROWS: usize = 10_000;
 pub const WARM_UP: Duration = Duration::from_millis(200);
 const BATCH: usize = 500;
-const GROUP: &str = "site";
+pub const GROUP: &str = "site";
 /// Entities of one look-up.
 const SIZES: [usize; 3] = [1, 10, 100];
 /// The 99th percentile, µs, by tier and entities.
@@ -282,7 +282,8 @@ impl Tiered {
     }
 }
 
-fn snapshot() -> Result<Snapshot> {
+/// Resources with the one feature group.
+pub fn snapshot() -> Result<Snapshot> {
     let fields: String = (0..FIELDS).map(|field| format!("    - {{ name: f{field}, datatype: FP32 }}\n")).collect();
     let text = format!(
         "apiVersion: spillway/v1\nkind: Region\nmetadata: {{ name: bench }}\nspec: {{ trustDomain: spillway.test }}\n---\n\

@@ -20,7 +20,7 @@ use spillway_proto::inference::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-use super::callers::{PREFIX, announced, framed, unframed};
+use crate::bench::message::{PREFIX, frame, length, unframed};
 use crate::harness::inference::{Case, FEATURES, MODEL, cases};
 
 /// The model that takes one large tensor.
@@ -84,7 +84,7 @@ async fn answer(request: Request<h2::RecvStream>, mut reply: SendResponse<Bytes>
         let part = part?;
         body.flow_control().release_capacity(part.len())?;
         if received.is_empty() {
-            received.reserve(announced(&part).map_or(0, |length| length + PREFIX));
+            received.reserve(length(&part).map_or(0, |length| length + PREFIX));
         }
         received.extend_from_slice(&part);
     }
@@ -120,9 +120,9 @@ impl Models {
     fn answer(&self, call: &str, whole: Bytes) -> Result<Bytes> {
         let asked = unframed(&whole).context("no whole gRPC message")?;
         match call {
-            "ModelInfer" => Ok(framed(&self.infer(ModelInferRequest::decode(whole.slice_ref(asked))?)?)),
-            "ModelMetadata" => Ok(framed(&metadata(ModelMetadataRequest::decode(asked)?)?)),
-            "ModelReady" => Ok(framed(&ModelReadyResponse { ready: true })),
+            "ModelInfer" => Ok(frame(&self.infer(ModelInferRequest::decode(whole.slice_ref(asked))?)?)),
+            "ModelMetadata" => Ok(frame(&metadata(ModelMetadataRequest::decode(asked)?)?)),
+            "ModelReady" => Ok(frame(&ModelReadyResponse { ready: true })),
             _ => bail!("the call is not known"),
         }
     }
@@ -193,7 +193,7 @@ mod tests {
     fn each_row_gets_the_score_of_its_case() {
         let cases = cases();
         let models = Models::new(&cases);
-        let answer = models.answer("ModelInfer", framed(&ask(&Asked::RawFeatures(&cases)))).unwrap();
+        let answer = models.answer("ModelInfer", frame(&ask(&Asked::RawFeatures(&cases)))).unwrap();
         let answer = ModelInferResponse::decode(&answer[PREFIX..]).unwrap();
         crate::harness::inference::assert_scores("the model server", &message_scores(&answer), &cases);
     }
