@@ -1,7 +1,8 @@
 //! One client connection: the TLS stream that Pingora reads and writes, and what is known of the peer.
 //!
 //! The rule: on HTTP/1.1 Pingora gets the bytes of one request at a time, after their framing was
-//! checked ([`crate::downstream::framing`]); what lies behind stays here for the next. On HTTP/2 bytes pass through.
+//! checked ([`crate::downstream::framing`]); what lies behind stays here for the next, and an answer's head waits for its
+//! body, so that a small answer is one TLS record and one write. On HTTP/2 bytes pass through.
 //! A peer that takes nothing for [`WRITE_TIME`] is cut off, on both.
 
 use std::future::Future;
@@ -41,6 +42,8 @@ pub const HEAD_TIME: Duration = Duration::from_secs(10);
 pub const IDLE_TIME: Duration = Duration::from_secs(60);
 /// Bytes that wait for a slow reader in the TLS session.
 const WRITE_BUFFER: usize = 32 << 10;
+/// What is gathered of an HTTP/1.1 answer before it is written: one TLS record.
+const RECORD: usize = 16 << 10;
 /// After an early answer the rest of the request is read for so long, so that the answer arrives
 /// before the reset that unread bytes would cause.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -72,6 +75,8 @@ pub struct Connection {
     buffer: BytesMut,
     /// Bytes of `buffer` that are the current head.
     head: usize,
+    /// What is gathered of an HTTP/1.1 answer.
+    gathered: BytesMut,
     body: Body,
     caller: Arc<Caller>,
     facts: Facts,
@@ -122,6 +127,7 @@ impl Connection {
             frames: FrameWatch::default(),
             buffer: BytesMut::new(),
             head: 0,
+            gathered: BytesMut::new(),
             body: Body::new(BodyLength::Declared(0)),
             caller,
             facts,
@@ -263,6 +269,34 @@ impl Connection {
         read
     }
 
+    /// Gathers what is small. What would not fit goes out with what was gathered before it.
+    fn poll_gather(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.gathered.is_empty() && bytes.len() >= RECORD {
+            return self.tls()?.poll_write(cx, bytes);
+        }
+        if self.gathered.len() == RECORD {
+            ready!(self.poll_gathered(cx))?;
+        }
+        let taken = bytes.len().min(RECORD - self.gathered.len());
+        self.gathered.extend_from_slice(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Hands what was gathered to TLS.
+    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.gathered.is_empty() {
+            let Some(tls) = &mut self.tls else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+            let written = ready!(Pin::new(tls).poll_write(cx, &self.gathered))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.gathered.advance(written);
+        }
+        // A connection that waits for its next request holds nothing.
+        self.gathered = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+
     /// Starts or stops the clock of a peer that takes nothing.
     fn watch_stall<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
@@ -296,7 +330,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = self.tls()?.poll_write(cx, bytes);
+        let outcome = if self.http2 { self.tls()?.poll_write(cx, bytes) } else { self.poll_gather(cx, bytes) };
         self.watch_stall(cx, outcome)
     }
 
@@ -305,6 +339,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if !self.http2 {
+            let first = bytes.iter().find(|bytes| !bytes.is_empty()).map_or(&[][..], |bytes| bytes);
+            return self.poll_write(cx, first);
+        }
         let outcome = self.tls()?.poll_write_vectored(cx, bytes);
         self.watch_stall(cx, outcome)
     }
@@ -312,16 +350,22 @@ impl AsyncWrite for Connection {
     /// h2 asks once, before anything was read, whether to keep payloads from 256 bytes on apart, each with a write of its
     /// own, or only those from 1 KiB on. Later it asks whether what is apart can go out with its head.
     fn is_write_vectored(&self) -> bool {
-        !self.http2 || self.frames.has_begun()
+        self.http2 && self.frames.has_begun()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = self.tls()?.poll_flush(cx);
+        let outcome = match self.poll_gathered(cx) {
+            Poll::Ready(Ok(())) => self.tls()?.poll_flush(cx),
+            other => other,
+        };
         self.watch_stall(cx, outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = self.tls()?.poll_shutdown(cx);
+        let outcome = match self.poll_gathered(cx) {
+            Poll::Ready(Ok(())) => self.tls()?.poll_shutdown(cx),
+            other => other,
+        };
         self.watch_stall(cx, outcome)
     }
 }

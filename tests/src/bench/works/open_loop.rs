@@ -213,8 +213,8 @@ fn report(
         let of = |turns: &[Turn], value: fn(&Found) -> f64| median(&at_share(turns, JUDGED, value)).value;
         let (lost_by_us, lost_by_them) = (of(ours, Found::lost_share), of(theirs, Found::lost_share));
         let share = SHARES[JUDGED] * 100.0;
-        if lost_by_us.max(lost_by_them) > DOUBTFUL {
-            // Then p99 is what a lost call counts, and not what anybody waited.
+        if lost_by_us.min(lost_by_them) > DOUBTFUL {
+            // Both p99 are what a lost call counts, and not what anybody waited. Where one alone lost calls, its p99 is no less.
             writeln!(
                 text,
                 "\n**Not compared: of the calls at {share:.0} % Spillway lost {:.1} %, Envoy {:.1} %.**",
