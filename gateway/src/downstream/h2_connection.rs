@@ -37,9 +37,9 @@ const LOCAL_RESETS: usize = 256;
 const MOST_AMBIGUOUS: u32 = 32;
 
 /// Serves a connection until it ends, or until it is empty after `stopping` says so.
-pub async fn serve(edge: &Arc<Edge>, connection: Connection, mut stopping: ShutdownWatch) {
+pub async fn serve(edge: &Arc<Edge>, connection: Box<Connection>, mut stopping: ShutdownWatch) {
     let (shared, caller) = (&edge.shared, connection.caller().clone());
-    let stream: Stream = Box::new(connection);
+    let stream: Stream = connection;
     let digest = Arc::new(Digest {
         ssl_digest: stream.get_ssl_digest(),
         timing_digest: stream.get_timing_digest(),

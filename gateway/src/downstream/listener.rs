@@ -14,7 +14,7 @@ use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use socket2::{Domain, Protocol, Socket, Type};
-use spillway_runtime::drain::Drain;
+use spillway_runtime::drain::{Drain, Work};
 use spillway_runtime::telemetry::Chain;
 use spillway_runtime::tls::{AcceptError, Arrival, Arrivals, Handshakes, Offer, Workload};
 use tokio::net::TcpListener;
@@ -103,8 +103,15 @@ impl Door {
     }
 
     async fn handle(self: Arc<Self>, arrival: Arrival) {
+        // The room that a handshake needs is given back when it is over.
+        let Some((connection, _work, _place)) = Box::pin(self.greet(arrival)).await else { return };
+        self.converse(connection).await;
+    }
+
+    /// Does the handshake. The connection has its place, and is work, until the other two are dropped.
+    async fn greet(self: &Arc<Self>, arrival: Arrival) -> Option<(Box<Connection>, Work, Place)> {
         let address = arrival.address;
-        let (accepted, _work) = match arrival.greet(&self.workload, Offer::H2AndHttp1).await {
+        let (accepted, work) = match arrival.greet(&self.workload, Offer::H2AndHttp1).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%address, error = %Chain(&error), "no connection came to be");
@@ -112,18 +119,17 @@ impl Door {
                 if let AcceptError::Peer(error) = &error {
                     self.shared.audit.denied(|| no_connection(error, address));
                 }
-                return;
+                return None;
             }
         };
-        let Some(_place) = self.take_place() else { return };
-        match Connection::new(accepted, address) {
-            Ok(connection) => self.converse(connection).await,
-            Err(error) => tracing::error!(%error, "a connection could not be set up"),
-        }
+        let place = self.take_place()?;
+        let connection = Connection::new(accepted, address);
+        let connection = connection.inspect_err(|error| tracing::error!(%error, "a connection could not be set up"));
+        Some((Box::new(connection.ok()?), work, place))
     }
 
     /// Serves a connection to its end, or ends it: on drain, on request, or with its certificate.
-    async fn converse(&self, connection: Connection) {
+    async fn converse(&self, connection: Box<Connection>) {
         let caller = connection.caller().clone();
         let (stop, stopping) = watch::channel(false);
         let serve = async {
@@ -160,7 +166,7 @@ impl Door {
         }
     }
 
-    async fn converse_http1(&self, mut connection: Connection, mut stopping: ShutdownWatch) {
+    async fn converse_http1(&self, mut connection: Box<Connection>, mut stopping: ShutdownWatch) {
         loop {
             let stopped = async {
                 let _ = stopping.wait_for(|stop| *stop).await;
@@ -181,7 +187,7 @@ impl Door {
             }
             let Some(stream) = self.answer_http1(connection, &stopping).await else { return };
             let Ok(back) = stream.into_any().downcast::<Connection>() else { return };
-            connection = *back;
+            connection = back;
             if !connection.is_between_requests() {
                 return;
             }
@@ -189,8 +195,8 @@ impl Door {
     }
 
     /// Has a request answered whose head was checked. Gives the connection back if it may bring another.
-    async fn answer_http1(&self, connection: Connection, stopping: &ShutdownWatch) -> Option<Stream> {
-        let mut session = ServerSession::new_http1(Box::new(connection));
+    async fn answer_http1(&self, connection: Box<Connection>, stopping: &ShutdownWatch) -> Option<Stream> {
+        let mut session = ServerSession::new_http1(connection);
         match session.read_request().await {
             Ok(true) => {}
             Ok(false) => return None,
@@ -206,7 +212,8 @@ impl Door {
         if *stopping.borrow() {
             session.set_keepalive(None);
         }
-        self.edge.answer(&mut session).await;
+        // Between requests, and over HTTP/2, a connection's task has no room for one.
+        Box::pin(self.edge.answer(&mut session)).await;
         // It was given this request's bytes alone, so that it has read nothing beyond them.
         session.finish().await.ok()?.map(|reusable| reusable.into_parts().0)
     }

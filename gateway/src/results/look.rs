@@ -222,7 +222,11 @@ impl Results {
             return Ok(self.stale_hit(entry, pending, now, said));
         }
         let alone = asked.wish.is_alone() || why == Forwarded::Request;
-        if alone { Ok(self.ask(pending)) } else { self.together(pending, asked.until, said).await }
+        if alone {
+            return Ok(self.ask(pending));
+        }
+        // What a hit does not need takes no room in every request's future.
+        Box::pin(self.together(pending, asked.until, said)).await
     }
 
     /// A stale answer, and the permit to fetch the next if nobody does.
