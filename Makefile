@@ -48,8 +48,8 @@ clean-clone: ## `make dev` as a new user meets it: from a clone with nothing bui
 
 bench: ## what everything costs, beside Envoy, HAProxy, nginx and Feast; writes tests/bench/RESULTS.md
 	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast
-	cargo build --locked --release -p spillway -p spillway-tests --bins
-	target/release/bench
+	cargo build --locked --profile dist -p spillway -p spillway-tests --bins
+	target/dist/bench
 
 bench-smoke: ## every work of the bench for a moment, to see that it runs; `make test` has it too
 	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast

@@ -18,6 +18,7 @@ mod spillover;
 mod streams;
 mod support;
 mod threats;
+mod writes;
 
 /// Counts, for [`allocations`].
 #[global_allocator]

@@ -85,14 +85,14 @@ enum Work {
     Growth(GrowthArguments),
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct GrowthArguments {
     /// Only this
     #[arg(long)]
     only: Option<growth::Subject>,
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct TurnArguments {
     /// Turns of each proxy
     #[arg(long)]
@@ -102,7 +102,7 @@ struct TurnArguments {
     seconds: Option<f64>,
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct UnaryArguments {
     #[command(flatten)]
     turns: TurnArguments,
@@ -128,7 +128,11 @@ fn main() -> Result<()> {
         Some(path) => path,
         None => std::env::current_exe()?.with_file_name("spillway"),
     };
-    ensure!(spillway.is_file(), "{} is missing; build it first: cargo build --release -p spillway", spillway.display());
+    ensure!(
+        spillway.is_file(),
+        "{} is missing; build it first: cargo build --profile dist -p spillway",
+        spillway.display()
+    );
     if cfg!(debug_assertions) {
         println!("THIS IS A DEBUG BUILD: its figures mean nothing.");
     }
@@ -172,21 +176,32 @@ impl Bench {
         }
     }
 
+    /// Measures all, one work after the other, and writes down what came of it. One that fails takes no other with it: its goals
+    /// are not measured, which the results and the exit status say.
     fn everything(&mut self) -> Result<()> {
-        let Self { spillway, results } = self;
-        unary::run(&unary_extent(), &unary::PROTOCOLS, &unary::PEERS, spillway, results)?;
-        constant::run(&constant_extent(), spillway, results)?;
-        cache::run(&cache_extent(), cache::WINDOWS, spillway, results)?;
-        open_loop::run(&open_loop::Extent::default(), spillway, results)?;
-        handshake::run(&handshake::Extent::default(), spillway, results)?;
-        idle::run(&idle::Extent::default(), spillway, results)?;
-        cores::run(&cores::Extent::default(), spillway, results)?;
-        lookup::run(&sidecar::Extent::default(), results)?;
-        cpu::run(&sidecar::Extent::default(), results)?;
-        latency::run(&sidecar::Extent::default(), results)?;
-        tensor::run(&sidecar::Extent::default(), results)?;
-        growth::run(&growth::Extent::default(), spillway, results)?;
-        results.write()
+        let all = [
+            Work::Unary(UnaryArguments::default()),
+            Work::Constant(TurnArguments::default()),
+            Work::Cache(TurnArguments::default()),
+            Work::OpenLoop,
+            Work::Handshakes,
+            Work::Idle,
+            Work::Cores,
+            Work::Lookup,
+            Work::SidecarCpu,
+            Work::Path,
+            Work::Growth(GrowthArguments::default()),
+        ];
+        let mut failed = 0;
+        for work in all {
+            if let Err(error) = self.run(work) {
+                self.results.add(format!("**A work ended with an error: {error:#}**"));
+                failed += 1;
+            }
+        }
+        self.results.write()?;
+        ensure!(failed == 0, "{failed} works were not measured to their end: tests/bench/RESULTS.md says why");
+        Ok(())
     }
 
     fn smoke(&mut self) -> Result<()> {

@@ -144,14 +144,15 @@ impl Callers {
 
     /// So many calls in flight on each connection.
     pub async fn closed(&self, streams: usize, extent: &Extent, watched: &[u32]) -> Result<Window> {
-        let mut calls = JoinSet::new();
+        let (mut calls, ended) = (JoinSet::new(), Rc::new(Cell::new(false)));
         for sender in &self.senders {
             for _ in 0..streams {
-                let (shared, sender) = (self.shared.clone(), sender.clone());
+                let (shared, sender, ended) = (self.shared.clone(), sender.clone(), ended.clone());
                 calls.spawn_local(async move {
-                    loop {
+                    while !ended.get() {
                         shared.clone().call(sender.clone(), Instant::now()).await?;
                     }
+                    Ok(())
                 });
             }
         }
@@ -160,7 +161,10 @@ impl Callers {
             Some(Err(error)) => Err(error.into()),
             None => bail!("there are no callers"),
         };
-        self.window(extent, watched, failed).await
+        let window = self.window(extent, watched, failed).await?;
+        ended.set(true);
+        finish(calls).await?;
+        Ok(window)
     }
 
     /// So many calls a second.
@@ -178,9 +182,10 @@ impl Callers {
             }
         };
         self.shared.insisting.set(true);
-        let window = self.window(extent, watched, failed).await;
+        let window = self.window(extent, watched, failed).await?;
+        finish(calls).await?;
         self.shared.insisting.set(false);
-        window
+        Ok(window)
     }
 
     /// Calls go on while `failed` runs, which ends at the first that is not answered rightly.
@@ -213,6 +218,14 @@ impl Callers {
         let cpu = before.into_iter().zip(after).map(|(before, after)| after.saturating_sub(before)).collect();
         Ok(Window { seconds, latencies, cpu, late: self.shared.late.take(), refused: self.shared.refused.take() })
     }
+}
+
+/// Waits for what is under way: many calls that are dropped at once are a flood of resets, which ends their connection.
+async fn finish(mut calls: JoinSet<Result<()>>) -> Result<()> {
+    while let Some(ended) = calls.join_next().await {
+        ended??;
+    }
+    Ok(())
 }
 
 impl Shared {
