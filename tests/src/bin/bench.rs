@@ -244,11 +244,11 @@ impl Bench {
 }
 
 fn unary_extent() -> Extent {
-    extent(5, 1.0, 2.5)
+    extent(5, 0.75, 2.0)
 }
 
 fn constant_extent() -> Extent {
-    extent(5, 0.75, 2.0)
+    extent(5, 0.5, 1.5)
 }
 
 /// Many short windows: what is looked for is smaller than the difference between two turns.

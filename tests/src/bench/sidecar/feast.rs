@@ -88,7 +88,7 @@ impl Drop for Feast {
     }
 }
 
-/// `feast serve` with one worker, and one connection to it that is kept open.
+/// `feast serve` with one worker, and a connection to it, for each turn another: it closes one that is idle for seconds.
 pub struct FeatureServer {
     connection: TcpStream,
     address: SocketAddr,
@@ -118,21 +118,27 @@ impl FeatureServer {
             .output()?;
         ensure!(started.status.success(), "server.sh: {}", String::from_utf8_lossy(&started.stderr));
         let master: u32 = std::fs::read_to_string(folder.join("feast.pid"))?.trim().parse()?;
-        let (connection, pids) = Self::with_worker(address, master)?;
-        connection.set_nodelay(true)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
+        let pids = Self::with_worker(master)?;
+        let connection = Self::connect(address)?;
         let guard = guard.0.take().context("the guard was taken")?;
         Ok(Self { connection, address, pids, first: 0, guard })
     }
 
-    /// The master listens before its worker is there to answer.
-    fn with_worker(address: SocketAddr, master: u32) -> Result<(TcpStream, Vec<u32>)> {
+    fn connect(address: SocketAddr) -> Result<TcpStream> {
+        let connection = TcpStream::connect(address)?;
+        connection.set_nodelay(true)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        Ok(connection)
+    }
+
+    /// The master listens before its worker is there to answer. Both.
+    fn with_worker(master: u32) -> Result<Vec<u32>> {
         let end = Instant::now() + PATIENCE;
         loop {
             let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
             let children: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
             if !children.is_empty() {
-                return Ok((TcpStream::connect(address)?, [vec![master], children].concat()));
+                return Ok([vec![master], children].concat());
             }
             ensure!(Instant::now() < end, "the feature server has no worker");
             std::thread::sleep(Duration::from_millis(50));
@@ -141,6 +147,7 @@ impl FeatureServer {
 
     /// `POST /get-online-features`, one after the other.
     pub fn measure(&mut self, entities: usize, measure: Duration) -> Result<Measured> {
+        self.connection = Self::connect(self.address)?;
         let begin = Instant::now() + WARM_UP;
         while Instant::now() < begin {
             self.look_up(entities)?;

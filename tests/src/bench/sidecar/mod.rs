@@ -36,7 +36,7 @@ impl Extent {
 
 impl Default for Extent {
     fn default() -> Self {
-        Self { repetitions: 5, measure: Duration::from_secs(2) }
+        Self { repetitions: 5, measure: Duration::from_millis(1_600) }
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Extent {
 
 impl Default for Extent {
     fn default() -> Self {
-        Self { repetitions: 5, warm_up: Duration::from_millis(500), measure: Duration::from_secs(2) }
+        Self { repetitions: 5, warm_up: Duration::from_millis(500), measure: Duration::from_millis(1_500) }
     }
 }
 
