@@ -7,7 +7,8 @@
 //! and as many as make a precise average:
 //!
 //! ```text
-//! gradient = tolerance x latency of a quiet pod / latency of this round
+//! tolerated = max(tolerance x latency of a quiet pod, latency of a quiet pod + slack)
+//! gradient = tolerated / latency of this round
 //! target   = limit x max(gradient, 0.5)   gradient < 1
 //!            limit                        else, while less than half of the limit is in use
 //!            limit + sqrt(limit)          else, gradient < sqrt(tolerance)
@@ -16,14 +17,17 @@
 //! ```
 //!
 //! That is Gradient2 of Netflix' concurrency-limits (a long-term latency, tolerance, smoothing, sqrt(limit) for
-//! the queue, no growth while less than half is used), with three differences. The queue is added only while the
+//! the queue, no growth while less than half is used), with four differences. The queue is added only while the
 //! gradient is at least 1, so a full pod of capacity c settles at tolerance x c, also where sqrt(c) is not small.
+//! Waiting for `slack` is always tolerated, as CoDel tolerates its target: a scheduler or a garbage collector holds
+//! up a pod that answers in 0.2 ms for many times that, and there is nothing to gain by turning calls away for it.
 //! Where nothing waits the limit grows faster, so that a pod that was slow or new is full within seconds. And the
 //! long-term latency is that of a quiet pod, as Envoy's adaptive concurrency measures its minRTT: an average of
 //! all calls would take a standing queue for the pod's own latency, and creep up with it.
 //!
 //! A pod is quiet while less than a quarter of the limit is in flight (or less than `min`): with a tolerance below
-//! 4, what is learned at such a load brings the limit nearer to the capacity, however wrong it was. Where traffic
+//! 4, what is learned at such a load brings the limit nearer to the capacity, however wrong it was (where the slack
+//! decides, to a wait of 4/3 of it at most). Where traffic
 //! leaves no such moment the limit falls to that quarter for some round trips to learn anew: each `relearn_after`,
 //! and when the limit has halved, since then it may be the latency of a quiet pod that changed.
 //!
@@ -72,6 +76,8 @@ pub struct ConcurrencySettings {
     pub initial: u32,
     /// How much longer than on a quiet pod calls may take. 1.5 (1.5 to 2 in Gradient2).
     pub tolerance: f64,
+    /// How much longer they may take in any case. 5 ms, CoDel's target (RFC 8289, section 4.3).
+    pub slack: Duration,
     /// How far one round moves the limit to its target. 0.2.
     pub smoothing: f64,
     /// What a timeout or an overload reply leaves of the limit, at most once in a round trip. 0.9.
@@ -87,6 +93,7 @@ impl Default for ConcurrencySettings {
             max: 1_000,
             initial: 20,
             tolerance: 1.5,
+            slack: Duration::from_millis(5),
             smoothing: 0.2,
             backoff: 0.9,
             relearn_after: Duration::from_secs(30),
@@ -203,7 +210,9 @@ impl ConcurrencyLimit {
             self.quiet_latency = Some(quiet);
         }
         let tolerance = self.settings.tolerance;
-        let gradient = tolerance * (quiet - latency).exp2();
+        let slack = self.settings.slack.as_micros() as f64;
+        let tolerated = (tolerance * quiet.exp2()).max(quiet.exp2() + slack);
+        let gradient = tolerated / latency.exp2();
         let in_use = f64::from(in_flight);
         let target = if gradient < 1.0 {
             // A limit of twice what is in use limits nothing: there is no need to go below.
