@@ -75,13 +75,11 @@ impl Pattern {
             // Without a star it is the name itself.
             return self.parts.first().is_some_and(|only| only == name);
         };
-        if first.is_empty() && middle.is_empty() && last.is_empty() {
-            // libc compares with masks where it has AVX-512, and an empty string's address, which cannot be read, then
-            // costs hundreds of cycles.
-            return true;
-        }
-        let Some(rest) = name.strip_prefix(first.as_str()) else { return false };
-        let Some(mut rest) = rest.strip_suffix(last.as_str()) else { return false };
+        // Nothing is compared with an empty part: where libc compares with AVX-512 masks that takes 90 ns instead of 1, since an
+        // empty string's address cannot be read.
+        let rest = if first.is_empty() { Some(name) } else { name.strip_prefix(first.as_str()) };
+        let rest = rest.and_then(|rest| if last.is_empty() { Some(rest) } else { rest.strip_suffix(last.as_str()) });
+        let Some(mut rest) = rest else { return false };
         // The first place where a part fits leaves most to the others.
         middle.iter().all(|part| match rest.split_once(part.as_str()) {
             Some((_, after)) => {
