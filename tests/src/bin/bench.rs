@@ -167,8 +167,8 @@ impl Bench {
             Work::Lookup => lookup::run(&sidecar::Extent::default(), results),
             Work::SidecarCpu => cpu::run(&sidecar::Extent::default(), results),
             Work::Path => {
-                latency::run(&sidecar::Extent::default(), results)?;
-                tensor::run(&sidecar::Extent::default(), results)
+                let latency = latency::run(&sidecar::Extent::default(), results);
+                tensor::run(&sidecar::Extent::default(), results).and(latency)
             }
             Work::Growth(GrowthArguments { only }) => {
                 growth::run(&growth::Extent { only, ..growth::Extent::default() }, spillway, results)

@@ -88,9 +88,8 @@ impl Drop for Feast {
     }
 }
 
-/// `feast serve` with one worker, and a connection to it, for each turn another: it closes one that is idle for seconds.
+/// `feast serve` with one worker. Each turn has a connection of its own: it closes one that is idle for seconds.
 pub struct FeatureServer {
-    connection: TcpStream,
     address: SocketAddr,
     /// The master and its worker.
     pids: Vec<u32>,
@@ -119,19 +118,18 @@ impl FeatureServer {
         ensure!(started.status.success(), "server.sh: {}", String::from_utf8_lossy(&started.stderr));
         let master: u32 = std::fs::read_to_string(folder.join("feast.pid"))?.trim().parse()?;
         let pids = Self::with_worker(master)?;
-        let connection = Self::connect(address)?;
         let guard = guard.0.take().context("the guard was taken")?;
-        Ok(Self { connection, address, pids, first: 0, guard })
+        Ok(Self { address, pids, first: 0, guard })
     }
 
-    fn connect(address: SocketAddr) -> Result<TcpStream> {
-        let connection = TcpStream::connect(address)?;
+    fn connect(&self) -> Result<TcpStream> {
+        let connection = TcpStream::connect(self.address)?;
         connection.set_nodelay(true)?;
         connection.set_read_timeout(Some(PATIENCE))?;
         Ok(connection)
     }
 
-    /// The master listens before its worker is there to answer. Both.
+    /// The master and its worker, once that is there to answer: the master listens before.
     fn with_worker(master: u32) -> Result<Vec<u32>> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -147,15 +145,15 @@ impl FeatureServer {
 
     /// `POST /get-online-features`, one after the other.
     pub fn measure(&mut self, entities: usize, measure: Duration) -> Result<Measured> {
-        self.connection = Self::connect(self.address)?;
+        let mut connection = self.connect()?;
         let begin = Instant::now() + WARM_UP;
         while Instant::now() < begin {
-            self.look_up(entities)?;
+            self.look_up(&mut connection, entities)?;
         }
         let before = self.cpu()?;
         let (start, mut nanos) = (Instant::now(), Vec::new());
         while start.elapsed() < measure {
-            nanos.push(u32::try_from(self.look_up(entities)?.as_nanos()).unwrap_or(u32::MAX));
+            nanos.push(u32::try_from(self.look_up(&mut connection, entities)?.as_nanos()).unwrap_or(u32::MAX));
         }
         Measured::of(nanos, self.cpu()?.saturating_sub(before))
     }
@@ -165,7 +163,7 @@ impl FeatureServer {
     }
 
     /// One checked look-up; its time without the check.
-    fn look_up(&mut self, entities: usize) -> Result<Duration> {
+    fn look_up(&mut self, connection: &mut TcpStream, entities: usize) -> Result<Duration> {
         let rows = self.first..self.first + entities;
         self.first = (self.first + entities) % (ROWS - entities + 1);
         let asked = json!({
@@ -179,8 +177,8 @@ impl FeatureServer {
             body.len()
         );
         let start = Instant::now();
-        self.connection.write_all(request.as_bytes())?;
-        let answer = answer(&mut self.connection)?;
+        connection.write_all(request.as_bytes())?;
+        let answer = answer(connection)?;
         let took = start.elapsed();
         check(&serde_json::from_slice(&answer)?, rows)?;
         Ok(took)

@@ -229,6 +229,15 @@ fn report(
                 "\nRatio of the medians of p99 at {share:.0} %, Spillway to Envoy: **{ratio:.2}**; goal at most 1: {verdict}."
             )?;
             figure(&format!("speed.open_loop.{}.p99_ratio_envoy", protocol.name()), ratio, "ratio", GOAL);
+            for (peer, lost) in [("Spillway", lost_by_us), ("Envoy", lost_by_them)] {
+                if lost > DOUBTFUL {
+                    let lost = lost * 100.0;
+                    writeln!(
+                        text,
+                        "{peer} lost {lost:.1} % there: its p99 is what a lost call counts, and the ratio says no more than who lost."
+                    )?;
+                }
+            }
         }
     }
     let late =
