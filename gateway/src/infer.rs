@@ -75,7 +75,7 @@ pub async fn grpc(
     // Only its body says which model it is for.
     authorize_some(&asking.fleet.snapshot, &asking.principal, Action::Infer)?;
     let limits = &shared.limits.request;
-    let frame = body::read(session, exchange, &asking.head, limits.body.saturating_add(body::FRAME_HEADER)).await?;
+    let frame = body::read(session, exchange, &asking.head, limits.body.saturating_add(oip::FRAME_HEADER)).await?;
     exchange.received = frame.len();
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     let found = find(asking, exchange, &request.model, &request.version, Action::Infer)?;

@@ -5,7 +5,7 @@ use prost::Message;
 use spillway_core::inference::{ModelMetadata, ServerMetadata, json};
 use spillway_core::resource::Action;
 use spillway_proto::inference as proto;
-use spillway_runtime::oip;
+use spillway_runtime::oip::{self, FRAME_HEADER};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
@@ -14,7 +14,7 @@ use crate::edge::Asking;
 use crate::errors::Refusal;
 use crate::exchange::Exchange;
 use crate::infer::find;
-use crate::request::body::{self, FRAME_HEADER};
+use crate::request::body;
 use crate::request::route::GrpcMethod;
 use crate::shared::Shared;
 

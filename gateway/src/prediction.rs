@@ -27,6 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use spillway_core::inference::InferResponse;
 use spillway_core::resilience::Step;
+use spillway_runtime::oip::FRAME_HEADER;
 use tokio::time::Instant;
 
 use crate::admission::Guest;
@@ -40,7 +41,6 @@ use crate::peers::visit::Visit;
 use crate::pods::attempt::PodAnswer;
 use crate::pods::call::PodCall;
 use crate::pods::lane::Lane;
-use crate::request::body::FRAME_HEADER;
 use crate::results::{Asked, Fresh, Kept, Look, message, refresh};
 use crate::shared::Shared;
 

@@ -97,7 +97,7 @@ fn regions_with_gateways_in_our_trust_domain_are_peers() {
     assert_eq!(seen.keys().collect::<Vec<_>>(), ["ap", "us"]);
     assert_eq!((seen["us"].serves, seen["us"].healthy, seen["us"].headroom, seen["us"].cost), (true, true, None, 3.0));
     assert!(!seen["ap"].serves);
-    let expected = peers.region(&name("us")).unwrap().gateways[0].upstream.expected().to_string();
+    let expected = peers.region(&name("us")).unwrap().gateways[0].upstream.expected().unwrap().to_string();
     assert_eq!(expected, "spiffe://td/region/us/gateway/*");
 }
 

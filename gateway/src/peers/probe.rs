@@ -48,7 +48,7 @@ pub async fn serve(
 ) -> Result<Reply, Refusal> {
     head.check_uncompressed()?;
     let limits = &shared.limits.request;
-    let frame = body::read(session, exchange, head, limits.body.saturating_add(body::FRAME_HEADER)).await?;
+    let frame = body::read(session, exchange, head, limits.body.saturating_add(oip::FRAME_HEADER)).await?;
     exchange.received = frame.len();
     let request = oip::decode_message(body::message(&frame)?, limits)?;
     (exchange.model, exchange.version) = (clipped(&request.model), clipped(&request.version));

@@ -95,7 +95,7 @@ impl Fleet {
                 let key = PodKey { pool: name.clone(), pod: pod.name.clone(), address: pod.address };
                 let expected = expected(workload, region, &key, roster.named);
                 let kept = before.and_then(|before| before.links.get(&key));
-                let kept = kept.filter(|kept| *kept.upstream.expected() == expected);
+                let kept = kept.filter(|kept| kept.upstream.expected() == Some(&expected));
                 let upstream = kept.map_or_else(
                     || {
                         let settings = UpstreamSettings::default();

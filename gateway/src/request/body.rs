@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use pingora_core::protocols::http::ServerSession;
+use spillway_runtime::oip::{self, FRAME_HEADER, NoMessage, frame_header};
 use tokio::time::{Instant, timeout_at};
 
 use crate::downstream::connection::caller;
@@ -24,8 +25,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const MINIMUM_RATE: u64 = 32 << 10;
 /// But no longer than this in all.
 const TOTAL: Duration = Duration::from_secs(60);
-/// A gRPC message's flag and length.
-pub const FRAME_HEADER: usize = 5;
 
 /// Reads the body of a request, of at most `limit` bytes, which the exchange keeps count of.
 pub async fn read(
@@ -113,21 +112,10 @@ fn broken(session: &ServerSession) -> Refusal {
 
 /// The message of a gRPC request that must be one frame.
 pub fn message(frame: &Bytes) -> Result<Bytes, Refusal> {
-    let (flag, length) = frame_header(frame).ok_or(Refusal::Frame)?;
-    if flag != 0 {
-        return Err(Refusal::Compressed);
-    }
-    if frame.len() - FRAME_HEADER != length {
-        return Err(Refusal::Frame);
-    }
-    Ok(frame.slice(FRAME_HEADER..))
-}
-
-/// The flag and the length of a gRPC frame, once they are there.
-fn frame_header(buffer: &[u8]) -> Option<(u8, usize)> {
-    let (header, _) = buffer.split_first_chunk::<FRAME_HEADER>()?;
-    let [flag, length @ ..] = *header;
-    Some((flag, usize::try_from(u32::from_be_bytes(length)).ok()?))
+    oip::message(frame).map_err(|problem| match problem {
+        NoMessage::Compressed => Refusal::Compressed,
+        NoMessage::Length => Refusal::Frame,
+    })
 }
 
 /// Cuts a stream of bytes into gRPC frames. Its bytes are counted, and those of its frames until each

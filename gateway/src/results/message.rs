@@ -12,10 +12,9 @@ use prost::encoding::{WireType, decode_key, decode_varint};
 use spillway_core::inference::{InferResponse, InvalidAnswer, Limits, Parameter};
 use spillway_proto::inference::infer_parameter::ParameterChoice;
 use spillway_proto::inference::{InferParameter, ModelInferResponse};
-use spillway_runtime::oip;
+use spillway_runtime::oip::{self, FRAME_HEADER};
 
 use super::entry::Kept;
-use crate::request::body::FRAME_HEADER;
 
 pub const FEATURE_AGE: &str = "spillway-feature-age-ms";
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use spillway_core::inference::Entities;
 use spillway_core::limit::Class;
+use spillway_runtime::oip::FRAME_HEADER;
 use tokio::time::Instant;
 
 use super::look::Look;
@@ -19,7 +20,6 @@ use crate::exchange::{Exchange, Protocol};
 use crate::pods::call::PodCall;
 use crate::pods::lane::Lane;
 use crate::prediction::fetch;
-use crate::request::body::FRAME_HEADER;
 
 /// Nobody waits for a refresh: it is the first to go.
 pub const CLASS: Class = Class::Low;

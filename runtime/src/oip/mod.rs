@@ -28,7 +28,7 @@ use spillway_proto::inference::model_infer_request::{InferInputTensor, InferRequ
 use spillway_proto::inference::model_infer_response::InferOutputTensor;
 use spillway_proto::inference::model_metadata_response::TensorMetadata;
 
-pub use frame::{frame, frame_response};
+pub use frame::{FRAME_HEADER, NoMessage, frame, frame_header, frame_response, frame_with, message};
 
 /// Reads a request from the bytes of its message, without the gRPC prefix.
 pub fn decode_message(message: Bytes, limits: &Limits) -> Result<InferRequest, InvalidRequest> {
@@ -248,17 +248,18 @@ fn decode_parameters(
 }
 
 fn encode_parameters(parameters: &Parameters) -> HashMap<String, proto::InferParameter> {
-    let encode = |value: &Parameter| match value {
+    parameters.0.iter().map(|(name, value)| (name.clone(), encode_parameter(value))).collect()
+}
+
+fn encode_parameter(value: &Parameter) -> proto::InferParameter {
+    let choice = match value {
         Parameter::Bool(value) => ParameterChoice::BoolParam(*value),
         Parameter::Int(value) => ParameterChoice::Int64Param(*value),
         Parameter::Uint(value) => ParameterChoice::Uint64Param(*value),
         Parameter::Double(value) => ParameterChoice::DoubleParam(*value),
         Parameter::Text(value) => ParameterChoice::StringParam(value.clone()),
     };
-    let entry = |(name, value): &(String, Parameter)| {
-        (name.clone(), proto::InferParameter { parameter_choice: Some(encode(value)) })
-    };
-    parameters.0.iter().map(entry).collect()
+    proto::InferParameter { parameter_choice: Some(choice) }
 }
 
 fn check_text(what: &'static str, text: &str, limits: &Limits) -> Result<(), InvalidRequest> {

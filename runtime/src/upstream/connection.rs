@@ -12,12 +12,13 @@ use h2::client::{Connection, SendRequest};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::error::{ConnectError, UpstreamError};
+use super::way::{Beside, Way};
 use super::{Inner, Ordering, UpstreamSettings};
 
 pub(super) type Sender = SendRequest<Bytes>;
@@ -88,7 +89,7 @@ impl Inner {
         let mut connecting = {
             let mut state = self.slots[index].0.lock();
             if let Some(ready) = &mut state.ready {
-                if ready.generation == self.workload.generation() && ready.is_open() {
+                if ready.generation == self.way.generation() && ready.is_open() {
                     return Ok(ready.sender.clone());
                 }
                 // Its streams go on to their ends; the connection closes with the last of them.
@@ -123,7 +124,7 @@ impl Inner {
         let connected = match connected {
             Ok((sender, generation, ended)) => {
                 self.metrics.connected("connected");
-                tracing::debug!(address = %self.address, peer = %self.expected, "upstream connected");
+                tracing::debug!(upstream = %self.way, "upstream connected");
                 state.resting = None;
                 state.ready = Some(Ready { sender: sender.clone(), generation, ended });
                 Ok(sender)
@@ -132,7 +133,7 @@ impl Inner {
                 self.metrics.connected(error.reason());
                 let failures = state.resting.take().map_or(0, |resting| resting.failures).saturating_add(1);
                 if failures == 1 {
-                    tracing::warn!(address = %self.address, peer = %self.expected, %error, "upstream cannot be reached");
+                    tracing::warn!(upstream = %self.way, %error, "upstream cannot be reached");
                 }
                 let error = Arc::new(error);
                 let until = Instant::now() + self.rest(failures);
@@ -145,18 +146,38 @@ impl Inner {
     }
 
     async fn connect(&self) -> Result<(Sender, u64, watch::Receiver<()>), ConnectError> {
-        let began = Instant::now();
-        let stream = TcpStream::connect(self.address).await.map_err(ConnectError::Tcp)?;
-        let round_trip = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.round_trip_us.store(round_trip.max(1), Ordering::Relaxed);
-        stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
-        let (config, generation) = self.workload.client(self.expected.clone());
-        // The name is not looked at; an address keeps the handshake free of one.
-        let name = ServerName::IpAddress(self.address.ip().into());
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(ConnectError::Tls)?;
-        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(ConnectError::Protocol);
+        match &self.way {
+            Way::Mutual { workload, address, expected } => {
+                let began = Instant::now();
+                let stream = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
+                let round_trip = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.round_trip_us.store(round_trip.max(1), Ordering::Relaxed);
+                stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+                let (config, generation) = workload.client(expected.clone());
+                // The name is not looked at; an address keeps the handshake free of one.
+                let name = ServerName::IpAddress(address.ip().into());
+                let stream = TlsConnector::from(config).connect(name, stream).await.map_err(ConnectError::Tls)?;
+                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    return Err(ConnectError::Protocol);
+                }
+                self.speak(stream, generation).await
+            }
+            Way::Beside(Beside::Tcp(authority)) => {
+                let stream = TcpStream::connect(authority.as_str()).await.map_err(ConnectError::Tcp)?;
+                stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+                self.speak(stream, self.way.generation()).await
+            }
+            Way::Beside(Beside::Unix(path)) => {
+                let stream = UnixStream::connect(path).await.map_err(ConnectError::Tcp)?;
+                self.speak(stream, self.way.generation()).await
+            }
         }
+    }
+
+    async fn speak<S>(&self, stream: S, generation: u64) -> Result<(Sender, u64, watch::Receiver<()>), ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let heard = Arc::new(AtomicBool::new(false));
         let (stream, said) = Listened::of(stream, heard.clone());
         let settings = self.settings.clone();
@@ -172,13 +193,13 @@ impl Inner {
             .handshake(stream)
             .await
             .map_err(ConnectError::Http)?;
-        let address = self.address;
+        let upstream = self.way.to_string();
         let (open, ended) = watch::channel(());
         // It ends when the last sender and stream are gone, when the peer closes, or when a ping stays
         // unanswered.
         tokio::spawn(async move {
             if let Err(error) = drive(connection, &heard, &settings).await {
-                tracing::debug!(%address, %error, "upstream connection ended");
+                tracing::debug!(upstream, %error, "upstream connection ended");
             }
             drop(open);
         });
@@ -217,11 +238,12 @@ where
     let mut connection = pin!(connection);
     // Nobody else has taken it.
     let Some(mut pings) = connection.ping_pong() else { return Ok(connection.await?) };
+    let Some(ping_every) = settings.ping_every else { return Ok(connection.await?) };
     loop {
         tokio::select! {
             biased;
             ended = connection.as_mut() => return Ok(ended?),
-            () = sleep(settings.ping_every) => {}
+            () = sleep(ping_every) => {}
         }
         if heard.swap(false, Ordering::Relaxed) {
             continue;

@@ -1,4 +1,4 @@
-//! The way to one server: a few mTLS h2 connections, many calls on each.
+//! The way to one server: a few h2 connections, over mTLS unless it is beside us, and many calls on each.
 //!
 //! The rule: an error says whether the server may have seen the call, so that the one retry layer above
 //! can judge. There is no retry here: a connection is looked at before each call, and one that closes gets no
@@ -12,6 +12,7 @@
 mod body;
 mod connection;
 mod error;
+mod way;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use h2::client::ResponseFuture;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, PathAndQuery};
 use http::{Request, Response, Uri};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -31,10 +32,12 @@ use tokio::time::Instant;
 
 pub use body::{Aborted, OipBody, OipSender, UpstreamBody};
 pub use error::{ConnectError, UpstreamError};
+pub use way::Beside;
 
 use crate::telemetry::Metrics;
 use crate::tls::Workload;
 use connection::Slot;
+use way::Way;
 
 /// Each field's default is [`UpstreamSettings::default`]'s.
 #[derive(Clone, Debug)]
@@ -47,8 +50,8 @@ pub struct UpstreamSettings {
     pub stream_window: u32,
     /// What a connection may receive unread. Default 16 MiB.
     pub connection_window: u32,
-    /// How often a silent peer is pinged. Default 5 s.
-    pub ping_every: Duration,
+    /// How often a silent peer is pinged. Default 5 s; none: never.
+    pub ping_every: Option<Duration>,
     /// How long a ping may take before the peer counts as gone. Default 3 s.
     pub ping_timeout: Duration,
     /// The first rest after a failed connect; it doubles. Default 50 ms.
@@ -64,7 +67,7 @@ impl Default for UpstreamSettings {
             connect_timeout: Duration::from_secs(1),
             stream_window: 4 << 20,
             connection_window: 16 << 20,
-            ping_every: Duration::from_secs(5),
+            ping_every: Some(Duration::from_secs(5)),
             ping_timeout: Duration::from_secs(3),
             rest: Duration::from_millis(50),
             longest_rest: Duration::from_secs(1),
@@ -100,10 +103,8 @@ pub struct Upstream(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    workload: Arc<Workload>,
-    address: SocketAddr,
+    way: Way,
     authority: Authority,
-    expected: ExpectedPeer,
     settings: UpstreamSettings,
     metrics: UpstreamMetrics,
     slots: Vec<Slot>,
@@ -126,13 +127,19 @@ impl Upstream {
         settings: UpstreamSettings,
         metrics: UpstreamMetrics,
     ) -> Self {
-        let authority = address.to_string().try_into().expect("an address and port are an authority");
+        Self::by(Way::Mutual { workload, address, expected: expected.into() }, settings, metrics)
+    }
+
+    /// A server beside us. Connects with the first call.
+    pub fn beside(server: Beside, settings: UpstreamSettings, metrics: UpstreamMetrics) -> Self {
+        Self::by(Way::Beside(server), settings, metrics)
+    }
+
+    fn by(way: Way, settings: UpstreamSettings, metrics: UpstreamMetrics) -> Self {
         let slots = (0..settings.connections.max(1)).map(|_| Slot::default()).collect();
         Self(Arc::new(Inner {
-            workload,
-            address,
-            authority,
-            expected: expected.into(),
+            authority: way.authority(),
+            way,
             settings,
             metrics,
             slots,
@@ -142,12 +149,12 @@ impl Upstream {
         }))
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.0.address
-    }
-
-    pub fn expected(&self) -> &ExpectedPeer {
-        &self.0.expected
+    /// Who the server must be; anybody beside us.
+    pub fn expected(&self) -> Option<&ExpectedPeer> {
+        match &self.0.way {
+            Way::Mutual { expected, .. } => Some(expected),
+            Way::Beside(_) => None,
+        }
     }
 
     /// Calls that have begun and whose answers' bodies are not dropped yet.
@@ -245,7 +252,7 @@ impl Inner {
     fn complete(&self, mut request: Request<OipBody>) -> Request<OipBody> {
         if request.uri().authority().is_none() {
             let mut parts = std::mem::take(request.uri_mut()).into_parts();
-            parts.scheme = Some(Scheme::HTTPS);
+            parts.scheme = Some(self.way.scheme());
             parts.authority = Some(self.authority.clone());
             parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
             // All three parts are there, which is all that can be wrong.

@@ -333,7 +333,7 @@ async fn a_peer_that_hangs_is_noticed_by_pings() {
         }
     });
     let settings = UpstreamSettings {
-        ping_every: Duration::from_millis(50),
+        ping_every: Some(Duration::from_millis(50)),
         ping_timeout: Duration::from_millis(100),
         ..UpstreamSettings::default()
     };
@@ -394,4 +394,41 @@ async fn a_server_that_is_gone_lets_its_upstream_rest_and_a_round_trip_is_measur
         upstream.is_resting()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_server_beside_us_is_called_in_the_clear_over_tcp_and_a_unix_socket() {
+    async fn serve(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, seen: Arc<Seen>) {
+        let service = service_fn(move |request| answer(seen.clone(), request));
+        let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+    }
+    let seen = Arc::new(Seen::default());
+    let folder = tempfile::tempdir().unwrap();
+    let (tcp, path) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), folder.path().join("model.sock"));
+    let unix = tokio::net::UnixListener::bind(&path).unwrap();
+    let address = tcp.local_addr().unwrap();
+    let authority = format!("localhost:{}", address.port());
+    for (server, expected) in
+        [(Beside::Tcp(authority.parse().unwrap()), authority.as_str()), (Beside::Unix(path), "localhost")]
+    {
+        let settings = UpstreamSettings { ping_every: None, ..UpstreamSettings::default() };
+        let upstream = Upstream::beside(server, settings, UpstreamMetrics::default());
+        let called = upstream.call(request("/echo", Bytes::from_static(b"tensor")));
+        let answered = async { text(called.await.unwrap()).await };
+        let serving = async {
+            tokio::select! {
+                Ok((stream, _)) = tcp.accept() => serve(stream, seen.clone()).await,
+                Ok((stream, _)) = unix.accept() => serve(stream, seen.clone()).await,
+            }
+        };
+        let answer = tokio::select! {
+            answer = answered => answer,
+            () = serving => panic!("the server ended"),
+        };
+        assert_eq!(answer, "tensor");
+        let (uri, _) = seen.last.lock().take().unwrap();
+        assert_eq!((uri.scheme_str(), uri.authority().unwrap().as_str()), (Some("http"), expected));
+        assert_eq!(upstream.expected(), None);
+    }
 }

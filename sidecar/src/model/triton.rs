@@ -2,8 +2,11 @@
 //!
 //! The rule: what is left of the deadline goes with every call, and is kept here whatever Triton does.
 //! The connection is made when it is needed and again when it breaks; dropping a call resets its
-//! stream, which Triton takes as cancellation. No HTTP/2 keep-alive: Triton's gRPC answers pings more
+//! stream, which Triton takes as cancellation. Inferences that are not streamed have a connection of their
+//! own ([`unary`]): all else goes through tonic's client. No HTTP/2 keep-alive: Triton's gRPC answers pings more
 //! often than every 5 minutes with GOAWAY, and the deadline notices a hanging server sooner.
+
+mod unary;
 
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
@@ -19,11 +22,13 @@ use spillway_proto::inference::{
     ModelStatisticsRequest, ModelStreamInferResponse, StatisticDuration, model_metadata_response::TensorMetadata,
 };
 use spillway_runtime::oip;
+use spillway_runtime::upstream::Beside;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
+use self::unary::Unary;
 use super::facts::{Facts, TensorFact};
 use super::{Backend, Call, ModelError, StreamAnswer, StreamRequest, for_caller};
 
@@ -50,6 +55,7 @@ pub const FINAL: &str = "triton_final_response";
 #[derive(Clone, Debug)]
 pub struct Server {
     client: GrpcInferenceServiceClient<Channel>,
+    unary: Unary,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +70,8 @@ impl Server {
 
     /// Does not connect yet. To be called within a tokio runtime.
     pub fn at(endpoint: &str) -> Result<Self, InvalidEndpoint> {
-        let channel = parse(endpoint)?
+        let (endpoint, server) = parse(endpoint)?;
+        let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(1 << 20)
@@ -73,11 +80,11 @@ impl Server {
         let client = GrpcInferenceServiceClient::new(channel)
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
-        Ok(Self { client })
+        Ok(Self { client, unary: Unary::at(server) })
     }
 
     pub fn model(&self, name: &Name) -> Triton {
-        Triton { client: self.client.clone(), name: name.clone() }
+        Triton { client: self.client.clone(), unary: self.unary.clone(), name: name.clone() }
     }
 
     /// What all of its models together have done since it began.
@@ -112,6 +119,7 @@ pub struct Totals {
 #[derive(Clone, Debug)]
 pub struct Triton {
     client: GrpcInferenceServiceClient<Channel>,
+    unary: Unary,
     name: Name,
 }
 
@@ -137,10 +145,7 @@ impl Backend for Triton {
     }
 
     async fn infer(&self, request: &InferRequest, call: &Call) -> Result<InferResponse, ModelError> {
-        let left = left(call.deadline)?;
-        let request = with_metadata(Request::new(message(request, left)), call, left);
-        let mut client = self.client.clone();
-        decode(in_time(call.deadline, client.model_infer(request)).await?)
+        self.unary.infer(request, call).await
     }
 
     async fn stream(
@@ -174,11 +179,21 @@ impl Backend for Triton {
     }
 }
 
-fn parse(endpoint: &str) -> Result<Endpoint, InvalidEndpoint> {
-    let known =
-        ["http://", "unix:///"].iter().any(|scheme| endpoint.len() > scheme.len() && endpoint.starts_with(scheme));
-    let parsed = known.then(|| Endpoint::from_shared(endpoint.to_owned()).ok()).flatten();
-    parsed.ok_or_else(|| InvalidEndpoint(endpoint.to_owned()))
+fn parse(endpoint: &str) -> Result<(Endpoint, Beside), InvalidEndpoint> {
+    let invalid = || InvalidEndpoint(endpoint.to_owned());
+    let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(|_| invalid())?;
+    let server = match endpoint.strip_prefix("unix://") {
+        Some(path) if path.len() > 1 && path.starts_with('/') => Beside::Unix(path.into()),
+        Some(_) => return Err(invalid()),
+        None if endpoint.starts_with("http://") => {
+            let uri = parsed.uri();
+            let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(invalid)?;
+            let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+            Beside::Tcp(address.parse().map_err(|_| invalid())?)
+        }
+        None => return Err(invalid()),
+    };
+    Ok((parsed, server))
 }
 
 async fn in_time<T>(
@@ -199,11 +214,14 @@ fn left(deadline: Instant) -> Result<Duration, ModelError> {
 
 fn message(request: &InferRequest, left: Duration) -> ModelInferRequest {
     let mut message = oip::encode_request(request);
-    // 0 would be no limit at all.
-    let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
-    let timeout = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(micros)) };
+    let timeout = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(micros(left))) };
     message.parameters.insert(TIMEOUT.into(), timeout);
     message
+}
+
+/// For [`TIMEOUT`], where 0 would be no limit at all.
+fn micros(left: Duration) -> i64 {
+    i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1)
 }
 
 fn stream_message(StreamRequest { key, mut request, .. }: StreamRequest, left: Duration) -> ModelInferRequest {
@@ -251,13 +269,11 @@ fn fact(tensor: TensorMetadata) -> TensorFact {
 
 /// What a status means. One that was made on this side, as the connection broke, has a source; Triton's own have none.
 fn fault(status: &Status, deadline: Instant) -> ModelError {
-    /// tonic's own timer and ours aim at the same moment; whichever fires first, it is the deadline.
-    const SLACK: Duration = Duration::from_millis(5);
     let text = || status.message().to_owned();
     let made_here = std::error::Error::source(status).is_some();
     match status.code() {
         Code::DeadlineExceeded => ModelError::DeadlineExceeded,
-        Code::Cancelled if Instant::now() + SLACK >= deadline => ModelError::DeadlineExceeded,
+        Code::Cancelled if at_deadline(deadline) => ModelError::DeadlineExceeded,
         _ if made_here => ModelError::Unavailable(text()),
         Code::ResourceExhausted => ModelError::Refused(text()),
         // Triton's only sign that a model's queue is full.
@@ -274,5 +290,31 @@ fn fault(status: &Status, deadline: Instant) -> ModelError {
         | Code::Unimplemented
         | Code::Internal
         | Code::Unauthenticated => ModelError::Failed(for_caller(status.message())),
+    }
+}
+
+/// Triton's own timer, tonic's and ours aim at the same moment; whichever fires first, it is the deadline.
+fn at_deadline(deadline: Instant) -> bool {
+    const SLACK: Duration = Duration::from_millis(5);
+    Instant::now() + SLACK >= deadline
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_host_and_port_or_an_absolute_path() {
+        let server = |text: &str| parse(text).map(|(_, server)| server).ok();
+        let tcp = |text: &str| Some(Beside::Tcp(text.parse().unwrap()));
+        assert_eq!(server("http://127.0.0.1:8001"), tcp("127.0.0.1:8001"));
+        assert_eq!(server("http://[::1]:8001"), tcp("[::1]:8001"));
+        assert_eq!(server("http://triton"), tcp("triton:80"));
+        assert_eq!(server("unix:///run/triton.sock"), Some(Beside::Unix("/run/triton.sock".into())));
+        for bad in
+            ["", "http://", "http:///x", "unix://", "unix:///", "unix://run/x", "https://triton:8001", "triton:8001"]
+        {
+            assert!(Server::check(bad).is_err(), "{bad}");
+        }
     }
 }
