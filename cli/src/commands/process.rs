@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_pdeathsig, set_thp_disable};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use spillway_runtime::drain::Drain;
 use spillway_runtime::settings;
 use spillway_runtime::telemetry::init_logging;
+
+/// From this on a cache in memory is worth huge pages: its look-ups then miss the TLB less often.
+const LARGE: u64 = 1 << 30;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -27,12 +30,14 @@ pub struct Arguments {
 
 pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_gateway::GatewaySettings = settings::read(&arguments.config)?;
+    huge_pages(settings.results.memory.0 >= LARGE);
     // The gateway's requests run on threads of its own; this one looks after the rest.
     serve(arguments, 1, settings.common.drain_timeout, |drain| spillway_gateway::run(settings, drain))
 }
 
 pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_sidecar::SidecarSettings = settings::read(&arguments.config)?;
+    huge_pages(settings.features.as_ref().is_some_and(|features| features.memory.size.0 >= LARGE));
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_sidecar::run(settings, drain))
 }
@@ -85,6 +90,13 @@ where
         signals.abort();
         Ok(outcome.map(|()| ExitCode::SUCCESS)?)
     })
+}
+
+/// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. Off
+/// before much is allocated, they stay off but for a large cache (prctl(2), PR_SET_THP_DISABLE).
+pub fn huge_pages(on: bool) {
+    // A kernel that has none refuses, which is as good.
+    let _ = set_thp_disable(!on);
 }
 
 /// The kernel kills us when our parent's thread that started us is gone, also while we are stopped (prctl(2),

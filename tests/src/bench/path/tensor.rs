@@ -31,8 +31,8 @@ const GOAL: Goal = Goal::AtMost(0.6);
 const COPIES: &str = "\
 Copies of each byte of the tensor in user space, beside decryption (both hops) and encryption (the gateway), which are done in place, and the kernel's two\n\
 a hop. Gateway, 4: out of the TLS record into rustls' queue, from there into h2's buffer, into the whole body, whose size the message's prefix says, into\n\
-the TLS record that is sent. Sidecar, 4: into rustls' queue, into h2's buffer, into the message that tonic collects, into the message for the model\n\
-server. Decoding, checking and joining copy nothing: a tensor stays a slice of the message that brought it.";
+the TLS record that is sent. Sidecar, 3: into rustls' queue, into h2's buffer, into the message that tonic collects; its tensors go to the model server\n\
+from there. Decoding, checking and joining copy nothing: a tensor stays a slice of the message that brought it.";
 const MODEL: &str = "
 ---
 apiVersion: spillway/v1
