@@ -21,6 +21,7 @@ use spillway_runtime::renewal::{Renewal, RenewalError, prepare};
 use spillway_runtime::snapshot::{Refused, Subscription};
 use spillway_runtime::telemetry::{Metrics, Traces, TracesError};
 use spillway_runtime::tls::{IdentityError, Workload};
+use spillway_runtime::upstream::UpstreamMetrics;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -138,7 +139,8 @@ impl Sidecar {
             Some(otlp) => Traces::start(otlp, "sidecar", &metrics)?,
             None => Traces::off(),
         };
-        let triton = settings.triton.as_deref().map(triton::Server::at).transpose()?;
+        let connects = UpstreamMetrics::register(&metrics);
+        let triton = settings.triton.as_deref().map(|at| triton::Server::at(at, &connects)).transpose()?;
         let compute = Compute::for_this_machine(own.compute_waiting.clone());
         let load = Load::new(Arc::clone(&compute), &own);
         let models = |part, triton, compute| {

@@ -1,6 +1,6 @@
 //! `spillway gateway`, `sidecar`, `control`, `dns` and `injector`: settings in, a process that runs until it is told to drain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +13,9 @@ use spillway_runtime::settings;
 use spillway_runtime::telemetry::init_logging;
 
 /// From this on a cache in memory is worth huge pages: its look-ups then miss the TLB less often.
-const LARGE: u64 = 1 << 30;
+const LARGE_CACHE: u64 = 1 << 30;
+/// And all models' files together, whose weights are read from end to end by each call.
+const LARGE_MODELS: u64 = 64 << 20;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -29,26 +31,32 @@ pub struct Arguments {
 }
 
 pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
+    allow_huge_pages(false);
     let settings: spillway_gateway::GatewaySettings = settings::read(&arguments.config)?;
-    huge_pages(settings.results.memory.0 >= LARGE);
+    allow_huge_pages(settings.results.memory.0 >= LARGE_CACHE);
     // The gateway's requests run on threads of its own; this one looks after the rest.
     serve(arguments, 1, settings.common.drain_timeout, |drain| spillway_gateway::run(settings, drain))
 }
 
 pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
+    allow_huge_pages(false);
     let settings: spillway_sidecar::SidecarSettings = settings::read(&arguments.config)?;
-    huge_pages(settings.features.as_ref().is_some_and(|features| features.memory.size.0 >= LARGE));
+    let cache = settings.features.as_ref().map_or(0, |features| features.memory.size.0);
+    let models = settings.models.as_deref().map_or(0, bytes_in);
+    allow_huge_pages(cache >= LARGE_CACHE || models >= LARGE_MODELS);
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_sidecar::run(settings, drain))
 }
 
 pub fn control(arguments: &Arguments) -> Result<ExitCode> {
+    allow_huge_pages(false);
     let settings: spillway_control::ControlSettings = settings::read(&arguments.config)?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.drain_timeout, |drain| spillway_control::run(settings, drain))
 }
 
 pub fn dns(arguments: &Arguments) -> Result<ExitCode> {
+    allow_huge_pages(false);
     let settings: spillway_control::dns::DnsSettings = settings::read(&arguments.config)?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_control::dns::run(settings, drain))
@@ -93,10 +101,22 @@ where
 }
 
 /// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. Off
-/// before much is allocated, they stay off but for a large cache (prctl(2), PR_SET_THP_DISABLE).
-pub fn huge_pages(on: bool) {
+/// before much is allocated, they stay off but for large caches and models. Children inherit it (prctl(2),
+/// PR_SET_THP_DISABLE), so it is for processes that start none.
+fn allow_huge_pages(allow: bool) {
     // A kernel that has none refuses, which is as good.
-    let _ = set_thp_disable(!on);
+    let _ = set_thp_disable(!allow);
+}
+
+/// The bytes of a folder's files; what cannot be read is none.
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    });
+    bytes.sum()
 }
 
 /// The kernel kills us when our parent's thread that started us is gone, also while we are stopped (prctl(2),

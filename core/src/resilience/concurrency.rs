@@ -1,7 +1,8 @@
 //! How many calls a pod takes at a time, learned from their latency: no limit is set by hand.
 //!
 //! The rule: while calls take hardly longer than on a quiet pod, the limit grows; where they wait for each
-//! other, it falls to what the pod works on. It never falls below `min`, so no pod is starved by its past.
+//! other for longer than is tolerated, it falls until they do not. It never falls below `min`, so no pod is
+//! starved by its past.
 //!
 //! A round is as many good answers as were in flight, so that each change of the limit shows in the next one,
 //! and as many as make a precise average:
@@ -12,24 +13,24 @@
 //! target   = limit x max(gradient, 0.5)   gradient < 1
 //!            limit                        else, while less than half of the limit is in use
 //!            limit + sqrt(limit)          else, gradient < sqrt(tolerance)
-//!            limit x 2                    else: nothing waits
+//!            limit x 2                    else: far from what is tolerated
 //! limit   += smoothing x (target - limit)
 //! ```
 //!
 //! That is Gradient2 of Netflix' concurrency-limits (a long-term latency, tolerance, smoothing, sqrt(limit) for
 //! the queue, no growth while less than half is used), with four differences. The queue is added only while the
-//! gradient is at least 1, so a full pod of capacity c settles at tolerance x c, also where sqrt(c) is not small.
-//! Waiting for `slack` is always tolerated, as CoDel tolerates its target: a scheduler or a garbage collector holds
-//! up a pod that answers in 0.2 ms for many times that, and there is nothing to gain by turning calls away for it.
-//! Where nothing waits the limit grows faster, so that a pod that was slow or new is full within seconds. And the
-//! long-term latency is that of a quiet pod, as Envoy's adaptive concurrency measures its minRTT: an average of
-//! all calls would take a standing queue for the pod's own latency, and creep up with it.
+//! gradient is at least 1, so a full pod of capacity c settles at c x tolerated / quiet latency, also where sqrt(c)
+//! is not small. Waiting for `slack` is always tolerated, as CoDel tolerates its target: a scheduler or a garbage
+//! collector holds up a pod that answers in 0.2 ms for many times that, and there is nothing to gain by turning
+//! calls away for it. Far from what is tolerated the limit grows faster, so that a pod that was slow or new is full
+//! within seconds. And the long-term latency is that of a quiet pod, as Envoy's adaptive concurrency measures its
+//! minRTT: an average of all calls would take a standing queue for the pod's own latency, and creep up with it.
 //!
 //! A pod is quiet while less than a quarter of the limit is in flight (or less than `min`): with a tolerance below
 //! 4, what is learned at such a load brings the limit nearer to the capacity, however wrong it was (where the slack
-//! decides, to a wait of 4/3 of it at most). Where traffic
-//! leaves no such moment the limit falls to that quarter for some round trips to learn anew: each `relearn_after`,
-//! and when the limit has halved, since then it may be the latency of a quiet pod that changed.
+//! decides, to a wait of 4/3 of it at most). Where traffic leaves no such moment the limit falls to that quarter for
+//! some round trips to learn anew: each `relearn_after`, and when the limit has halved, since then it may be the
+//! latency of a quiet pod that changed.
 //!
 //! ```text
 //! Following --`relearn_after` without quiet calls, or the limit has halved--> Learning: a quarter of the limit

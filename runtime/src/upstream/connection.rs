@@ -204,7 +204,7 @@ impl Inner {
             drop(open);
         });
         // A call that is sent before the server has accepted our certificate would be lost with a
-        // refusal, and nobody could say whether it was seen.
+        // refusal, and nobody could say whether it was seen. One beside us says its settings at once, too.
         said.await.map_err(|_| ConnectError::Closed)?;
         Ok((sender, generation, ended))
     }

@@ -68,6 +68,11 @@ impl UpstreamError {
         }
     }
 
+    /// The server gave up a call that it had taken.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Lost(error) if error.is_remote() && error.reason() == Some(Reason::CANCEL))
+    }
+
     /// A stable word for a metric's label.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -110,7 +110,7 @@ struct Inner {
     slots: Vec<Slot>,
     next: AtomicUsize,
     in_flight: AtomicUsize,
-    /// Of the last TCP connect, in microseconds; 0: there was none.
+    /// Of the last TCP connect for mTLS, in microseconds; 0: there was none.
     round_trip_us: AtomicU64,
 }
 
@@ -167,7 +167,7 @@ impl Upstream {
         self.0.slots.iter().all(Slot::is_resting)
     }
 
-    /// To the server's host and back, as the last connect measured it.
+    /// To the server's host and back, as the last connect measured it; none beside us.
     pub fn round_trip(&self) -> Option<Duration> {
         let micros = self.0.round_trip_us.load(Ordering::Relaxed);
         (micros > 0).then(|| Duration::from_micros(micros))

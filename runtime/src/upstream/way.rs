@@ -52,7 +52,7 @@ impl Way {
     }
 }
 
-/// `ADDRESS, SPIFFE id`, for the log.
+/// For the log: where, and who it must be.
 impl fmt::Display for Way {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -22,7 +22,7 @@ use spillway_proto::inference::{
     ModelStatisticsRequest, ModelStreamInferResponse, StatisticDuration, model_metadata_response::TensorMetadata,
 };
 use spillway_runtime::oip;
-use spillway_runtime::upstream::Beside;
+use spillway_runtime::upstream::{Beside, UpstreamMetrics};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tonic::transport::{Channel, Endpoint};
@@ -69,7 +69,7 @@ impl Server {
     }
 
     /// Does not connect yet. To be called within a tokio runtime.
-    pub fn at(endpoint: &str) -> Result<Self, InvalidEndpoint> {
+    pub fn at(endpoint: &str, metrics: &UpstreamMetrics) -> Result<Self, InvalidEndpoint> {
         let (endpoint, server) = parse(endpoint)?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
@@ -80,7 +80,7 @@ impl Server {
         let client = GrpcInferenceServiceClient::new(channel)
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
-        Ok(Self { client, unary: Unary::at(server) })
+        Ok(Self { client, unary: Unary::at(server, metrics.clone()) })
     }
 
     pub fn model(&self, name: &Name) -> Triton {

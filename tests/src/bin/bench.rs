@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use spillway_tests::bench::growth;
 use spillway_tests::bench::load::part;
@@ -167,8 +167,11 @@ impl Bench {
             Work::Lookup => lookup::run(&sidecar::Extent::default(), results),
             Work::SidecarCpu => cpu::run(&sidecar::Extent::default(), results),
             Work::Path => {
-                let latency = latency::run(&sidecar::Extent::default(), results);
-                tensor::run(&sidecar::Extent::default(), results).and(latency)
+                let extent = sidecar::Extent::default();
+                match (latency::run(&extent, results), tensor::run(&extent, results)) {
+                    (Err(first), Err(second)) => bail!("{first:#}; {second:#}"),
+                    (latency, tensor) => latency.and(tensor),
+                }
             }
             Work::Growth(GrowthArguments { only }) => {
                 growth::run(&growth::Extent { only, ..growth::Extent::default() }, spillway, results)

@@ -31,7 +31,7 @@ pub(super) struct Unary(Upstream);
 
 impl Unary {
     /// Connects with the first call.
-    pub fn at(server: Beside) -> Self {
+    pub fn at(server: Beside, metrics: UpstreamMetrics) -> Self {
         let settings = UpstreamSettings {
             connect_timeout: CONNECT_TIMEOUT,
             ping_every: None,
@@ -39,7 +39,7 @@ impl Unary {
             longest_rest: LONGEST_REST,
             ..UpstreamSettings::default()
         };
-        Self(Upstream::beside(server, settings, UpstreamMetrics::default()))
+        Self(Upstream::beside(server, settings, metrics))
     }
 
     pub async fn infer(&self, request: &InferRequest, call: &Call) -> Result<InferResponse, ModelError> {
@@ -67,11 +67,23 @@ fn message(request: &InferRequest, call: &Call) -> Result<Request<OipBody>, Mode
     Ok(message)
 }
 
-/// Reads an answer to its end: its status first, since only that of a success has a message.
+/// Reads an answer to its end. Its status comes first, since only a success has a message.
 async fn read(answer: Response<UpstreamBody>, deadline: Instant) -> Result<InferResponse, ModelError> {
     let (head, mut body) = answer.into_parts();
-    if head.status != StatusCode::OK {
-        return Err(ModelError::Unavailable(format!("it answered HTTP {}", head.status)));
+    if head.headers.contains_key(Status::GRPC_STATUS) {
+        // A refusal has no message, and may be no more than this head.
+        check(&head.headers, deadline)?;
+    }
+    match head.status {
+        StatusCode::OK => {}
+        // As gRPC takes them: somebody between us and Triton.
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => {
+            return Err(ModelError::Unavailable(format!("it answered HTTP {}", head.status)));
+        }
+        other => return Err(ModelError::Failed(format!("it answered HTTP {other}"))),
     }
     let (mut whole, mut pieces, mut trailers) = (Bytes::new(), BytesMut::new(), None);
     while let Some(frame) = body.frame().await {
@@ -106,9 +118,9 @@ fn check(said: &HeaderMap, deadline: Instant) -> Result<(), ModelError> {
     }
 }
 
-/// The connection broke or never was. Triton resets a stream whose time is over.
+/// The connection broke or never was, or Triton reset the stream, as it does with one whose time is over.
 fn lost(error: &UpstreamError, deadline: Instant) -> ModelError {
-    if at_deadline(deadline) {
+    if matches!(error, UpstreamError::Deadline { .. }) || (error.is_cancelled() && at_deadline(deadline)) {
         return ModelError::DeadlineExceeded;
     }
     let mut text = error.to_string();
@@ -119,3 +131,7 @@ fn lost(error: &UpstreamError, deadline: Instant) -> ModelError {
     }
     ModelError::Unavailable(text)
 }
+
+#[cfg(test)]
+#[path = "unary_tests.rs"]
+mod tests;
