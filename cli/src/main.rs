@@ -67,6 +67,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    commands::process::allow_huge_pages(false);
     spillway_runtime::tls::install_provider();
     let outcome = match Arguments::parse().command {
         Command::Gateway(arguments) => commands::process::gateway(&arguments),

@@ -31,7 +31,6 @@ pub struct Arguments {
 }
 
 pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
-    allow_huge_pages(false);
     let settings: spillway_gateway::GatewaySettings = settings::read(&arguments.config)?;
     allow_huge_pages(settings.results.memory.0 >= LARGE_CACHE);
     // The gateway's requests run on threads of its own; this one looks after the rest.
@@ -39,7 +38,6 @@ pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
-    allow_huge_pages(false);
     let settings: spillway_sidecar::SidecarSettings = settings::read(&arguments.config)?;
     let cache = settings.features.as_ref().map_or(0, |features| features.memory.size.0);
     let models = settings.models.as_deref().map_or(0, bytes_in);
@@ -49,20 +47,20 @@ pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 pub fn control(arguments: &Arguments) -> Result<ExitCode> {
-    allow_huge_pages(false);
     let settings: spillway_control::ControlSettings = settings::read(&arguments.config)?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.drain_timeout, |drain| spillway_control::run(settings, drain))
 }
 
 pub fn dns(arguments: &Arguments) -> Result<ExitCode> {
-    allow_huge_pages(false);
     let settings: spillway_control::dns::DnsSettings = settings::read(&arguments.config)?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_control::dns::run(settings, drain))
 }
 
 pub fn injector(arguments: &Arguments) -> Result<ExitCode> {
+    // It starts what it has stopped, and children inherit this.
+    allow_huge_pages(true);
     let settings: crate::injector::InjectorSettings = settings::read(&arguments.config)?;
     // Requests go through its links.
     let cores = std::thread::available_parallelism()?.get();
@@ -101,9 +99,9 @@ where
 }
 
 /// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. Off
-/// before much is allocated, they stay off but for large caches and models. Children inherit it (prctl(2),
-/// PR_SET_THP_DISABLE), so it is for processes that start none.
-fn allow_huge_pages(allow: bool) {
+/// before much is allocated, they stay off but for large caches and models, and for who starts other programs, which
+/// inherit it (prctl(2), PR_SET_THP_DISABLE).
+pub fn allow_huge_pages(allow: bool) {
     // A kernel that has none refuses, which is as good.
     let _ = set_thp_disable(!allow);
 }

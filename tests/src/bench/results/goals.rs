@@ -18,7 +18,7 @@ const MARKS: [&str; 2] = ["<!-- bench -->\n", "<!-- /bench -->"];
 
 /// The goals in the README, in its order: the figure, and what it says. A figure with a goal that is not
 /// here stands in RESULTS.md alone, under its name.
-const TITLES: [(&str, &str); 37] = [
+const TITLES: [(&str, &str); 39] = [
     ("speed.grpc.cpu_ratio_envoy", "unary gRPC to mTLS h2: CPU per call, to Envoy's"),
     ("speed.h2.cpu_ratio_envoy", "REST over h2 to mTLS h2: the same"),
     ("speed.h1.cpu_ratio_envoy", "REST over HTTP/1.1 to mTLS h2: the same"),
@@ -29,6 +29,7 @@ const TITLES: [(&str, &str); 37] = [
     ("speed.hit_grpc.cpu_ratio_envoy-constant", "hit in the result cache, gRPC with trailers: the same"),
     ("speed.cache_misses.cpu_ratio_off", "result cache on without a hit: CPU, to the cache off"),
     ("speed.handshake.full.cpu_ratio_envoy", "full mTLS handshake: CPU, to Envoy's"),
+    ("speed.handshake.newcomer.cpu_ratio_envoy", "full mTLS handshake of a client that is new: the same"),
     ("speed.handshake.resumed.cpu_ratio_envoy", "resumed mTLS handshake: the same"),
     ("speed.open_loop.grpc.p99_ratio_envoy", "gRPC at 70 % load: p99, to Envoy's"),
     ("speed.open_loop.h2.p99_ratio_envoy", "REST over h2 at 70 % load: the same"),
@@ -44,6 +45,7 @@ const TITLES: [(&str, &str); 37] = [
     ("speed.lookup.l2.10.p99_ratio_feast", "of 10 entities, to Feast: p99"),
     ("speed.lookup.l2.100.p99_ratio_feast", "of 100 entities, to Feast: p99"),
     ("speed.sidecar.join.cores_at_1000_per_s", "sidecar at 1,000 requests/s, beyond the model's own CPU: cores"),
+    ("speed.sidecar.no_join.cores_at_1000_per_s", "the same without a join"),
     ("speed.path.hit.p50_ms", "whole path at 70 % load or 15,000 calls/s, hit in the result cache: p50"),
     ("speed.path.hit.p99_ms", "the same: p99"),
     ("speed.path.miss.p50_ms", "whole path at 70 % load, features and model: p50"),
