@@ -7,9 +7,12 @@ SPILLWAY := target/debug/spillway
 # What tests check beyond what `make dev` needs.
 FEATURES := --features spillway/route53
 
+# What is deployed. By the profile the compiler knows what runs often; it has no sizes and no targets of calls in it (vp).
+DIST := RUSTFLAGS="-Cprofile-use=$(CURDIR)/cli/dist.profdata -Cllvm-args=-disable-vp $$RUSTFLAGS" cargo build --locked --profile dist
+
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
 
-.PHONY: help dev dev-servers build test lint unit scenarios clean-clone bench bench-smoke figures format
+.PHONY: help dev dev-servers build test lint unit scenarios clean-clone dist bench bench-smoke profile figures format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -46,15 +49,25 @@ scenarios: ## real processes and real servers
 clean-clone: ## `make dev` as a new user meets it: from a clone with nothing built to the first prediction
 	@tests/clean_clone.sh
 
-bench: ## what everything costs, beside Envoy, HAProxy, nginx and Feast; writes tests/bench/RESULTS.md
+dist: ## what is deployed: target/dist/spillway; DIST_ARGS="--features route53" for Route 53
+	@tests/servers/install.sh build
+	$(DIST) -p spillway $(DIST_ARGS)
+	@readelf -SW target/dist/spillway | grep -q '\.text\.hot' || { echo "cli/dist.profdata fits nothing of this build: make profile" >&2; exit 1; }
+
+bench: dist ## what everything costs, beside Envoy, HAProxy, nginx and Feast; writes tests/bench/RESULTS.md
 	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast
-	cargo build --locked --profile dist -p spillway -p spillway-tests --bins
+	$(DIST) -p spillway-tests --bins
 	target/dist/bench
 
 bench-smoke: ## every work of the bench for a moment, to see that it runs; `make test` has it too
 	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast
 	cargo build --locked --workspace --all-targets $(FEATURES)
 	PATH="$(TOOLS):$$PATH" cargo nextest run --locked --workspace $(FEATURES) -E 'package(spillway-tests) and test(every_work_of_the_bench)'
+
+profile: ## cli/dist.profdata anew, from a run of the bench: half an hour
+	@tests/servers/install.sh build tools envoy haproxy nginx redis grpcurl curl dns
+	$(DIST) -p spillway-tests --bins
+	@tests/bench/profile.sh
 
 figures: ## everything that tests and benches measured, as a table
 	@cargo run --quiet --locked -p spillway-figures

@@ -130,7 +130,7 @@ fn main() -> Result<()> {
     };
     ensure!(
         spillway.is_file(),
-        "{} is missing; build it first: cargo build --profile dist -p spillway",
+        "{} is missing; build it first: make dist",
         spillway.display()
     );
     if cfg!(debug_assertions) {
