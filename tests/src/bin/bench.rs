@@ -128,11 +128,7 @@ fn main() -> Result<()> {
         Some(path) => path,
         None => std::env::current_exe()?.with_file_name("spillway"),
     };
-    ensure!(
-        spillway.is_file(),
-        "{} is missing; build it first: make dist",
-        spillway.display()
-    );
+    ensure!(spillway.is_file(), "{} is missing; build it first: make dist", spillway.display());
     if cfg!(debug_assertions) {
         println!("THIS IS A DEBUG BUILD: its figures mean nothing.");
     }
