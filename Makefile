@@ -7,7 +7,8 @@ SPILLWAY := target/debug/spillway
 # What tests check beyond what `make dev` needs.
 FEATURES := --features spillway/route53
 
-# What is deployed. By the profile the compiler knows what runs often; it has no sizes and no targets of calls in it (vp).
+# What is deployed. By the profile the compiler knows what runs often. It was counted without values (sizes of copies, targets
+# of calls), which continuous counting cannot have: looking for them (vp) would warn at each function.
 DIST := RUSTFLAGS="-Cprofile-use=$(CURDIR)/cli/dist.profdata -Cllvm-args=-disable-vp $$RUSTFLAGS" cargo build --locked --profile dist
 
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.

@@ -34,10 +34,10 @@ clients=(--cacert "$counting/dev/pki/trust-bundle.pem" --cert "$counting/dev/pki
 for version in --http1.1 --http2; do
     for site in site-0001 site-0007 nobody; do
         # What follows the # is not sent; it makes two thousand requests of one.
-        curl --silent --no-progress-meter --parallel --parallel-max 32 "$version" "${clients[@]}" --data "{\"parameters\":{\"entity_id\":\"$site\"},\"inputs\":[]}" \
+        curl --fail --no-progress-meter --parallel --parallel-max 32 "$version" "${clients[@]}" --data "{\"parameters\":{\"entity_id\":\"$site\"},\"inputs\":[]}" \
             "$address/v2/models/phishing/infer#[1-2000]" >/dev/null
     done
-    curl --silent --no-progress-meter --parallel --parallel-max 32 "$version" "${clients[@]}" \
+    curl --fail --no-progress-meter --parallel --parallel-max 32 "$version" "${clients[@]}" \
         --data '{"inputs":[{"name":"site_id","datatype":"BYTES","shape":[2],"data":["site-0001","site-0002"]}]}' "$address/v2/models/phishing/infer#[1-2000]" >/dev/null
 done
 for _ in {1..5000}; do echo '{"model_name":"phishing","parameters":{"entity_id":{"string_param":"site-0001"}}}'; done |
