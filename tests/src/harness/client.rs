@@ -16,11 +16,14 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use spillway_runtime::tls::IdentitySettings;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// No answer of these tests takes so long.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// An answer that was read before its connection ended is there by then.
+const AFTER_THE_END: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -45,7 +48,13 @@ pub struct Answer {
 }
 
 /// One open connection.
-pub enum Connection {
+pub struct Connection {
+    sender: Sender,
+    /// Closed when nobody reads and writes the connection any more.
+    ended: watch::Receiver<()>,
+}
+
+enum Sender {
     H1(http1::SendRequest<Full<Bytes>>),
     H2(http2::SendRequest<Full<Bytes>>),
 }
@@ -87,13 +96,11 @@ impl Client {
         Ok(match protocol {
             Protocol::H1 => {
                 let (sender, connection) = http1::handshake(io).await?;
-                tokio::spawn(connection);
-                Connection::H1(sender)
+                Connection::new(Sender::H1(sender), connection)
             }
             Protocol::H2 => {
                 let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
-                tokio::spawn(connection);
-                Connection::H2(sender)
+                Connection::new(Sender::H2(sender), connection)
             }
         })
     }
@@ -123,27 +130,45 @@ impl Client {
 }
 
 impl Connection {
+    fn new(sender: Sender, connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> Self {
+        let (end, ended) = watch::channel(());
+        tokio::spawn(async move {
+            // What became of it, its requests say.
+            let _ = connection.await;
+            drop(end);
+        });
+        Self { sender, ended }
+    }
+
     /// Another handle of the same HTTP/2 connection, for requests side by side.
     pub fn beside(&self) -> Self {
-        match self {
-            Self::H1(_) => panic!("HTTP/1.1 has one request at a time"),
-            Self::H2(sender) => Self::H2(sender.clone()),
-        }
+        let sender = match &self.sender {
+            Sender::H1(_) => panic!("HTTP/1.1 has one request at a time"),
+            Sender::H2(sender) => Sender::H2(sender.clone()),
+        };
+        Self { sender, ended: self.ended.clone() }
     }
 
     /// Whether the server has ended it.
     pub fn is_closed(&self) -> bool {
-        match self {
-            Self::H1(sender) => sender.is_closed(),
-            Self::H2(sender) => sender.is_closed(),
+        match &self.sender {
+            Sender::H1(sender) => sender.is_closed(),
+            Sender::H2(sender) => sender.is_closed(),
         }
     }
 
     /// Sends a request when the connection can take it. An error before that is [`NotSent`].
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+        let mut ended = self.ended.clone();
+        // A request that is handed to hyper in the very moment in which its connection ends can wait for ever: seen once in
+        // some 100,000 on busy cores.
+        let forgotten = async {
+            while ended.changed().await.is_ok() {}
+            tokio::time::sleep(AFTER_THE_END).await;
+        };
         let answer = async {
-            let response = match self {
-                Self::H1(sender) => {
+            let response = match &mut self.sender {
+                Sender::H1(sender) => {
                     sender.ready().await.map_err(NotSent)?;
                     // h1 wants the path alone, and the host beside it.
                     let authority = request.uri().authority().expect("it was built with one").to_string();
@@ -153,7 +178,7 @@ impl Connection {
                     request.headers_mut().entry(header::HOST).or_insert(host);
                     sender.send_request(request).await
                 }
-                Self::H2(sender) => {
+                Sender::H2(sender) => {
                     sender.ready().await.map_err(NotSent)?;
                     sender.send_request(request).await
                 }
@@ -167,7 +192,12 @@ impl Connection {
             let trailers = body.trailers().cloned().unwrap_or_default();
             Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
         };
-        tokio::time::timeout(PATIENCE, answer).await.map_err(|_| anyhow::anyhow!("no answer in {PATIENCE:?}"))?
+        tokio::select! {
+            answer = tokio::time::timeout(PATIENCE, answer) => {
+                answer.map_err(|_| anyhow::anyhow!("no answer in {PATIENCE:?}"))?
+            }
+            () = forgotten => anyhow::bail!("the connection ended and gave no answer"),
+        }
     }
 }
 
