@@ -1,5 +1,8 @@
 //! Latency under a load that does not wait: calls begin at random moments at a fixed rate, at shares of the
-//! capacity of the weakest peer, which the closed loop finds shortly before in the same run.
+//! capacity of the weakest peer, which is found shortly before in the same run.
+//!
+//! The closed loop says who is the weakest, but not at which rate it keeps up: there 64 calls come together and are
+//! read, written and woken for together, so that each costs less than one that comes alone.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,7 +15,7 @@ use super::turns::{interleaved, of, values};
 use crate::bench::load::open::{Found, Open};
 use crate::bench::load::part::Job;
 use crate::bench::message::Protocol;
-use crate::bench::peers::Kind;
+use crate::bench::peers::{Kind, Proxy};
 use crate::bench::results::{Axis, Line, Plot, Results, Shape, figure, verdict};
 use crate::bench::stand::{self, Calls, Stand};
 use crate::bench::statistics::{Median, median};
@@ -27,8 +30,12 @@ const SHARES: [f64; 3] = [0.5, 0.7, 0.9];
 const JUDGED: usize = 1;
 /// As many as in the closed loop.
 const CONNECTIONS: usize = 8;
-/// Calls in flight on each of them in the closed loop that finds the capacity.
+/// Calls in flight on each of them in the closed loop that finds the weakest.
 const STREAMS: usize = 8;
+/// Halvings between nothing and the closed loop's rate, until the capacity is known to 3 %.
+const HALVINGS: u32 = 5;
+/// p99 of who keeps up with a rate: beyond it, a queue grew while it was measured.
+const KEEPS_UP_US: f64 = 50_000.0;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
@@ -38,7 +45,7 @@ pub struct Extent {
     pub others: usize,
     pub warm_up: Duration,
     pub measure: Duration,
-    /// How long each peer's capacity is looked for.
+    /// How long each peer has the closed loop, and the weakest each rate that may be its capacity.
     pub capacity: Duration,
 }
 
@@ -49,7 +56,7 @@ impl Default for Extent {
             others: 2,
             warm_up: Duration::from_millis(500),
             measure: Duration::from_millis(1_500),
-            capacity: Duration::from_millis(1_500),
+            capacity: Duration::from_millis(1_000),
         }
     }
 }
@@ -68,31 +75,77 @@ type Turn = [Option<Found>; SHARES.len()];
 pub fn run(extent: &Extent, spillway: &Path, results: &mut Results) -> Result<()> {
     let stand = Stand::build(spillway)?;
     for protocol in PROTOCOLS {
-        let capacities = capacities(&stand, protocol, extent)?;
-        let least = capacities.iter().map(|(_, capacity)| *capacity).fold(f64::INFINITY, f64::min);
+        let capacity = Capacity::find(&stand, protocol, extent)?;
         let turns = interleaved(&PEERS, extent.repetitions, |kind, repetition| {
-            turn(&stand, protocol, kind, least, repetition, extent)
+            turn(&stand, protocol, kind, capacity.per_second, repetition, extent)
         })?;
-        report(protocol, extent, &capacities, least, &turns, results)?;
+        report(protocol, extent, &capacity, &turns, results)?;
     }
     Ok(())
 }
 
-/// Answered calls a second of each peer in the closed loop.
-fn capacities(stand: &Stand, protocol: Protocol, extent: &Extent) -> Result<Vec<(Kind, f64)>> {
+/// Calls a second that the weakest peer keeps up with.
+struct Capacity {
+    weakest: Kind,
+    per_second: f64,
+    /// Of each peer in the closed loop.
+    closed: Vec<(Kind, f64)>,
+}
+
+impl Capacity {
+    fn find(stand: &Stand, protocol: Protocol, extent: &Extent) -> Result<Self> {
+        let closed = PEERS.iter().map(|kind| Ok((*kind, closed_loop(stand, protocol, *kind, extent)?)));
+        let closed = closed.collect::<Result<Vec<_>>>()?;
+        let weakest = closed.iter().min_by(|(_, one), (_, other)| one.total_cmp(other));
+        let (weakest, most) = *weakest.context("no peer")?;
+        let (mut kept, mut too_much) = (0.0, most);
+        for _ in 0..HALVINGS {
+            let rate = f64::midpoint(kept, too_much);
+            let proxy = stand.proxy(weakest, protocol)?;
+            let found = open_loop(stand, protocol, &proxy, rate, extent.capacity, extent)?;
+            let keeps_up = found.p99_us < KEEPS_UP_US && found.lost_share() < DOUBTFUL;
+            *(if keeps_up { &mut kept } else { &mut too_much }) = rate;
+        }
+        // Nothing was kept up with: then the least that was asked for, and the table shows it.
+        let per_second = if kept > 0.0 { kept } else { too_much };
+        println!("{} keeps up with {per_second:.0} calls/s over {}", weakest.name(), protocol.name());
+        Ok(Self { weakest, per_second, closed })
+    }
+}
+
+/// Answered calls a second in the closed loop.
+fn closed_loop(stand: &Stand, protocol: Protocol, kind: Kind, extent: &Extent) -> Result<f64> {
     let closed = stand::Extent {
         repetitions: 1,
         warm_up: extent.warm_up,
         measure: extent.capacity,
         in_flight: CONNECTIONS * STREAMS,
     };
-    let calls = Calls { protocol, distinct: false };
-    let found = PEERS.iter().map(|kind| {
-        let proxy = stand.proxy(*kind, protocol)?;
-        let window = stand.window(*kind, &proxy, calls, &closed).context("the capacity")?;
-        Ok((*kind, window.per_second()))
+    let proxy = stand.proxy(kind, protocol)?;
+    let window = stand.window(kind, &proxy, Calls { protocol, distinct: false }, &closed).context("the closed loop")?;
+    Ok(window.per_second())
+}
+
+fn open_loop(
+    stand: &Stand,
+    protocol: Protocol,
+    proxy: &Proxy,
+    rate: f64,
+    measure: Duration,
+    extent: &Extent,
+) -> Result<Found> {
+    let job = Job::Open(Open {
+        pki: stand.setting.identities.folder().to_owned(),
+        address: proxy.address,
+        protocol,
+        rate,
+        connections: CONNECTIONS,
+        warm_up: extent.warm_up,
+        measure,
+        proxy_core: stand.setting.cores[0],
+        load_core: stand.load_core,
     });
-    found.collect()
+    job.start(&[stand.load_core]).with_context(|| format!("at {rate:.0} calls/s"))
 }
 
 fn turn(
@@ -109,18 +162,7 @@ fn turn(
         if at != JUDGED && repetition >= extent.others {
             continue;
         }
-        let job = Job::Open(Open {
-            pki: stand.setting.identities.folder().to_owned(),
-            address: proxy.address,
-            protocol,
-            rate: share * capacity,
-            connections: CONNECTIONS,
-            warm_up: extent.warm_up,
-            measure: extent.measure,
-            proxy_core: stand.setting.cores[0],
-            load_core: stand.load_core,
-        });
-        let found: Found = job.start(&[stand.load_core]).with_context(|| format!("at {share} of the capacity"))?;
+        let found = open_loop(stand, protocol, &proxy, share * capacity, extent.measure, extent)?;
         println!(
             "{:10} {} at {:.0} %: p50 {:.0} us, p99 {:.0} us, sent late {:.2} %, lost {:.2} %",
             kind.name(),
@@ -144,22 +186,25 @@ fn at_share(turns: &[Turn], at: usize, value: impl Fn(&Found) -> f64) -> Vec<f64
 fn report(
     protocol: Protocol,
     extent: &Extent,
-    capacities: &[(Kind, f64)],
-    least: f64,
+    capacity: &Capacity,
     turns: &[(Kind, Vec<Turn>)],
     results: &mut Results,
 ) -> Result<()> {
-    let capacities = capacities.iter().map(|(kind, capacity)| Ok(format!("{} {capacity:.0}", kind.title()?)));
-    let capacities = capacities.collect::<Result<Vec<String>>>()?;
+    let closed = capacity.closed.iter().map(|(kind, rate)| Ok(format!("{} {rate:.0}", kind.title()?)));
+    let closed = closed.collect::<Result<Vec<String>>>()?;
     let mut text = format!(
         "## Latency under load, {}\n\n\
          Open loop: calls begin at random moments (a Poisson process, the same plan for all) on {CONNECTIONS} connections, and latency runs from the planned\n\
-         moment. Shares are of {least:.0} calls/s, the capacity of the weakest in the closed loop of this run (calls/s: {}). {} turns of {} s at\n\
-         {:.0} %, {} at the others, interleaved; every call of the window is waited for and checked. Late: sent more than 1 ms after its moment.\n\
+         moment. Shares are of {:.0} calls/s: so many begin where {}, the weakest in a closed loop of {} calls (calls/s: {}), just keeps up in\n\
+         this open one (p99 below {:.0} ms). {} turns of {} s at {:.0} %, {} at the others, interleaved; every call of the window is waited for and checked. Late: sent more than 1 ms after its moment.\n\
          Lost: turned away for the load or timed out, 1 s each in the latencies. Medians of the turns, of p99 with its 95 % interval, µs.\n\n\
          | | load | calls/s | p50 | p90 | p99 | p99.9 | late | lost | proxy's core busy | load's core busy |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
         title(protocol),
-        capacities.join(", "),
+        capacity.per_second,
+        capacity.weakest.title()?,
+        CONNECTIONS * STREAMS,
+        closed.join(", "),
+        KEEPS_UP_US / 1e3,
         extent.repetitions,
         extent.measure.as_secs_f64(),
         SHARES[JUDGED] * 100.0,
@@ -178,7 +223,7 @@ fn report(
                 text,
                 "| {} | {percent:.0} % | {:.0} | {:.0} | {:.0} | {p99:.0} | {:.0} | {:.2} % | {:.2} % | {:.0} % | {:.0} % |",
                 peer,
-                share * least,
+                share * capacity.per_second,
                 of(&|found| found.p50_us),
                 of(&|found| found.p90_us),
                 of(&|found| found.p999_us),
