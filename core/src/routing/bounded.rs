@@ -35,19 +35,28 @@ pub struct Placed {
     pub passed_full: bool,
 }
 
-/// The bound over one pool at one moment. `load` gives a pod's load, or none if it takes no traffic.
-pub struct Bounded<'a, F> {
+/// What the pods of a pool that take traffic carry together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Totals {
+    pub in_flight: f64,
+    pub weight: f64,
+}
+
+/// The bound over one pool at one moment. `load` gives a pod's load, or none if it takes no traffic. `totals` gives what
+/// all of them carry: by its argument, which sums it up, or as it was a moment ago, since a sum asks every pod.
+pub struct Bounded<'a, F, T> {
     ring: &'a Ring,
     factor: f64,
     load: F,
-    /// Requests in flight in all, the one to be placed included, and weights; summed up when first asked for.
-    pool: OnceCell<(f64, f64)>,
+    totals: T,
+    /// Asked for once at most.
+    pool: OnceCell<Totals>,
 }
 
-impl<'a, F: Fn(usize) -> Option<Load>> Bounded<'a, F> {
+impl<'a, F: Fn(usize) -> Option<Load>, T: Fn(&dyn Fn() -> Totals) -> Totals> Bounded<'a, F, T> {
     /// A `factor` below 1 counts as 1: less could leave a request without a place.
-    pub fn new(ring: &'a Ring, factor: f64, load: F) -> Self {
-        Self { ring, factor: factor.max(1.0), load, pool: OnceCell::new() }
+    pub fn new(ring: &'a Ring, factor: f64, load: F, totals: T) -> Self {
+        Self { ring, factor: factor.max(1.0), load, totals, pool: OnceCell::new() }
     }
 
     /// Whether a pod may get one request more. O(1) for an idle pod, else O(pods) once.
@@ -77,12 +86,17 @@ impl<'a, F: Fn(usize) -> Option<Load>> Bounded<'a, F> {
 
     /// Requests that a pod of this weight may have in flight.
     fn capacity(&self, weight: f64) -> usize {
-        let (total, weights) = *self.pool.get_or_init(|| {
-            let loads = (0..self.ring.pods()).filter_map(|pod| self.counted(pod));
-            loads.fold((1.0, 0.0), |(total, weights), load| (total + load.in_flight as f64, weights + load.weight))
-        });
+        let pool = self.pool.get_or_init(|| (self.totals)(&|| self.sum()));
         // In this order whole numbers stay whole, and no rounding makes room for one more.
-        (self.factor * total * weight / weights).ceil() as usize
+        (self.factor * (pool.in_flight + 1.0) * weight / pool.weight).ceil() as usize
+    }
+
+    fn sum(&self) -> Totals {
+        let loads = (0..self.ring.pods()).filter_map(|pod| self.counted(pod));
+        loads.fold(Totals { in_flight: 0.0, weight: 0.0 }, |sum, load| Totals {
+            in_flight: sum.in_flight + load.in_flight as f64,
+            weight: sum.weight + load.weight,
+        })
     }
 
     fn counted(&self, pod: usize) -> Option<Load> {
@@ -110,8 +124,12 @@ mod tests {
         key_hash(&key.to_le_bytes())
     }
 
+    fn sum(sum: &dyn Fn() -> Totals) -> Totals {
+        sum()
+    }
+
     fn place(ring: &Ring, key: u64, loads: &[Load]) -> Option<Placed> {
-        Bounded::new(ring, LOAD_FACTOR, |pod| loads.get(pod).copied()).place(key)
+        Bounded::new(ring, LOAD_FACTOR, |pod| loads.get(pod).copied(), sum).place(key)
     }
 
     fn free(in_flight: usize) -> Load {
@@ -137,7 +155,7 @@ mod tests {
         let ring = ring(2);
         let loads = |heavy, light| [Load { weight: 3.0, ..free(heavy) }, free(light)];
         let full =
-            |loads: [Load; 2], pod: usize| !Bounded::new(&ring, 1.25, |pod| Some(loads[pod])).admits(&loads[pod]);
+            |loads: [Load; 2], pod: usize| !Bounded::new(&ring, 1.25, |pod| Some(loads[pod]), sum).admits(&loads[pod]);
         // (12 + 1) * 1.25 = 16.25 in all: up to 13 and 5.
         assert!(!full(loads(12, 0), 0));
         assert!(!full(loads(8, 4), 1));
@@ -151,7 +169,27 @@ mod tests {
         let order: Vec<usize> = ring.order(hash(3)).collect();
         let load = |pod: usize| (pod != order[1]).then(|| free(if pod == order[0] { 5 } else { 3 }));
         // Three pods: (11 + 1) * 1.25 / 3 = 5; four would make 4.
-        assert_eq!(Bounded::new(&ring, 1.25, load).place(hash(3)).unwrap().pod, order[2]);
+        assert_eq!(Bounded::new(&ring, 1.25, load, sum).place(hash(3)).unwrap().pod, order[2]);
+    }
+
+    #[test]
+    fn the_bound_follows_what_the_pool_is_said_to_carry() {
+        let ring = ring(3);
+        let asked = std::cell::Cell::new(0);
+        // Summed up it would be (6 + 1) * 1.25 / 3 = 2.9: full with 3.
+        let bounded = Bounded::new(
+            &ring,
+            1.25,
+            |_| Some(free(2)),
+            |_| {
+                asked.set(asked.get() + 1);
+                Totals { in_flight: 11.0, weight: 3.0 }
+            },
+        );
+        assert!(bounded.admits(&free(0)));
+        assert_eq!(asked.get(), 0, "an idle pod is within any bound");
+        assert!(bounded.admits(&free(4)) && !bounded.admits(&free(5)));
+        assert_eq!(asked.get(), 1);
     }
 
     #[test]
@@ -227,7 +265,7 @@ mod tests {
                 let (in_flight, weight, free) = loads[pod];
                 Some(Load { in_flight, weight, free })
             };
-            let placed = Bounded::new(&ring, factor, load).place(key).map(|placed| placed.pod);
+            let placed = Bounded::new(&ring, factor, load, sum).place(key).map(|placed| placed.pod);
             let free = |pod: usize| loads[pod].2 && weight_of(loads[pod].1) > 0.0;
             prop_assert!(placed.is_none_or(free));
             prop_assert_eq!(placed.is_some(), (0..loads.len()).any(free));

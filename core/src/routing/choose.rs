@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::bounded::{Bounded, LOAD_FACTOR, Load};
+use super::bounded::{Bounded, LOAD_FACTOR, Load, Totals};
 use super::slow_start::SLOW_START;
 use super::weighted::turn;
 use super::{HotSettings, Ring, share_of, weight_of};
@@ -173,18 +173,20 @@ impl Reason {
 }
 
 /// The pod for a request. `pod` gives each pod of the ring's list by its index; `next_turn` the next
-/// number of the pool's counter, asked for by weighted round robin alone.
+/// number of the pool's counter, asked for by weighted round robin alone; `totals` what the pool carries
+/// ([`Bounded`]), asked for on the ring where a key's pod is not idle.
 ///
 /// None only if every pod with weight was tried. O(1) by least request and O(log pods) on the ring while
-/// few pods are full or out, else O(pods).
+/// few pods are full or out and totals are remembered, else O(pods).
 pub fn choose(
     settings: &RoutingSettings,
     call: &Call,
     ring: &Ring,
     pod: impl Fn(usize) -> Candidate,
     mut next_turn: impl FnMut() -> u64,
+    totals: impl Fn(&dyn Fn() -> Totals) -> Totals,
 ) -> Option<Choice> {
-    let mut pods = Pods { settings, ring, pod, panic: call.panic };
+    let mut pods = Pods { settings, ring, pod, totals, panic: call.panic };
     let chosen = pods.choose(call, &mut next_turn);
     if chosen.is_some() || call.panic {
         return chosen;
@@ -194,15 +196,16 @@ pub fn choose(
 }
 
 /// The pods of a pool as one call sees them.
-struct Pods<'a, F> {
+struct Pods<'a, F, T> {
     settings: &'a RoutingSettings,
     ring: &'a Ring,
     pod: F,
+    totals: T,
     /// All pods count as usable.
     panic: bool,
 }
 
-impl<F: Fn(usize) -> Candidate> Pods<'_, F> {
+impl<F: Fn(usize) -> Candidate, T: Fn(&dyn Fn() -> Totals) -> Totals> Pods<'_, F, T> {
     fn choose(&self, call: &Call, next_turn: impl FnMut() -> u64) -> Option<Choice> {
         let choice = match (self.settings.policy, call.key) {
             (Policy::Ring, Some(key)) => self.by_entity(key, call.hot, call.random),
@@ -214,7 +217,7 @@ impl<F: Fn(usize) -> Candidate> Pods<'_, F> {
     }
 
     fn by_entity(&self, key: u64, hot: bool, random: u64) -> Option<Choice> {
-        let bounded = Bounded::new(self.ring, self.settings.load_factor, |pod| self.load(pod));
+        let bounded = Bounded::new(self.ring, self.settings.load_factor, |pod| self.load(pod), &self.totals);
         if hot
             && let Some(pod) = self.spread(key, random)
             && self.load(pod).is_some_and(|load| bounded.admits(&load))

@@ -25,8 +25,12 @@ fn random(random: u64) -> Call {
     Call { random: mix(random, 0), ..Call::default() }
 }
 
+fn sum(sum: &dyn Fn() -> Totals) -> Totals {
+    sum()
+}
+
 fn take(policy: Policy, call: &Call, ring: &Ring, pods: &[Candidate]) -> Option<Choice> {
-    choose(&with(policy), call, ring, |pod| pods[pod], || 0)
+    choose(&with(policy), call, ring, |pod| pods[pod], || 0, sum)
 }
 
 fn chosen(policy: Policy, call: &Call, pods: &[Candidate]) -> (usize, Reason) {
@@ -96,7 +100,7 @@ fn a_hot_entity_has_one_pod_where_there_is_no_second() {
     assert_eq!(chosen(Policy::Ring, &call, &[IDLE]), (0, Reason::Owner));
     for spread in [0, 1, 2, MAX_SPREAD, usize::MAX] {
         let settings = RoutingSettings { spread, ..with(Policy::Ring) };
-        let choice = choose(&settings, &call, &ring(40), |_| IDLE, || 0).unwrap();
+        let choice = choose(&settings, &call, &ring(40), |_| IDLE, || 0, sum).unwrap();
         assert_eq!(choice.reason, if spread < 2 { Reason::Owner } else { Reason::Spread });
         assert!(order(&call, 40)[..MAX_SPREAD].contains(&choice.pod));
     }
@@ -135,7 +139,7 @@ fn ties_spread_over_all_free_pods() {
 
 #[test]
 fn the_score_counts_weight_reports_and_failures() {
-    let pods = Pods { settings: &with(Policy::LeastRequest), ring: &ring(0), pod: |_| IDLE, panic: false };
+    let pods = Pods { settings: &with(Policy::LeastRequest), ring: &ring(0), pod: |_| IDLE, totals: sum, panic: false };
     let busy = Candidate { in_flight: 3, ..IDLE };
     let report = |reported, age| Some(Report { reported, age: Duration::from_millis(age) });
     for (pod, score) in [
@@ -171,7 +175,7 @@ fn turns_go_by_weight_among_the_free() {
             number += 1;
             number
         };
-        let choice = choose(&with(Policy::WeightedRoundRobin), &keyed(1), &ring, |pod| pods[pod], next).unwrap();
+        let choice = choose(&with(Policy::WeightedRoundRobin), &keyed(1), &ring, |pod| pods[pod], next, sum).unwrap();
         assert_eq!(choice.reason, Reason::Turn);
         taken[choice.pod] += 1;
     }
@@ -287,7 +291,7 @@ proptest! {
         let decide = || {
             let asked = Cell::new(0);
             let next = || turns[asked.replace(asked.get() + 1) % 4];
-            choose(&with(policy), &call, &ring, |pod| pods[pod], next)
+            choose(&with(policy), &call, &ring, |pod| pods[pod], next, sum)
         };
         let choice = decide();
         prop_assert_eq!(choice, decide(), "the same input makes the same choice");
@@ -307,7 +311,7 @@ proptest! {
         let weight = |pod: &Candidate| weight_of(pod.weight).clamp(0.1, 1.0);
         let pods = [one, other].map(|pod| Candidate { usable: true, tried: false, weight: weight(&pod), ..pod });
         let settings = with(Policy::LeastRequest);
-        let all = Pods { settings: &settings, ring: &ring(2), pod: |pod: usize| pods[pod], panic: false };
+        let all = Pods { settings: &settings, ring: &ring(2), pod: |pod: usize| pods[pod], totals: sum, panic: false };
         let choice = all.by_load(random).unwrap();
         prop_assert!(all.score(&pods[choice.pod]) <= all.score(&pods[1 - choice.pod]));
     }
@@ -326,7 +330,7 @@ proptest! {
                 continue;
             }
             let call = Call { hot: key < 2, random, ..keyed(key) };
-            let choice = choose(&with(Policy::Ring), &call, &ring, |pod| pods[pod], || 0).unwrap();
+            let choice = choose(&with(Policy::Ring), &call, &ring, |pod| pods[pod], || 0, sum).unwrap();
             pods[choice.pod].in_flight += 1;
             running.push(choice.pod);
             prop_assert!(pods[choice.pod].in_flight <= (5 * running.len()).div_ceil(4 * count));

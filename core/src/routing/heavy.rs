@@ -1,6 +1,6 @@
 //! Which keys are hot: asked for more often than one pod should have to answer.
 //!
-//! The rule: memory is bounded by [`HotSettings::counters`], whatever keys come, and a key is never
+//! The rule: memory is bounded by [`HotSettings::counters`], whatever keys come, and small while few come; a key is never
 //! called hot below the threshold. It counts what it is shown: a gateway with one sketch per thread
 //! shows each a part of the rate.
 //!
@@ -36,7 +36,7 @@ pub struct HotSettings {
     pub cold_below: f64,
     /// The time that a rate is averaged over, 16 ms at least. Default 1 s.
     pub window: Duration,
-    /// Keys counted at a time, 1 to 65,536. Default 256, which take 8 KiB.
+    /// Keys counted at a time, 1 to 65,536. Default 256, which take up to 8 KiB.
     pub counters: usize,
 }
 
@@ -51,6 +51,9 @@ const FADINGS: u32 = 16;
 
 /// After so many fadings nothing is left: (15/16)^400 × 2^32 < 1.
 const FORGOTTEN: u128 = 400;
+
+/// Slots before any key came, and after all were forgotten: of many models most see few entities.
+const FEWEST: usize = 8;
 
 /// The sketch. Keys are hashes, such as [`super::key_hash`] gives; keys with one hash are one key.
 #[derive(Clone, Debug)]
@@ -83,7 +86,7 @@ impl HotEntities {
         let window = settings.window.max(Duration::from_millis(u64::from(FADINGS)));
         let hot_from = (f64::from(settings.threshold) * window.as_secs_f64()).max(1.0);
         Self {
-            slots: vec![Slot::default(); (2 * counters).next_power_of_two()].into(),
+            slots: slots(FEWEST),
             used: 0,
             counters,
             error: 0.0,
@@ -96,7 +99,7 @@ impl HotEntities {
 
     /// Counts one request for a key. Whether the key is hot.
     ///
-    /// O(1) on the average over requests; allocates nothing.
+    /// O(1) on the average over requests; allocates where it counts more keys at a time than before.
     pub fn observe(&mut self, key: u64, now: Duration) -> bool {
         self.fade(now);
         match self.find(key) {
@@ -105,6 +108,10 @@ impl HotEntities {
                 slot.count = slot.count.saturating_add(1);
                 slot.hot |= f64::from(slot.count) >= self.hot_from;
                 slot.hot
+            }
+            Err(_) if self.used < self.counters && 2 * (self.used + 1) > self.slots.len() => {
+                self.grow();
+                self.observe(key, now)
             }
             Err(free) if self.used < self.counters => {
                 self.used += 1;
@@ -142,7 +149,8 @@ impl HotEntities {
         }
         if due >= FORGOTTEN {
             (self.faded, self.error, self.used) = (now, 0.0, 0);
-            return self.slots.fill(Slot::default());
+            self.slots = slots(FEWEST);
+            return;
         }
         self.faded = self.faded.saturating_add(self.step.saturating_mul(due as u32));
         let left = (1.0 - 1.0 / f64::from(FADINGS)).powi(due as i32);
@@ -152,6 +160,18 @@ impl HotEntities {
             slot.count = (f64::from(slot.count) * left) as u32;
             slot.hot &= f64::from(slot.count) >= cold_below;
         });
+    }
+
+    /// Twice the slots.
+    fn grow(&mut self) {
+        let twice = slots(2 * self.slots.len());
+        for slot in std::mem::replace(&mut self.slots, twice) {
+            if slot.count > 0
+                && let Err(free) = self.find(slot.key)
+            {
+                self.slots[free] = slot;
+            }
+        }
     }
 
     /// The slot of a key, or the free one where it would be. At most `counters` steps, also for keys
@@ -206,6 +226,10 @@ impl HotEntities {
     fn after(&self, slot: usize) -> usize {
         (slot + 1) & (self.slots.len() - 1)
     }
+}
+
+fn slots(count: usize) -> Box<[Slot]> {
+    vec![Slot::default(); count].into()
 }
 
 #[cfg(test)]

@@ -112,14 +112,16 @@ fn a_hot_key_is_found_among_many() {
 #[test]
 fn t56_a_million_entities_take_no_more_memory() {
     let mut sketch = sketch();
-    let slots = sketch.slots.len();
+    assert_eq!(sketch.slots.len(), FEWEST);
     for entity in 0..1_000_000_u64 {
         let hot = sketch.observe(entity.wrapping_mul(0x9e37_79b9_7f4a_7c15), Duration::from_micros(entity * 20));
         assert!(!hot);
     }
-    assert_eq!((sketch.slots.len(), sketch.counters), (slots, 256));
+    assert_eq!((sketch.slots.len(), sketch.counters), (512, 256));
     assert!(sketch.used <= 256);
     assert!(steady(&mut sketch, 2_000, ms(20_000), ms(22_000)));
+    assert!(!sketch.observe(HOT, ms(3_600_000)));
+    assert_eq!((sketch.slots.len(), sketch.used), (FEWEST, 1), "what is forgotten takes no memory");
 }
 
 proptest! {

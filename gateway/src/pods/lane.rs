@@ -26,7 +26,7 @@ use spillway_core::inference::Entities;
 use spillway_core::resilience::outlier::{Outliers, PodId, Standing};
 use spillway_core::resilience::{Failed, Failure, HedgeSettings, NoHedge, OutlierSettings, Recent};
 use spillway_core::resource::Model;
-use spillway_core::routing::{Call, Candidate, Choice, Policy, Reason, address_hash, choose, key_hash};
+use spillway_core::routing::{Call, Candidate, Choice, Policy, Reason, Totals, address_hash, choose, key_hash};
 use spillway_core::units::Name;
 
 use crate::errors::Refusal;
@@ -43,6 +43,9 @@ const SAMPLES: u32 = 50;
 /// A thread that found a usable pod does not look again for so long: the look takes the pool's lock. What happens to the
 /// pods meanwhile shows in the calls to them.
 const LOOKED: Duration = Duration::from_millis(5);
+/// In a pool of more pods, a thread does not sum up what they carry for each call that finds its pod busy, but once in
+/// that time: the sum asks every pod, under the pool's lock.
+const SUMMED: usize = 64;
 /// Below this a pod's share of failures counts as none: it only halves with time, and any rest of it would
 /// leave the pod without a call where the others are idle.
 const FORGIVEN: f64 = 0.05;
@@ -58,6 +61,17 @@ pub struct Lane {
     pub recorder: Arc<Recorder>,
     /// Until when a look's good news counts, in microseconds of the clock.
     usable_until_us: AtomicU64,
+    carried: Carried,
+}
+
+/// What the pods carried when this thread summed it up last.
+#[derive(Default)]
+struct Carried {
+    /// Until when it counts, in microseconds of the clock.
+    until_us: AtomicU64,
+    /// Bits of both totals.
+    in_flight: AtomicU64,
+    weight: AtomicU64,
 }
 
 /// A request that looks for a pod.
@@ -121,6 +135,7 @@ impl Lane {
             breakers: pool.pods.iter().map(|pod| book.breaker(pod.state.id, name, model)).collect(),
             recorder: book.recorder.clone(),
             usable_until_us: AtomicU64::new(0),
+            carried: Carried::default(),
         }
     }
 
@@ -185,7 +200,6 @@ impl Lane {
 
     /// The same, as this thread found it lately. Takes no lock while it is so.
     pub fn was_usable(&self) -> bool {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let now = self.recorder.clock.now();
         if micros(now) < self.usable_until_us.load(Ordering::Relaxed) {
             return true;
@@ -263,6 +277,21 @@ impl Lane {
     }
 }
 
+impl Carried {
+    fn totals(&self, now: Duration, sum: &dyn Fn() -> Totals) -> Totals {
+        if micros(now) < self.until_us.load(Ordering::Relaxed) {
+            let [in_flight, weight] =
+                [&self.in_flight, &self.weight].map(|bits| f64::from_bits(bits.load(Ordering::Relaxed)));
+            return Totals { in_flight, weight };
+        }
+        let totals = sum();
+        self.in_flight.store(totals.in_flight.to_bits(), Ordering::Relaxed);
+        self.weight.store(totals.weight.to_bits(), Ordering::Relaxed);
+        self.until_us.store(micros(now + LOOKED), Ordering::Relaxed);
+        totals
+    }
+}
+
 impl Seek {
     fn new(call: Call, recent: Recent) -> Self {
         Self { call, recent, tried: [0; MOST_TRIED], count: 0, placed: false }
@@ -331,7 +360,13 @@ impl<'a> Scene<'a> {
     fn choose_within(&self, step: Step, next_turn: &mut impl FnMut() -> u64) -> Option<Choice> {
         let routing = &self.lane.model.traffic.routing;
         let pod = |index| self.candidate(index, step);
-        let chosen = choose(routing, &self.seek.call, &self.lane.pool.ring, pod, next_turn);
+        // Who is counted differs from step to step; nearly all calls are placed at the first.
+        let remembers = step == Step::Well && self.limited && self.lane.pool.pods.len() > SUMMED;
+        let totals = |sum: &dyn Fn() -> Totals| match remembers {
+            true => self.lane.carried.totals(self.now, sum),
+            false => sum(),
+        };
+        let chosen = choose(routing, &self.seek.call, &self.lane.pool.ring, pod, next_turn, totals);
         // Core's own panic knows no steps.
         chosen.filter(|choice| choice.reason != Reason::Panic)
     }
@@ -391,6 +426,10 @@ impl<'a> Scene<'a> {
             !pod.has_room() && !self.seek.tried().contains(&pod.id) && self.step_of(index, standing) <= step
         })
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A number in 0..1 for a pod out of the call's own random one (Knuth's multiplicative hash).

@@ -317,3 +317,30 @@ fn a_good_look_at_pods_counts_for_moments_and_a_bad_one_for_itself() {
     let _held = lane.pool.state.outliers.lock();
     assert!(lane.was_usable());
 }
+
+#[test]
+fn a_large_pool_is_summed_up_once_in_a_while_and_keeps_its_bound() {
+    let world = World::new();
+    let lane = world.lane(2 * SUMMED, "");
+    let mut leases = Vec::new();
+    for number in 0..6 * SUMMED {
+        let site = Entities::One(format!("site-{number}").into());
+        let mut seek = lane.seek(&site, None);
+        leases.push(lane.take(&mut seek, LEFT).unwrap());
+        if number % SUMMED == 0 {
+            std::thread::sleep(LOOKED);
+        }
+    }
+    // 384 in flight on 128 pods, at most a quarter more than their share of it.
+    let most = lane.pool.pods.iter().map(|pod| pod.state.in_flight()).max();
+    assert_eq!(most, Some(4));
+    let sums = std::cell::Cell::new(0);
+    let now = lane.recorder.clock.now() + LOOKED;
+    let sum = || {
+        sums.set(sums.get() + 1);
+        Totals { in_flight: f64::from(sums.get()), weight: 3.0 }
+    };
+    for (at, in_flight) in [(now, 1.0), (now + LOOKED / 2, 1.0), (now + LOOKED, 2.0)] {
+        assert_eq!(lane.carried.totals(at, &sum), Totals { in_flight, weight: 3.0 });
+    }
+}

@@ -48,6 +48,8 @@ use crate::errors::Refusal;
 const MOST_INPUT: usize = 1 << 20;
 /// Why such a request is not looked up, for metrics.
 pub(super) const LARGE: &str = "large-request";
+/// The same of a request for a model or version that the Snapshot does not name.
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// A request, authorized and checked against its model.
 pub struct Asked<'a> {
@@ -145,11 +147,10 @@ impl Results {
         began: Instant,
         said: &mut Said,
     ) -> Result<Look, Refusal> {
-        let now = self.now();
-        let Some((name, version)) = asked.names() else {
-            return Ok(self.bypass(said, Bypass::Uncacheable, "unknown"));
+        let now = began.saturating_duration_since(self.origin);
+        let Some(judged) = self.models.of(asked.snapshot, &asked.request.model, asked.tenant) else {
+            return Ok(self.bypass(said, Bypass::Uncacheable, UNKNOWN));
         };
-        let judged = self.models.of(asked.snapshot, name, asked.tenant);
         if judged.decide(now, sample(asked.request, asked.entities)) == Decision::Skip {
             self.metrics.guarded_off.inc();
             said.status = Some(Status::Bypass(Bypass::Guard));
@@ -158,6 +159,9 @@ impl Results {
         if is_large(asked.request) {
             return Ok(self.bypass(said, Bypass::Uncacheable, LARGE));
         }
+        let Some((name, version)) = asked.names() else {
+            return Ok(self.bypass(said, Bypass::Uncacheable, UNKNOWN));
+        };
         let key = match self.key(asked) {
             Ok(key) => key,
             Err(reason) => return Ok(self.bypass(said, Bypass::Uncacheable, reason.code())),

@@ -1,6 +1,6 @@
 //! What is known of each cached model: whether its cache pays, and how long its calls take.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,14 +29,20 @@ pub struct Models {
 
 #[derive(Default)]
 struct Known {
-    /// By model and tenant.
-    judged: HashMap<Name, HashMap<Name, Arc<Judged>>>,
-    count: usize,
+    judged: HashMap<Pair, Arc<Judged>>,
+    /// The Snapshot whose models and tenants these are.
+    version: u64,
 }
+
+/// A hash of a model and a tenant. Two that have the same one share a guard, which errs no worse than one guard for all.
+type Pair = u64;
 
 /// One model as one tenant uses it: a tenant whose requests never repeat switches off its own cache, and
 /// nobody else's.
 pub struct Judged {
+    model: Name,
+    /// The model's own name where it is all tenants that there was no more room for.
+    tenant: Name,
     guard: Mutex<Guard>,
     /// Exponentially weighted, the last call counts for an eighth; microseconds.
     call_us: AtomicU64,
@@ -58,69 +64,84 @@ impl Models {
         Self { known: RwLock::default(), metrics }
     }
 
-    pub fn of(&self, snapshot: &Snapshot, model: &Name, tenant: &Name) -> Arc<Judged> {
-        if let Some(judged) = self.known.read().judged.get(model).and_then(|tenants| tenants.get(tenant)) {
-            return judged.clone();
+    /// None: there is no such model.
+    pub fn of(&self, snapshot: &Snapshot, model: &str, tenant: &Name) -> Option<Arc<Judged>> {
+        {
+            let known = self.known.read();
+            // Without room, who is new stays so for as long as the same names are known.
+            let is_settled = known.is_full() && known.version == snapshot.version;
+            if let Some(judged) = known.find(model, tenant, is_settled) {
+                return Some(judged.clone());
+            }
         }
+        let (model, _) = snapshot.models.get_key_value(model)?;
         let mut known = self.known.write();
-        known.forget(snapshot, &self.metrics);
-        // The model's own name stands for all tenants that there is no more room for.
-        let tenant = if known.count < MOST { tenant } else { model };
-        let Known { judged, count } = &mut *known;
-        let tenants = judged.entry(model.clone()).or_default();
+        if known.version != snapshot.version {
+            known.forget(snapshot, &self.metrics);
+        }
+        let tenant = if known.is_full() { model } else { tenant };
         let new = || {
-            *count += 1;
             Arc::new(Judged {
+                model: model.clone(),
+                tenant: tenant.clone(),
                 guard: Mutex::new(Guard::new(Settings::default())),
                 call_us: AtomicU64::new(0),
                 metrics: self.metrics.clone(),
             })
         };
-        tenants.entry(tenant.clone()).or_insert_with(new).clone()
+        Some(known.judged.entry(pair(model.as_str(), tenant.as_str())).or_insert_with(new).clone())
     }
 
     /// Whether such a request would not be looked up. Changes nothing.
-    pub fn would_skip(&self, model: &Name, tenant: &Name, now: Duration, random: u64) -> bool {
+    pub fn would_skip(&self, model: &str, tenant: &Name, now: Duration, random: u64) -> bool {
         let known = self.known.read();
-        // As in [`Self::of`]: where there was no room for the tenant, all of the model are judged together.
-        let judged = known
-            .judged
-            .get(model)
-            .and_then(|tenants| tenants.get(tenant).or_else(|| tenants.get(model).filter(|_| known.count >= MOST)));
-        judged.is_some_and(|judged| judged.decide(now, random) == Decision::Skip)
+        known.find(model, tenant, known.is_full()).is_some_and(|judged| judged.decide(now, random) == Decision::Skip)
     }
 
     /// Every model, by name.
     pub fn all(&self) -> Vec<Summary> {
-        let known = self.known.read();
-        let summary = |(model, tenants): (&Name, &HashMap<Name, Arc<Judged>>)| Summary {
-            model: model.clone(),
-            tenants: tenants.len(),
-            off: tenants.values().filter(|judged| judged.is_off()).count(),
-            call: tenants.values().map(|judged| judged.call()).max().unwrap_or_default(),
-        };
-        let mut all: Vec<_> = known.judged.iter().map(summary).collect();
-        all.sort_unstable_by(|one, other| one.model.cmp(&other.model));
-        all
+        let mut all: BTreeMap<Name, Summary> = BTreeMap::new();
+        for judged in self.known.read().judged.values() {
+            let model = judged.model.clone();
+            let new = || Summary { model: judged.model.clone(), tenants: 0, off: 0, call: Duration::ZERO };
+            let summary = all.entry(model).or_insert_with(new);
+            summary.tenants += 1;
+            summary.off += usize::from(judged.is_off());
+            summary.call = summary.call.max(judged.call());
+        }
+        all.into_values().collect()
     }
 }
 
 impl Known {
-    /// A new pair may be a new Snapshot's: the time to forget those that are gone.
-    fn forget(&mut self, snapshot: &Snapshot, metrics: &Metrics) {
-        let mut off = 0;
-        self.judged.retain(|name, tenants| {
-            let stays = snapshot.models.get(name).is_some_and(|model| model.traffic.cache.is_some());
-            tenants.retain(|tenant, judged| {
-                let stays = stays && (tenant == name || snapshot.tenants.contains_key(tenant));
-                off += i64::from(!stays && judged.is_off());
-                stays
-            });
-            !tenants.is_empty()
-        });
-        self.count = self.judged.values().map(HashMap::len).sum();
-        metrics.guarded.dec_by(off);
+    fn is_full(&self) -> bool {
+        self.judged.len() >= MOST
     }
+
+    /// `or_any`: else that of all tenants that there was no room for.
+    fn find(&self, model: &str, tenant: &Name, or_any: bool) -> Option<&Arc<Judged>> {
+        let any = || self.judged.get(&pair(model, model)).filter(|_| or_any);
+        self.judged.get(&pair(model, tenant.as_str())).or_else(any)
+    }
+
+    /// Forgets those that are gone.
+    fn forget(&mut self, snapshot: &Snapshot, metrics: &Metrics) {
+        self.version = snapshot.version;
+        self.judged.retain(|_, judged| {
+            let model = snapshot.models.get(&judged.model).filter(|model| model.traffic.cache.is_some());
+            let stays =
+                model.is_some() && (judged.tenant == judged.model || snapshot.tenants.contains_key(&judged.tenant));
+            if !stays && judged.is_off() {
+                metrics.guarded.dec();
+            }
+            stays
+        });
+    }
+}
+
+fn pair(model: &str, tenant: &str) -> Pair {
+    // The rotation tells a tenant's name from a model's.
+    key_hash(model.as_bytes()).rotate_left(1) ^ key_hash(tenant.as_bytes())
 }
 
 impl Judged {
@@ -172,5 +193,32 @@ pub fn sample(request: &InferRequest, entities: &Entities) -> u64 {
             sum.wrapping_add(key_hash(prefix))
         }),
         ids => ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(key_hash(id))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_runtime::telemetry::Metrics as Registry;
+
+    use super::super::tests::{name, snapshot};
+    use super::*;
+
+    #[test]
+    fn tenants_beyond_the_most_share_a_guard_until_others_are_gone() {
+        let models = Models::new(Arc::new(Metrics::new(&Registry::new("test"))));
+        let first = snapshot(1);
+        let of = |snapshot: &Snapshot, tenant: &str| models.of(snapshot, "plain", &name(tenant)).unwrap();
+        let acme = of(&first, "acme");
+        for number in 1..MOST {
+            of(&first, &format!("t{number}"));
+        }
+        let any = of(&first, "globex");
+        assert!(Arc::ptr_eq(&any, &of(&first, "initech")) && !Arc::ptr_eq(&any, &acme));
+        assert_eq!(models.all().iter().map(|model| model.tenants).sum::<usize>(), MOST + 1);
+        // The Snapshot knows acme and globex.
+        let second = snapshot(2);
+        let globex = of(&second, "globex");
+        assert!(Arc::ptr_eq(&acme, &of(&second, "acme")) && !Arc::ptr_eq(&any, &globex));
+        assert!(models.of(&second, "none", &name("acme")).is_none());
     }
 }

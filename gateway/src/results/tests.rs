@@ -118,6 +118,10 @@ spec:
   outputs: [{name: y, datatype: FP32, shape: [1]}]
 ";
 
+pub fn snapshot(version: u64) -> Snapshot {
+    Snapshot::compile(version, &resource::parse(RESOURCES).unwrap()).unwrap()
+}
+
 /// A gateway's cache, and what its requests say.
 pub struct World {
     pub results: Arc<Results>,
@@ -182,8 +186,7 @@ impl World {
     }
 
     pub fn with(results: Arc<Results>) -> Self {
-        let snapshot = Snapshot::compile(1, &resource::parse(RESOURCES).unwrap()).unwrap();
-        Self { results, snapshot, calls: AtomicU64::new(0), hears: Arc::default() }
+        Self { results, snapshot: snapshot(1), calls: AtomicU64::new(0), hears: Arc::default() }
     }
 
     pub fn changed(&self, number: u64, row: &str) {

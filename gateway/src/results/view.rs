@@ -6,7 +6,7 @@ use spillway_core::cache::key::Dependencies;
 
 use super::Results;
 use super::changes::Truth;
-use super::look::{Asked, LARGE, Worth, is_large};
+use super::look::{Asked, LARGE, UNKNOWN, Worth, is_large};
 use super::models::sample;
 use super::region::hex;
 
@@ -147,13 +147,15 @@ impl Results {
         let none =
             |finds, why| WouldFind { finds, why, key: None, age_ms: None, ttl: None, waits: false, asks_region: false };
         let Some(lifetimes) = &asked.model.traffic.cache else { return none(Finds::Off, None) };
-        let Some((name, _)) = asked.names() else { return none(Finds::Uncacheable, Some("unknown")) };
         let now = self.now();
-        if self.models.would_skip(name, asked.tenant, now, sample(asked.request, asked.entities)) {
+        if self.models.would_skip(&asked.request.model, asked.tenant, now, sample(asked.request, asked.entities)) {
             return none(Finds::Guard, None);
         }
         if is_large(asked.request) {
             return none(Finds::Uncacheable, Some(LARGE));
+        }
+        if asked.names().is_none() {
+            return none(Finds::Uncacheable, Some(UNKNOWN));
         }
         let key = match self.key(asked) {
             Ok(key) => key,

@@ -66,7 +66,7 @@ fn choosing(world: &World, time: Duration) -> Result<f64> {
         // Every second request names an entity.
         let key = (number & 1 == 0).then(|| key_hash(&random.to_le_bytes()));
         let call = Call { key, hot: false, panic: false, random };
-        black_box(choose(&settings, &call, black_box(&ring), pod, || 0)).is_some()
+        black_box(choose(&settings, &call, black_box(&ring), pod, || 0, |sum| sum())).is_some()
     })
 }
 
