@@ -4,7 +4,7 @@
 export SPILLWAY_TOOLS ?= $(CURDIR)/.tools
 TOOLS := $(SPILLWAY_TOOLS)/bin
 SPILLWAY := target/debug/spillway
-# What tests check beyond what `make dev` needs.
+# What is deployed and tested has, beyond what `make dev` needs.
 FEATURES := --features spillway/route53
 
 # What is deployed. By the profile the compiler knows what runs often. It was counted without values (sizes of copies, targets
@@ -50,9 +50,9 @@ scenarios: ## real processes and real servers
 clean-clone: ## `make dev` as a new user meets it: from a clone with nothing built to the first prediction
 	@tests/clean_clone.sh
 
-dist: ## what is deployed: target/dist/spillway; DIST_ARGS="--features route53" for Route 53
+dist: ## what is deployed: target/dist/spillway
 	@tests/servers/install.sh build
-	$(DIST) -p spillway $(DIST_ARGS)
+	$(DIST) -p spillway $(FEATURES)
 	@readelf -SW target/dist/spillway | grep -q '\.text\.hot' || { echo "cli/dist.profdata fits nothing of this build: make profile" >&2; exit 1; }
 
 bench: dist ## what everything costs, beside Envoy, HAProxy, nginx and Feast; writes tests/bench/RESULTS.md

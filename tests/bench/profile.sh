@@ -6,12 +6,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 counting=$PWD/target/profile
 
-# The names of functions hold cargo's hash of the profile and the packages: both have to be those of `make dist`. Build scripts and
+# The names of functions hold cargo's hash of the profile, the packages and their features: all have to be those of `make dist`. Build scripts and
 # macros count, too, which nobody wants to know.
 rustup component add llvm-tools
 CARGO_TARGET_DIR=$counting LLVM_PROFILE_FILE=$counting/building/%m.profraw \
     RUSTFLAGS="-Cprofile-generate -Cllvm-args=-runtime-counter-relocation -Cllvm-args=-disable-vp" \
-    cargo build --locked --profile dist -p spillway
+    cargo build --locked --profile dist -p spillway --features spillway/route53
 cp target/dist/bench "$counting/dist/"
 rm -rf "$counting/counts" "$counting/dev"
 bench=$counting/dist/bench
