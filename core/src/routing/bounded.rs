@@ -1,14 +1,15 @@
 //! Consistent hashing with bounded loads: a key goes along the ring to the first pod that is not full.
 //!
 //! The rule: of the pods that take traffic, none is given a request beyond
-//! `ceil(c * (total in flight + 1) * weight / sum of weights)` in flight, the new request counted.
+//! `ceil(c * (total in flight + 1) * weight / sum of weights)` in flight, the new request counted. The sums may be
+//! those of a moment ago, as their user has it ([`Totals`]); the bound is then that of this moment.
 //! Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016).
 //!
 //! Full pods are passed over in the key's own order, so each key keeps the same second and third
 //! choice. It does not reserve: of calls that decide at the same moment each sees the load without the
 //! others, and a pod can be over its bound by as many.
 
-use std::cell::OnceCell;
+use std::cell::Cell;
 
 use super::{Ring, weight_of};
 
@@ -42,21 +43,30 @@ pub struct Totals {
     pub weight: f64,
 }
 
+/// How fresh totals have to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fresh {
+    /// Those of a moment ago will do.
+    Lately,
+    /// Summed up anew.
+    Now,
+}
+
 /// The bound over one pool at one moment. `load` gives a pod's load, or none if it takes no traffic. `totals` gives what
-/// all of them carry: by its argument, which sums it up, or as it was a moment ago, since a sum asks every pod.
+/// all of them carry: by its second argument, which sums it up, or from memory, since a sum asks every pod.
 pub struct Bounded<'a, F, T> {
     ring: &'a Ring,
     factor: f64,
     load: F,
     totals: T,
-    /// Asked for once at most.
-    pool: OnceCell<Totals>,
+    /// As they were given, once asked for.
+    pool: Cell<Option<Totals>>,
 }
 
-impl<'a, F: Fn(usize) -> Option<Load>, T: Fn(&dyn Fn() -> Totals) -> Totals> Bounded<'a, F, T> {
+impl<'a, F: Fn(usize) -> Option<Load>, T: Fn(Fresh, &dyn Fn() -> Totals) -> Totals> Bounded<'a, F, T> {
     /// A `factor` below 1 counts as 1: less could leave a request without a place.
     pub fn new(ring: &'a Ring, factor: f64, load: F, totals: T) -> Self {
-        Self { ring, factor: factor.max(1.0), load, totals, pool: OnceCell::new() }
+        Self { ring, factor: factor.max(1.0), load, totals, pool: Cell::default() }
     }
 
     /// Whether a pod may get one request more. O(1) for an idle pod, else O(pods) once.
@@ -70,13 +80,12 @@ impl<'a, F: Fn(usize) -> Option<Load>, T: Fn(&dyn Fn() -> Totals) -> Totals> Bou
     /// Where all free pods are full, as when another was tried before, it is the one with the least
     /// load for its weight.
     pub fn place(&self, key: u64) -> Option<Placed> {
-        let mut passed_full = false;
-        for pod in self.ring.order(key) {
-            let Some(load) = self.free(pod) else { continue };
-            if self.admits(&load) {
-                return Some(Placed { pod, passed_full });
-            }
-            passed_full = true;
+        let (mut passed_full, first) = self.first_with_room(key);
+        // Of old totals more may have come than they left room for.
+        let first = first.or_else(|| if passed_full && self.is_renewed() { self.first_with_room(key).1 } else { None });
+        if let Some(pod) = first {
+            passed_full &= self.ring.order(key).find(|pod| self.free(*pod).is_some()) != Some(pod);
+            return Some(Placed { pod, passed_full });
         }
         let relative = |load: Load| (load.in_flight as f64 + 1.0) / load.weight;
         let least = (0..self.ring.pods()).filter_map(|pod| Some((pod, relative(self.free(pod)?))));
@@ -84,9 +93,29 @@ impl<'a, F: Fn(usize) -> Option<Load>, T: Fn(&dyn Fn() -> Totals) -> Totals> Bou
         Some(Placed { pod, passed_full })
     }
 
+    /// Whether a pod was passed over because it is full, and the first that is not.
+    fn first_with_room(&self, key: u64) -> (bool, Option<usize>) {
+        let mut passed_full = false;
+        let first = self.ring.order(key).find(|pod| {
+            self.free(*pod).is_some_and(|load| {
+                let admits = self.admits(&load);
+                passed_full |= !admits;
+                admits
+            })
+        });
+        (passed_full, first)
+    }
+
+    /// Sums the totals up anew. Whether they are others.
+    fn is_renewed(&self) -> bool {
+        let renewed = Some((self.totals)(Fresh::Now, &|| self.sum()));
+        self.pool.replace(renewed) != renewed
+    }
+
     /// Requests that a pod of this weight may have in flight.
     fn capacity(&self, weight: f64) -> usize {
-        let pool = self.pool.get_or_init(|| (self.totals)(&|| self.sum()));
+        let pool = self.pool.get().unwrap_or_else(|| (self.totals)(Fresh::Lately, &|| self.sum()));
+        self.pool.set(Some(pool));
         // In this order whole numbers stay whole, and no rounding makes room for one more.
         (self.factor * (pool.in_flight + 1.0) * weight / pool.weight).ceil() as usize
     }
@@ -124,7 +153,7 @@ mod tests {
         key_hash(&key.to_le_bytes())
     }
 
-    fn sum(sum: &dyn Fn() -> Totals) -> Totals {
+    fn sum(_: Fresh, sum: &dyn Fn() -> Totals) -> Totals {
         sum()
     }
 
@@ -175,13 +204,13 @@ mod tests {
     #[test]
     fn the_bound_follows_what_the_pool_is_said_to_carry() {
         let ring = ring(3);
-        let asked = std::cell::Cell::new(0);
+        let asked = Cell::new(0);
         // Summed up it would be (6 + 1) * 1.25 / 3 = 2.9: full with 3.
         let bounded = Bounded::new(
             &ring,
             1.25,
             |_| Some(free(2)),
-            |_| {
+            |_, _| {
                 asked.set(asked.get() + 1);
                 Totals { in_flight: 11.0, weight: 3.0 }
             },
@@ -190,6 +219,24 @@ mod tests {
         assert_eq!(asked.get(), 0, "an idle pod is within any bound");
         assert!(bounded.admits(&free(4)) && !bounded.admits(&free(5)));
         assert_eq!(asked.get(), 1);
+    }
+
+    #[test]
+    fn totals_that_leave_nobody_room_are_summed_up_anew() {
+        let ring = ring(3);
+        let order: Vec<usize> = ring.order(hash(7)).collect();
+        let old = Totals { in_flight: 0.0, weight: 3.0 };
+        let place = |loads: [Load; 3]| {
+            let totals = |fresh, sum: &dyn Fn() -> Totals| if fresh == Fresh::Now { sum() } else { old };
+            Bounded::new(&ring, 1.25, |pod| Some(loads[pod]), totals).place(hash(7)).unwrap()
+        };
+        // By the old totals each may have 1; in truth (6 + 1) * 1.25 / 3 = 2.9, 3 each.
+        assert_eq!(place([free(2); 3]), Placed { pod: order[0], passed_full: false });
+        // (13 + 1) * 1.25 / 3 = 5.8: up to 6 each.
+        let mut loads = [free(1); 3];
+        loads[order[0]].in_flight = 6;
+        loads[order[1]].in_flight = 6;
+        assert_eq!(place(loads), Placed { pod: order[2], passed_full: true });
     }
 
     #[test]

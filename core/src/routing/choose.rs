@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::bounded::{Bounded, LOAD_FACTOR, Load, Totals};
+use super::bounded::{Bounded, Fresh, LOAD_FACTOR, Load, Totals};
 use super::slow_start::SLOW_START;
 use super::weighted::turn;
 use super::{HotSettings, Ring, share_of, weight_of};
@@ -184,7 +184,7 @@ pub fn choose(
     ring: &Ring,
     pod: impl Fn(usize) -> Candidate,
     mut next_turn: impl FnMut() -> u64,
-    totals: impl Fn(&dyn Fn() -> Totals) -> Totals,
+    totals: impl Fn(Fresh, &dyn Fn() -> Totals) -> Totals,
 ) -> Option<Choice> {
     let mut pods = Pods { settings, ring, pod, totals, panic: call.panic };
     let chosen = pods.choose(call, &mut next_turn);
@@ -205,7 +205,7 @@ struct Pods<'a, F, T> {
     panic: bool,
 }
 
-impl<F: Fn(usize) -> Candidate, T: Fn(&dyn Fn() -> Totals) -> Totals> Pods<'_, F, T> {
+impl<F: Fn(usize) -> Candidate, T: Fn(Fresh, &dyn Fn() -> Totals) -> Totals> Pods<'_, F, T> {
     fn choose(&self, call: &Call, next_turn: impl FnMut() -> u64) -> Option<Choice> {
         let choice = match (self.settings.policy, call.key) {
             (Policy::Ring, Some(key)) => self.by_entity(key, call.hot, call.random),
@@ -217,7 +217,9 @@ impl<F: Fn(usize) -> Candidate, T: Fn(&dyn Fn() -> Totals) -> Totals> Pods<'_, F
     }
 
     fn by_entity(&self, key: u64, hot: bool, random: u64) -> Option<Choice> {
-        let bounded = Bounded::new(self.ring, self.settings.load_factor, |pod| self.load(pod), &self.totals);
+        // In panic others are counted: sums of theirs are not to be remembered.
+        let totals = |fresh, sum: &dyn Fn() -> Totals| if self.panic { sum() } else { (self.totals)(fresh, sum) };
+        let bounded = Bounded::new(self.ring, self.settings.load_factor, |pod| self.load(pod), totals);
         if hot
             && let Some(pod) = self.spread(key, random)
             && self.load(pod).is_some_and(|load| bounded.admits(&load))

@@ -25,7 +25,7 @@ fn random(random: u64) -> Call {
     Call { random: mix(random, 0), ..Call::default() }
 }
 
-fn sum(sum: &dyn Fn() -> Totals) -> Totals {
+fn sum(_: Fresh, sum: &dyn Fn() -> Totals) -> Totals {
     sum()
 }
 

@@ -89,6 +89,22 @@ fn keys_that_collide_are_told_apart() {
     assert_eq!((0..4_u64).map(|key| sketch.slots[sketch.find(key << 32).unwrap()].count).sum::<u32>(), 2_400);
 }
 
+#[test]
+fn every_count_survives_the_growth() {
+    let mut sketch = sketch();
+    let key = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for round in 0..256 {
+        for number in round..256 {
+            sketch.observe(key(number), ms(0));
+        }
+    }
+    assert_eq!(sketch.used, 256);
+    for number in 0..256 {
+        let slot = sketch.find(key(number)).expect("it was counted");
+        assert_eq!(u64::from(sketch.slots[slot].count), number + 1);
+    }
+}
+
 /// The stated error: 1,000 other keys make 9,000 requests/s, and eps is 5.5 %.
 #[test]
 fn a_hot_key_is_found_among_many() {
@@ -121,7 +137,11 @@ fn t56_a_million_entities_take_no_more_memory() {
     assert!(sketch.used <= 256);
     assert!(steady(&mut sketch, 2_000, ms(20_000), ms(22_000)));
     assert!(!sketch.observe(HOT, ms(3_600_000)));
-    assert_eq!((sketch.slots.len(), sketch.used), (FEWEST, 1), "what is forgotten takes no memory");
+    assert_eq!(
+        (sketch.slots.len(), sketch.used),
+        (FEWEST, 1),
+        "what is forgotten takes no memory, from the next look on"
+    );
 }
 
 proptest! {

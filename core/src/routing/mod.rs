@@ -16,7 +16,7 @@ mod ring;
 mod slow_start;
 mod weighted;
 
-pub use bounded::Totals;
+pub use bounded::{Fresh, Totals};
 pub use choose::{Call, Candidate, Choice, MAX_SPREAD, Policy, Reason, Report, Reported, RoutingSettings, choose};
 pub use heavy::{HotEntities, HotSettings};
 pub use ring::{Ring, address_hash, key_hash};

@@ -26,7 +26,7 @@ use spillway_core::inference::Entities;
 use spillway_core::resilience::outlier::{Outliers, PodId, Standing};
 use spillway_core::resilience::{Failed, Failure, HedgeSettings, NoHedge, OutlierSettings, Recent};
 use spillway_core::resource::Model;
-use spillway_core::routing::{Call, Candidate, Choice, Policy, Reason, Totals, address_hash, choose, key_hash};
+use spillway_core::routing::{Call, Candidate, Choice, Fresh, Policy, Reason, Totals, address_hash, choose, key_hash};
 use spillway_core::units::Name;
 
 use crate::errors::Refusal;
@@ -43,9 +43,11 @@ const SAMPLES: u32 = 50;
 /// A thread that found a usable pod does not look again for so long: the look takes the pool's lock. What happens to the
 /// pods meanwhile shows in the calls to them.
 const LOOKED: Duration = Duration::from_millis(5);
-/// In a pool of more pods, a thread does not sum up what they carry for each call that finds its pod busy, but once in
-/// that time: the sum asks every pod, under the pool's lock.
-const SUMMED: usize = 64;
+/// In a pool of more pods, what they carry is not summed up for each call that finds its pod busy: a sum asks every pod,
+/// under the pool's lock.
+const FEW_PODS: usize = 64;
+/// A thread counts on a sum of such a pool for so long, unless it leaves no pod room.
+const SUMMED: Duration = Duration::from_millis(5);
 /// Below this a pod's share of failures counts as none: it only halves with time, and any rest of it would
 /// leave the pod without a call where the others are idle.
 const FORGIVEN: f64 = 0.05;
@@ -177,7 +179,8 @@ impl Lane {
         Ok(lease)
     }
 
-    /// What [`Self::take`] would choose for such a request now. Changes nothing.
+    /// What [`Self::take`] would choose for such a request now. Changes nothing that a choice depends on for longer than a sum
+    /// is remembered.
     pub fn would_choose(&self, entities: &Entities, client: Option<IpAddr>) -> Result<Choice, NoPod> {
         let (key, now) = (self.key(entities, client), self.recorder.clock.now());
         let hot = key.is_some_and(|key| self.spreads() && self.state.traffic.lock().hot.is_hot(key, now));
@@ -278,8 +281,8 @@ impl Lane {
 }
 
 impl Carried {
-    fn totals(&self, now: Duration, sum: &dyn Fn() -> Totals) -> Totals {
-        if micros(now) < self.until_us.load(Ordering::Relaxed) {
+    fn totals(&self, fresh: Fresh, now: Duration, sum: &dyn Fn() -> Totals) -> Totals {
+        if fresh == Fresh::Lately && micros(now) < self.until_us.load(Ordering::Relaxed) {
             let [in_flight, weight] =
                 [&self.in_flight, &self.weight].map(|bits| f64::from_bits(bits.load(Ordering::Relaxed)));
             return Totals { in_flight, weight };
@@ -287,7 +290,7 @@ impl Carried {
         let totals = sum();
         self.in_flight.store(totals.in_flight.to_bits(), Ordering::Relaxed);
         self.weight.store(totals.weight.to_bits(), Ordering::Relaxed);
-        self.until_us.store(micros(now + LOOKED), Ordering::Relaxed);
+        self.until_us.store(micros(now + SUMMED), Ordering::Relaxed);
         totals
     }
 }
@@ -361,9 +364,9 @@ impl<'a> Scene<'a> {
         let routing = &self.lane.model.traffic.routing;
         let pod = |index| self.candidate(index, step);
         // Who is counted differs from step to step; nearly all calls are placed at the first.
-        let remembers = step == Step::Well && self.limited && self.lane.pool.pods.len() > SUMMED;
-        let totals = |sum: &dyn Fn() -> Totals| match remembers {
-            true => self.lane.carried.totals(self.now, sum),
+        let remembers = step == Step::Well && self.limited && self.lane.pool.pods.len() > FEW_PODS;
+        let totals = |fresh, sum: &dyn Fn() -> Totals| match remembers {
+            true => self.lane.carried.totals(fresh, self.now, sum),
             false => sum(),
         };
         let chosen = choose(routing, &self.seek.call, &self.lane.pool.ring, pod, next_turn, totals);

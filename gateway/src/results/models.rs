@@ -30,7 +30,7 @@ pub struct Models {
 #[derive(Default)]
 struct Known {
     judged: HashMap<Pair, Arc<Judged>>,
-    /// The Snapshot whose models and tenants these are.
+    /// The newest Snapshot that was asked with: of its models and tenants these are.
     version: u64,
 }
 
@@ -69,14 +69,15 @@ impl Models {
         {
             let known = self.known.read();
             // Without room, who is new stays so for as long as the same names are known.
-            let is_settled = known.is_full() && known.version == snapshot.version;
+            let is_settled = known.is_full() && known.version >= snapshot.version;
             if let Some(judged) = known.find(model, tenant, is_settled) {
                 return Some(judged.clone());
             }
         }
         let (model, _) = snapshot.models.get_key_value(model)?;
         let mut known = self.known.write();
-        if known.version != snapshot.version {
+        // Requests that came before a Snapshot end after it.
+        if known.version < snapshot.version {
             known.forget(snapshot, &self.metrics);
         }
         let tenant = if known.is_full() { model } else { tenant };

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -22,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 
 /// No answer of these tests takes so long.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// An answer that was read before its connection ended is there by then.
+/// What was read of a connection before it ended is handed on by then.
 const AFTER_THE_END: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +51,22 @@ pub struct Answer {
 /// One open connection.
 pub struct Connection {
     sender: Sender,
-    /// Closed when nobody reads and writes the connection any more.
+    /// Closed when there is nobody left who could answer.
     ended: watch::Receiver<()>,
+}
+
+/// Runs the tasks of one connection, each of which holds the other end of [`Connection::ended`].
+#[derive(Clone)]
+struct Tasks(Arc<watch::Sender<()>>);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        let held = self.0.clone();
+        tokio::spawn(async move {
+            task.await;
+            drop(held);
+        });
+    }
 }
 
 enum Sender {
@@ -93,16 +108,21 @@ impl Client {
     pub async fn connect(&self, protocol: Protocol) -> anyhow::Result<Connection> {
         let alpn: &[u8] = if protocol == Protocol::H1 { b"http/1.1" } else { b"h2" };
         let io = TokioIo::new(tokio::time::timeout(PATIENCE, self.handshake(&[alpn])).await??);
-        Ok(match protocol {
+        let (end, ended) = watch::channel(());
+        let tasks = Tasks(Arc::new(end));
+        let sender = match protocol {
             Protocol::H1 => {
                 let (sender, connection) = http1::handshake(io).await?;
-                Connection::new(Sender::H1(sender), connection)
+                tasks.execute(connection);
+                Sender::H1(sender)
             }
             Protocol::H2 => {
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
-                Connection::new(Sender::H2(sender), connection)
+                let (sender, connection) = http2::handshake(tasks.clone(), io).await?;
+                tasks.execute(connection);
+                Sender::H2(sender)
             }
-        })
+        };
+        Ok(Connection { sender, ended })
     }
 
     /// One request on a connection of its own.
@@ -130,16 +150,6 @@ impl Client {
 }
 
 impl Connection {
-    fn new(sender: Sender, connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> Self {
-        let (end, ended) = watch::channel(());
-        tokio::spawn(async move {
-            // What became of it, its requests say.
-            let _ = connection.await;
-            drop(end);
-        });
-        Self { sender, ended }
-    }
-
     /// Another handle of the same HTTP/2 connection, for requests side by side.
     pub fn beside(&self) -> Self {
         let sender = match &self.sender {
@@ -160,8 +170,8 @@ impl Connection {
     /// Sends a request when the connection can take it. An error before that is [`NotSent`].
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
         let mut ended = self.ended.clone();
-        // A request that is handed to hyper in the very moment in which its connection ends can wait for ever: seen once in
-        // some 100,000 on busy cores.
+        // A request that is handed to hyper in the very moment in which its connection ends can stay in their channel for as long
+        // as there is a sender: seen once in some 100,000 on busy cores.
         let forgotten = async {
             while ended.changed().await.is_ok() {}
             tokio::time::sleep(AFTER_THE_END).await;
@@ -169,7 +179,7 @@ impl Connection {
         let answer = async {
             let response = match &mut self.sender {
                 Sender::H1(sender) => {
-                    sender.ready().await.map_err(NotSent)?;
+                    sender.ready().await.map_err(|error| NotSent(Some(error)))?;
                     // h1 wants the path alone, and the host beside it.
                     let authority = request.uri().authority().expect("it was built with one").to_string();
                     let path = request.uri().path_and_query().expect("it was built with one").clone();
@@ -179,12 +189,12 @@ impl Connection {
                     sender.send_request(request).await
                 }
                 Sender::H2(sender) => {
-                    sender.ready().await.map_err(NotSent)?;
+                    sender.ready().await.map_err(|error| NotSent(Some(error)))?;
                     sender.send_request(request).await
                 }
             };
             let response = response.map_err(|error| match was_not_taken(&error) {
-                true => anyhow::Error::new(NotSent(error)),
+                true => anyhow::Error::new(NotSent(Some(error))),
                 false => anyhow::Error::new(error),
             })?;
             let (head, body) = response.into_parts();
@@ -193,10 +203,11 @@ impl Connection {
             Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
         };
         tokio::select! {
+            biased;
             answer = tokio::time::timeout(PATIENCE, answer) => {
                 answer.map_err(|_| anyhow::anyhow!("no answer in {PATIENCE:?}"))?
             }
-            () = forgotten => anyhow::bail!("the connection ended and gave no answer"),
+            () = forgotten => Err(NotSent(None).into()),
         }
     }
 }
@@ -204,7 +215,7 @@ impl Connection {
 /// The request never reached the server: every client sends it again elsewhere.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection took no request")]
-pub struct NotSent(#[source] hyper::Error);
+pub struct NotSent(#[source] Option<hyper::Error>);
 
 /// The connection ended before the request, or a GOAWAY says that it was not begun.
 fn was_not_taken(error: &hyper::Error) -> bool {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use spillway_core::policy::{Principal, authorize};
 use spillway_core::resource::Action;
-use spillway_core::routing::{Call, Candidate, Ring, RoutingSettings, choose, key_hash};
+use spillway_core::routing::{Call, Candidate, Ring, RoutingSettings, Totals, choose, key_hash};
 use spillway_core::snapshot::Snapshot;
 use spillway_core::units::Name;
 
@@ -23,6 +23,9 @@ use super::world::{self, What, World};
 const ROUND: u64 = 64;
 /// Requests under way, spread over the pods.
 const IN_FLIGHT: usize = 64;
+
+/// Up to so many pods, the gateway sums up what they carry at each choice.
+const FEW_PODS: usize = 64;
 
 /// Nanoseconds of CPU time a decision, over so much time.
 pub fn measure(what: What, world: &World, snapshot: &Snapshot, time: Duration) -> Result<f64> {
@@ -61,12 +64,15 @@ fn choosing(world: &World, time: Duration) -> Result<f64> {
         weight: 1.0,
         failing: 0.0,
     };
+    // As the gateway does in a pool of so many: it sums up what they carry once in a while.
+    let remembered = Totals { in_flight: IN_FLIGHT as f64, weight: world.pods as f64 };
+    let totals = |_, sum: &dyn Fn() -> Totals| if world.pods > FEW_PODS { remembered } else { sum() };
     nanos_each(time, |number| {
         let random = mix(number);
         // Every second request names an entity.
         let key = (number & 1 == 0).then(|| key_hash(&random.to_le_bytes()));
         let call = Call { key, hot: false, panic: false, random };
-        black_box(choose(&settings, &call, black_box(&ring), pod, || 0, |sum| sum())).is_some()
+        black_box(choose(&settings, &call, black_box(&ring), pod, || 0, totals)).is_some()
     })
 }
 
