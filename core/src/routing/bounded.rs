@@ -2,7 +2,7 @@
 //!
 //! The rule: of the pods that take traffic, none is given a request beyond
 //! `ceil(c * (total in flight + 1) * weight / sum of weights)` in flight, the new request counted. The sums may be
-//! those of a moment ago, as their user has it ([`Totals`]); the bound is then that of this moment.
+//! those of a moment ago, as their user has it ([`Totals`]); the bound is then that of then.
 //! Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016).
 //!
 //! Full pods are passed over in the key's own order, so each key keeps the same second and third
@@ -80,11 +80,12 @@ impl<'a, F: Fn(usize) -> Option<Load>, T: Fn(Fresh, &dyn Fn() -> Totals) -> Tota
     /// Where all free pods are full, as when another was tried before, it is the one with the least
     /// load for its weight.
     pub fn place(&self, key: u64) -> Option<Placed> {
-        let (mut passed_full, first) = self.first_with_room(key);
-        // Of old totals more may have come than they left room for.
-        let first = first.or_else(|| if passed_full && self.is_renewed() { self.first_with_room(key).1 } else { None });
+        let (mut passed_full, mut first) = self.first_with_room(key);
+        // Since old totals were summed up, more may have come than they leave room for.
+        if first.is_none() && passed_full && self.is_renewed() {
+            (passed_full, first) = self.first_with_room(key);
+        }
         if let Some(pod) = first {
-            passed_full &= self.ring.order(key).find(|pod| self.free(*pod).is_some()) != Some(pod);
             return Some(Placed { pod, passed_full });
         }
         let relative = |load: Load| (load.in_flight as f64 + 1.0) / load.weight;

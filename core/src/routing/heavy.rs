@@ -99,7 +99,7 @@ impl HotEntities {
 
     /// Counts one request for a key. Whether the key is hot.
     ///
-    /// O(1) on the average over requests; allocates where it counts more keys at a time than since it was empty.
+    /// O(1) on the average over requests; allocates where it counts more keys at a time than ever since it was empty.
     pub fn observe(&mut self, key: u64, now: Duration) -> bool {
         self.fade(now);
         match self.find(key) {
