@@ -9,7 +9,11 @@ FEATURES := --features spillway/route53
 
 # What is deployed. By the profile the compiler knows what runs often. It was counted without values (sizes of copies, targets
 # of calls), which continuous counting cannot have: looking for them (vp) would warn at each function.
-DIST := RUSTFLAGS="-Cprofile-use=$(CURDIR)/cli/dist.profdata -Cllvm-args=-disable-vp $$RUSTFLAGS" cargo build --locked --profile dist
+DIST := RUSTFLAGS="-Cprofile-use=$(CURDIR)/cli/dist.profdata -Cllvm-args=-disable-vp $$RUSTFLAGS" cargo
+DIST_OPTIONS := --locked --profile dist
+# What ran lies together, crate by crate: around each page of code that a process touches the kernel maps 15 more.
+ORDER := target/dist/order
+ORDERED := -Clink-arg=-Wl,--symbol-ordering-file=$(CURDIR)/$(ORDER) -Clink-arg=-Wl,--no-warn-symbol-ordering
 
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
 
@@ -52,13 +56,17 @@ clean-clone: ## `make dev` as a new user meets it: from a clone with nothing bui
 
 dist: ## what is deployed: target/dist/spillway
 	@tests/servers/install.sh build
-	$(DIST) -p spillway $(FEATURES)
+	@mkdir -p $(dir $(ORDER))
+	@rustup component add llvm-tools
+	@"$$(rustc --print sysroot)"/lib/rustlib/*/bin/llvm-profdata show --all-functions cli/dist.profdata | \
+		sed -n 's/^  \([^ ].*\):$$/\1/p' | LC_ALL=C sort | sed 's/.*;//' >$(ORDER)
+	$(DIST) rustc $(DIST_OPTIONS) -p spillway --bin spillway $(FEATURES) -- $(ORDERED)
 	@hot=$$(readelf -SW target/dist/spillway | sed -n 's/.* \.text\.hot *PROGBITS *[0-9a-f]* [0-9a-f]* \([0-9a-f]*\) .*/\1/p'); \
 	test $$((0x$${hot:-0})) -ge 1000000 || { echo "cli/dist.profdata fits little of this build: make profile" >&2; exit 1; }
 
 bench: dist ## what everything costs, beside Envoy, HAProxy, nginx and Feast; writes tests/bench/RESULTS.md
 	@tests/servers/install.sh build tools envoy haproxy nginx redis cassandra feast
-	$(DIST) -p spillway-tests --bins
+	$(DIST) build $(DIST_OPTIONS) -p spillway-tests --bins
 	target/dist/bench
 
 bench-smoke: ## every work of the bench for a moment, to see that it runs; `make test` has it too
@@ -68,7 +76,7 @@ bench-smoke: ## every work of the bench for a moment, to see that it runs; `make
 
 profile: ## cli/dist.profdata anew, from a run of the bench: half an hour
 	@tests/servers/install.sh build tools envoy haproxy nginx redis grpcurl curl dns
-	$(DIST) -p spillway-tests --bins
+	$(DIST) build $(DIST_OPTIONS) -p spillway-tests --bins
 	@tests/bench/profile.sh
 
 figures: ## everything that tests and benches measured, as a table

@@ -67,7 +67,6 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    commands::process::allow_huge_pages(false);
     spillway_runtime::tls::install_provider();
     let outcome = match Arguments::parse().command {
         Command::Gateway(arguments) => commands::process::gateway(&arguments),

@@ -1,11 +1,12 @@
 //! `spillway gateway`, `sidecar`, `control`, `dns` and `injector`: settings in, a process that runs until it is told to drain.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nix::sys::prctl::{set_pdeathsig, set_thp_disable};
+use nix::sys::prctl::{get_thp_disable, set_pdeathsig, set_thp_disable};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use spillway_runtime::drain::Drain;
@@ -48,19 +49,19 @@ pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
 
 pub fn control(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_control::ControlSettings = settings::read(&arguments.config)?;
+    allow_huge_pages(false);
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.drain_timeout, |drain| spillway_control::run(settings, drain))
 }
 
 pub fn dns(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_control::dns::DnsSettings = settings::read(&arguments.config)?;
+    allow_huge_pages(false);
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_control::dns::run(settings, drain))
 }
 
 pub fn injector(arguments: &Arguments) -> Result<ExitCode> {
-    // It starts what it has stopped, and children inherit this.
-    allow_huge_pages(true);
     let settings: crate::injector::InjectorSettings = settings::read(&arguments.config)?;
     // Requests go through its links.
     let cores = std::thread::available_parallelism()?.get();
@@ -98,12 +99,23 @@ where
     })
 }
 
-/// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. Off
-/// before much is allocated, they stay off but for large caches and models, and for who starts other programs, which
-/// inherit it (prctl(2), PR_SET_THP_DISABLE).
-pub fn allow_huge_pages(allow: bool) {
-    // A kernel that has none refuses, which is as good.
-    let _ = set_thp_disable(!allow);
+/// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. So
+/// only large caches and models have them (prctl(2), PR_SET_THP_DISABLE, which outlives execve).
+fn allow_huge_pages(allow: bool) {
+    if allow {
+        // A kernel that has none refuses, which is as good; so below.
+        let _ = set_thp_disable(false);
+        return;
+    }
+    if get_thp_disable() != Ok(false) || set_thp_disable(true).is_err() {
+        return;
+    }
+    // What was allocated before `main` lies in two of them already. In this program started anew, as the same process, it
+    // does not; where that cannot be, this one goes on.
+    let mut arguments = std::env::args_os();
+    if let (Some(name), Ok(program)) = (arguments.next(), std::env::current_exe()) {
+        let _ = Command::new(program).arg0(name).args(arguments).exec();
+    }
 }
 
 /// The bytes of a folder's files; what cannot be read is none.

@@ -65,8 +65,6 @@ const SITE: &[u8] = include_bytes!("../../dev/model/site.csv");
 const PAGE: &[u8] = include_bytes!("../../dev/model/page.csv");
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    // The servers that it starts may have them.
-    crate::commands::process::allow_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(arguments)).map(|()| ExitCode::SUCCESS)
 }

@@ -128,7 +128,7 @@ async fn dnsperf_gets_all_of_its_answers() {
     std::fs::write(&queries, lines).unwrap();
     for mode in ["udp", "tcp"] {
         let arguments = format!(
-            "-s 127.0.0.1 -p {} -d {} -m {mode} -n 400 -c 8 -q 32 -e",
+            "-s 127.0.0.1 -p {} -d {} -m {mode} -n 400 -c 8 -q 32 -t 30 -e",
             running.address.port(),
             queries.display()
         );

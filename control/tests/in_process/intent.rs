@@ -180,18 +180,19 @@ async fn overrides_hold_until_they_end_or_are_lifted() {
     assert!(alice.lift_override(lift.clone()).await.unwrap().into_inner().overrides.is_empty());
     assert_eq!(refused(alice.lift_override(lift).await).1, "no-such-override");
 
-    let short = Override { until_unix_ms: in_ms(Duration::from_secs(4)), ..drain("us") };
-    alice.set_override(short).await.unwrap();
+    alice.set_override(drain("us")).await.unwrap();
     let shown = alice.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((&*shown.leader, &*shown.answered_by, shown.intent_version), ("c-0", "c-0", 1));
     assert_eq!(shown.overrides.unwrap().overrides[0].region, "us");
     assert!(shown.events.iter().any(|event| event.contains("us: drain, ordered by")), "{:?}", shown.events);
+    let short = Override { until_unix_ms: in_ms(Duration::from_secs(4)), ..drain("us") };
+    alice.set_override(short).await.unwrap();
     eventually("it has ended", || node.audited("override-ended").len() == 2).await;
     let shown = alice.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(shown.overrides.unwrap().overrides, []);
     let ended = node.audited("override-ended");
     assert_eq!((&ended[0]["region"], &ended[1]["author"]), (&"eu".into(), &serde_json::Value::Null));
-    assert_eq!(node.audited("override-set").len(), 2);
+    assert_eq!(node.audited("override-set").len(), 3);
     node.stop().await;
 }
 

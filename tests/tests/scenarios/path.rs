@@ -13,6 +13,7 @@ use spillway_tests::harness::inference::{
     Asked, Case, INFER, MODEL, assert_scores, binary_entities, binary_features, binary_scores, cases, entities, entity,
     features, message, message_scores, scores,
 };
+use spillway_tests::harness::process::Process;
 use spillway_tests::harness::region::{Region, text};
 use spillway_tests::harness::servers::{Redis, Server, redis_cli};
 use spillway_tests::harness::unmodified;
@@ -24,6 +25,17 @@ async fn embedded_backends_predict_as_the_training_library_by_every_protocol() {
     region.start().await;
     predict_in_every_way(&region).await;
     unmodified::predict(region.gateway().address.port(), &region.identity("acme"));
+    for process in region.sidecars.iter().chain([region.gateway()]) {
+        has_no_huge_pages(process);
+    }
+}
+
+/// Caches and models are small here: that one byte in use takes 2 MiB would be most of what the process has.
+fn has_no_huge_pages(process: &Process) {
+    let path = format!("/proc/{}/smaps_rollup", process.pid());
+    let memory = std::fs::read_to_string(path).expect("memory of the process");
+    let huge = memory.lines().find_map(|line| line.strip_prefix("AnonHugePages:")).expect("huge pages are counted");
+    assert_eq!(huge.trim(), "0 kB", "{memory}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
