@@ -17,6 +17,8 @@ use spillway_runtime::telemetry::init_logging;
 const LARGE_CACHE: u64 = 1 << 30;
 /// And all models' files together, whose weights are read from end to end by each call.
 const LARGE_MODELS: u64 = 64 << 20;
+/// And a Snapshot, as it lies in its file: what is made of 5,000 models takes 70 MiB.
+const LARGE_SNAPSHOT: u64 = 1 << 20;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -33,7 +35,8 @@ pub struct Arguments {
 
 pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_gateway::GatewaySettings = settings::read(&arguments.config)?;
-    allow_huge_pages(settings.results.memory.0 >= LARGE_CACHE);
+    let snapshot = bytes_of(&settings.common.snapshot);
+    allow_huge_pages(settings.results.memory.0 >= LARGE_CACHE || snapshot >= LARGE_SNAPSHOT);
     // The gateway's requests run on threads of its own; this one looks after the rest.
     serve(arguments, 1, settings.common.drain_timeout, |drain| spillway_gateway::run(settings, drain))
 }
@@ -42,7 +45,8 @@ pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
     let settings: spillway_sidecar::SidecarSettings = settings::read(&arguments.config)?;
     let cache = settings.features.as_ref().map_or(0, |features| features.memory.size.0);
     let models = settings.models.as_deref().map_or(0, bytes_in);
-    allow_huge_pages(cache >= LARGE_CACHE || models >= LARGE_MODELS);
+    let snapshot = bytes_of(&settings.common.snapshot);
+    allow_huge_pages(cache >= LARGE_CACHE || models >= LARGE_MODELS || snapshot >= LARGE_SNAPSHOT);
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_sidecar::run(settings, drain))
 }
@@ -100,7 +104,7 @@ where
 }
 
 /// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. So
-/// only large caches and models have them (prctl(2), PR_SET_THP_DISABLE, which outlives execve).
+/// only what is large at the start has them (prctl(2), PR_SET_THP_DISABLE, which outlives execve).
 fn allow_huge_pages(allow: bool) {
     if allow {
         // A kernel that has none refuses, which is as good; so below.
@@ -118,7 +122,12 @@ fn allow_huge_pages(allow: bool) {
     }
 }
 
-/// The bytes of a folder's files; what cannot be read is none.
+/// The bytes of a file; what cannot be read is none.
+fn bytes_of(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
+/// The bytes of a folder's files, likewise.
 fn bytes_in(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let bytes = entries.map(|entry| match entry.metadata() {
