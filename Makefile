@@ -11,9 +11,12 @@ FEATURES := --features spillway/route53
 # of calls), which continuous counting cannot have: looking for them (vp) would warn at each function.
 DIST := RUSTFLAGS="-Cprofile-use=$(CURDIR)/cli/dist.profdata -Cllvm-args=-disable-vp $$RUSTFLAGS" cargo
 DIST_OPTIONS := --locked --profile dist
-# What ran lies together, crate by crate: around each page of code that a process touches the kernel maps 15 more.
+# What ran lies together, crate by crate: around each page of code that a process touches the kernel maps 15 more. rustc links
+# with lld, which can do that, on x86-64 alone.
 ORDER := target/dist/order
+ifeq ($(shell uname -m),x86_64)
 ORDERED := -Clink-arg=-Wl,--symbol-ordering-file=$(CURDIR)/$(ORDER) -Clink-arg=-Wl,--no-warn-symbol-ordering
+endif
 
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
 
