@@ -11,11 +11,11 @@ FEATURES := --features spillway/route53
 # of calls), which continuous counting cannot have: looking for them (vp) would warn at each function.
 DIST := RUSTFLAGS="-Cprofile-use=$(CURDIR)/cli/dist.profdata -Cllvm-args=-disable-vp $$RUSTFLAGS" cargo
 DIST_OPTIONS := --locked --profile dist
-# What ran lies together, crate by crate: around each page of code that a process touches the kernel maps 15 more. rustc links
-# with lld, which can do that, on x86-64 alone.
-ORDER := target/dist/order
+# What ran lies together: around each page of code that a process touches the kernel maps 15 more. rustc links with lld, which
+# can do that, on x86-64 alone. The file's name says of which profile it is, so that cargo links anew after another.
+ORDER = target/dist/order-$(firstword $(shell cksum cli/dist.profdata))
 ifeq ($(shell uname -m),x86_64)
-ORDERED := -Clink-arg=-Wl,--symbol-ordering-file=$(CURDIR)/$(ORDER) -Clink-arg=-Wl,--no-warn-symbol-ordering
+ORDERED = -Clink-arg=-Wl,--symbol-ordering-file=$(CURDIR)/$(ORDER) -Clink-arg=-Wl,--no-warn-symbol-ordering
 endif
 
 # Tests build the whole workspace each time: with another choice of packages cargo would build dependencies anew.
@@ -63,6 +63,7 @@ dist: ## what is deployed: target/dist/spillway
 	@rustup component add llvm-tools
 	@"$$(rustc --print sysroot)"/lib/rustlib/*/bin/llvm-profdata show --all-functions cli/dist.profdata | \
 		sed -n 's/^  \([^ ].*\):$$/\1/p' | LC_ALL=C sort | sed 's/.*;//' >$(ORDER)
+	@test -s $(ORDER) || { echo "there are no functions in cli/dist.profdata" >&2; exit 1; }
 	$(DIST) rustc $(DIST_OPTIONS) -p spillway --bin spillway $(FEATURES) -- $(ORDERED)
 	@hot=$$(readelf -SW target/dist/spillway | sed -n 's/.* \.text\.hot *PROGBITS *[0-9a-f]* [0-9a-f]* \([0-9a-f]*\) .*/\1/p'); \
 	test $$((0x$${hot:-0})) -ge 1000000 || { echo "cli/dist.profdata fits little of this build: make profile" >&2; exit 1; }

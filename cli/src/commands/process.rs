@@ -1,23 +1,24 @@
 //! `spillway gateway`, `sidecar`, `control`, `dns` and `injector`: settings in, a process that runs until it is told to drain.
 
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nix::sys::prctl::{get_thp_disable, set_pdeathsig, set_thp_disable};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use spillway_runtime::drain::Drain;
-use spillway_runtime::settings;
+use spillway_runtime::settings::{self, FromNode};
 use spillway_runtime::telemetry::init_logging;
+
+use crate::commands::huge_pages;
 
 /// From this on a cache in memory is worth huge pages: its look-ups then miss the TLB less often.
 const LARGE_CACHE: u64 = 1 << 30;
 /// And all models' files together, whose weights are read from end to end by each call.
 const LARGE_MODELS: u64 = 64 << 20;
-/// And a Snapshot, as it lies in its file: what is made of 5,000 models takes 70 MiB.
+/// And a Snapshot, as it lies in its file: that of 5,000 models, of which a gateway makes 70 MiB.
 const LARGE_SNAPSHOT: u64 = 1 << 20;
 
 #[derive(clap::Args)]
@@ -33,34 +34,43 @@ pub struct Arguments {
     parent: Option<i32>,
 }
 
+impl Arguments {
+    /// The settings of a process that begins without huge pages.
+    fn settings<T: FromNode>(&self) -> Result<T> {
+        // A file that is a pipe can be read once.
+        if !self.check {
+            huge_pages::begin_without();
+        }
+        Ok(settings::read(&self.config)?)
+    }
+}
+
 pub fn gateway(arguments: &Arguments) -> Result<ExitCode> {
-    let settings: spillway_gateway::GatewaySettings = settings::read(&arguments.config)?;
+    let settings: spillway_gateway::GatewaySettings = arguments.settings()?;
     let snapshot = bytes_of(&settings.common.snapshot);
-    allow_huge_pages(settings.results.memory.0 >= LARGE_CACHE || snapshot >= LARGE_SNAPSHOT);
+    huge_pages::allow_if(settings.results.memory.0 >= LARGE_CACHE || snapshot >= LARGE_SNAPSHOT);
     // The gateway's requests run on threads of its own; this one looks after the rest.
     serve(arguments, 1, settings.common.drain_timeout, |drain| spillway_gateway::run(settings, drain))
 }
 
 pub fn sidecar(arguments: &Arguments) -> Result<ExitCode> {
-    let settings: spillway_sidecar::SidecarSettings = settings::read(&arguments.config)?;
+    let settings: spillway_sidecar::SidecarSettings = arguments.settings()?;
     let cache = settings.features.as_ref().map_or(0, |features| features.memory.size.0);
     let models = settings.models.as_deref().map_or(0, bytes_in);
     let snapshot = bytes_of(&settings.common.snapshot);
-    allow_huge_pages(cache >= LARGE_CACHE || models >= LARGE_MODELS || snapshot >= LARGE_SNAPSHOT);
+    huge_pages::allow_if(cache >= LARGE_CACHE || models >= LARGE_MODELS || snapshot >= LARGE_SNAPSHOT);
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_sidecar::run(settings, drain))
 }
 
 pub fn control(arguments: &Arguments) -> Result<ExitCode> {
-    let settings: spillway_control::ControlSettings = settings::read(&arguments.config)?;
-    allow_huge_pages(false);
+    let settings: spillway_control::ControlSettings = arguments.settings()?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.drain_timeout, |drain| spillway_control::run(settings, drain))
 }
 
 pub fn dns(arguments: &Arguments) -> Result<ExitCode> {
-    let settings: spillway_control::dns::DnsSettings = settings::read(&arguments.config)?;
-    allow_huge_pages(false);
+    let settings: spillway_control::dns::DnsSettings = arguments.settings()?;
     let cores = std::thread::available_parallelism()?.get();
     serve(arguments, cores, settings.common.drain_timeout, |drain| spillway_control::dns::run(settings, drain))
 }
@@ -101,25 +111,6 @@ where
         signals.abort();
         Ok(outcome.map(|()| ExitCode::SUCCESS)?)
     })
-}
-
-/// The allocator asks for huge pages, of which one byte in use takes 2 MiB: most of what an idle process would have. So
-/// only what is large at the start has them (prctl(2), PR_SET_THP_DISABLE, which outlives execve).
-fn allow_huge_pages(allow: bool) {
-    if allow {
-        // A kernel that has none refuses, which is as good; so below.
-        let _ = set_thp_disable(false);
-        return;
-    }
-    if get_thp_disable() != Ok(false) || set_thp_disable(true).is_err() {
-        return;
-    }
-    // What was allocated before `main` lies in two of them already. In this program started anew, as the same process, it
-    // does not; where that cannot be, this one goes on.
-    let mut arguments = std::env::args_os();
-    if let (Some(name), Ok(program)) = (arguments.next(), std::env::current_exe()) {
-        let _ = Command::new(program).arg0(name).args(arguments).exec();
-    }
 }
 
 /// The bytes of a file; what cannot be read is none.

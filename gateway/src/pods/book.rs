@@ -188,8 +188,8 @@ impl Book {
         }
     }
 
-    /// Sets the gauges.
-    pub fn show(&self) {
+    /// Sets the gauges of pods.
+    pub fn show_pods(&self) {
         let Some(fleet) = self.newest.load_full() else { return };
         let now = self.recorder.clock.now();
         let mut standings = Standings::default();
@@ -209,9 +209,15 @@ impl Book {
                 *count += 1;
             }
         }
-        let open = fleet.lanes().flat_map(|lane| lane.breakers.iter().flatten()).filter(|breaker| breaker.is_open());
         let limits = if pods > 0.0 { (least, sum / pods) } else { (0.0, 0.0) };
-        self.recorder.metrics.show(standings, i64::try_from(open.count()).unwrap_or(i64::MAX), limits);
+        self.recorder.metrics.show_pods(standings, limits);
+    }
+
+    /// Sets the gauge of breakers. Asks each: models by pods.
+    pub fn show_breakers(&self) {
+        let Some(fleet) = self.newest.load_full() else { return };
+        let open = fleet.lanes().flat_map(|lane| lane.breakers.iter().flatten()).filter(|breaker| breaker.is_open());
+        self.recorder.metrics.breakers_open.set(i64::try_from(open.count()).unwrap_or(i64::MAX));
     }
 
     /// The fleet of the newest Snapshot that the checks have seen.

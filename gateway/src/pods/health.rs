@@ -31,8 +31,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 const MAX_ANSWER: usize = 1 << 10;
 /// How often the rules of time and comparison are applied, as the outlier detector wants it.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
-/// How often the gauges are set; that asks each breaker.
-const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// How often breakers are counted, of which there may be 65,536.
+const SHOW_BREAKERS_EVERY: Duration = Duration::from_secs(1);
 
 /// Checks until the drain is over.
 pub async fn watch(shared: Arc<Shared>) {
@@ -70,17 +70,18 @@ pub async fn watch(shared: Arc<Shared>) {
 pub async fn sweep(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut shows = tokio::time::interval(SHOW_EVERY);
-    shows.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut breakers = tokio::time::interval(SHOW_BREAKERS_EVERY);
+    breakers.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
                 shared.book.sweep();
+                shared.book.show_pods();
                 let fleet = shared.book.newest();
                 let pools = fleet.iter().flat_map(|fleet| fleet.pools());
                 pools.for_each(|pool| shared.admission.fit(&pool.name, pool.capacity()));
             }
-            _ = shows.tick() => shared.book.show(),
+            _ = breakers.tick() => shared.book.show_breakers(),
             () = shared.drain.stopped() => return,
         }
     }

@@ -73,7 +73,7 @@ pub struct PodMetrics {
     reports: Counters<2>,
     full: Counter,
     standings: [Gauge; 5],
-    breakers_open: Gauge,
+    pub breakers_open: Gauge,
     limits: [Gauge<f64, AtomicU64>; 2],
 }
 
@@ -235,12 +235,11 @@ impl PodMetrics {
         self.full.inc();
     }
 
-    pub fn show(&self, standings: Standings, breakers_open: i64, limits: (f64, f64)) {
+    pub fn show_pods(&self, standings: Standings, limits: (f64, f64)) {
         let Standings { usable, suspect, probing, ejected, failed } = standings;
         for (gauge, value) in self.standings.iter().zip([usable, suspect, probing, ejected, failed]) {
             gauge.set(value);
         }
-        self.breakers_open.set(breakers_open);
         self.limits[0].set(limits.0);
         self.limits[1].set(limits.1);
     }

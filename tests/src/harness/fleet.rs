@@ -226,19 +226,15 @@ impl Fleet {
         for node in &mut self.dns {
             start(&self.folder, node);
         }
+        // All of them before anything is waited for: where gateways are seconds late, their region is judged to be down.
         for site in &mut self.regions {
-            for pod in &mut site.sidecars {
-                start(&self.folder, pod);
+            for node in site.sidecars.iter_mut().chain(&mut site.gateways) {
+                start(&self.folder, node);
             }
         }
         for site in &self.regions {
             wait_until_ready(site.sidecars[0].process()).await;
             self.load_features(site);
-        }
-        for site in &mut self.regions {
-            for gateway in &mut site.gateways {
-                start(&self.folder, gateway);
-            }
         }
         for site in &self.regions {
             wait_until_ready(site.gateways[0].process()).await;

@@ -32,8 +32,9 @@ async fn embedded_backends_predict_as_the_training_library_by_every_protocol() {
 
 /// Caches and models are small here: that one byte in use takes 2 MiB would be most of what the process has.
 fn has_no_huge_pages(process: &Process) {
-    let path = format!("/proc/{}/smaps_rollup", process.pid());
-    let memory = std::fs::read_to_string(path).expect("memory of the process");
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid())).expect("proc");
+    let (status, memory) = (read("status"), read("smaps_rollup"));
+    assert!(status.lines().any(|line| line == "THP_enabled:\t0"), "{status}");
     let huge = memory.lines().find_map(|line| line.strip_prefix("AnonHugePages:")).expect("huge pages are counted");
     assert_eq!(huge.trim(), "0 kB", "{memory}");
 }
