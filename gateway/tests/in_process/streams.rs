@@ -180,6 +180,17 @@ async fn the_end_of_an_answer_without_parts_is_for_those_who_asked() {
 
 #[tokio::test]
 async fn a_dead_pods_streams_go_to_the_other() {
+    // Where a check finds the dead pod before the first stream does, nothing is tried there.
+    for _ in 0..20 {
+        if streams_beside_a_dead_pod().await >= 1 {
+            return;
+        }
+    }
+    panic!("no stream was tried again");
+}
+
+/// How many were tried again.
+async fn streams_beside_a_dead_pod() -> u64 {
     let mut world = World::start().await;
     world.sidecars[0].kill();
     let http2 = world.http2().await;
@@ -193,8 +204,9 @@ async fn a_dead_pods_streams_go_to_the_other() {
         assert!(answers.next().await.is_none());
         assert_eq!(answers.status().await.0, "0", "{entity}");
     }
-    assert!(world.metric("spillway_gateway_retries_total").await >= 1);
+    let retries = world.metric("spillway_gateway_retries_total").await;
     world.stop().await;
+    retries
 }
 
 #[tokio::test]
