@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod dev;
 mod drill;
+mod huge_pages;
 mod injector;
 mod yaml;
 

@@ -7,7 +7,6 @@ pub mod check;
 pub mod drill;
 pub mod explain;
 pub mod features;
-pub mod huge_pages;
 pub mod intent;
 pub mod overrides;
 pub mod pki;

@@ -12,7 +12,7 @@ use spillway_runtime::drain::Drain;
 use spillway_runtime::settings::{self, FromNode};
 use spillway_runtime::telemetry::init_logging;
 
-use crate::commands::huge_pages;
+use crate::huge_pages;
 
 /// From this on a cache in memory is worth huge pages: its look-ups then miss the TLB less often.
 const LARGE_CACHE: u64 = 1 << 30;

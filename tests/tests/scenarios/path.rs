@@ -32,11 +32,27 @@ async fn embedded_backends_predict_as_the_training_library_by_every_protocol() {
 
 /// Caches and models are small here: that one byte in use takes 2 MiB would be most of what the process has.
 fn has_no_huge_pages(process: &Process) {
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", process.pid())).expect("proc");
-    let (status, memory) = (read("status"), read("smaps_rollup"));
-    assert!(status.lines().any(|line| line == "THP_enabled:\t0"), "{status}");
+    let memory = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid())).expect("proc");
+    assert!(!may_have_huge_pages(process));
     let huge = memory.lines().find_map(|line| line.strip_prefix("AnonHugePages:")).expect("huge pages are counted");
     assert_eq!(huge.trim(), "0 kB", "{memory}");
+}
+
+fn may_have_huge_pages(process: &Process) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("proc");
+    let says = |word| status.lines().any(|line| line == format!("THP_enabled:\t{word}"));
+    assert_ne!(says(0), says(1), "{status}");
+    says(1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_cache_may_lie_in_huge_pages() {
+    let mut region = Region::new("path-large-cache");
+    let sqlite = region.folder.join("features.sqlite");
+    region.features = format!("  memory: 1GiB\n  sqlite: {}\n", text(&sqlite));
+    region.start().await;
+    assert!(region.sidecars.iter().all(may_have_huge_pages));
+    assert!(!may_have_huge_pages(region.gateway()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
